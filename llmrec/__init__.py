@@ -1,0 +1,1 @@
+"""Turn a Hugging Face language model into a recommender for your catalog."""

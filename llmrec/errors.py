@@ -1,0 +1,23 @@
+"""Errors meant for the person at the keyboard: what, where, why, and what to do.
+
+The command line prints these without a traceback and exits with their code. Anything else that
+reaches it is a defect of llmrec and keeps its traceback.
+"""
+
+
+class LlmrecError(Exception):
+    """A failure the user can act on; `exit_code` is what the command line exits with."""
+
+    exit_code = 1
+
+
+class RecipeError(LlmrecError):
+    """The recipe, a flag or the way a command was called is wrong."""
+
+    exit_code = 2
+
+
+class DataError(LlmrecError):
+    """The data cannot be used as it is."""
+
+    exit_code = 3
