@@ -1,0 +1,85 @@
+"""From scores of all items to the k best, and from a fitted baseline to predictions.
+
+Works through the users in chunks: memory is O(users in a chunk * N), whatever their number.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from llmrec.baselines.distribution import Distribution, Floats, Histories
+from llmrec.data.records import Ints
+
+# Scores held at once: 2**22 float64 are 32 MiB.
+CELLS = 2**22
+
+
+class Scorer(Protocol):
+    """Anything fitted that scores all items; a `Distribution` is one."""
+
+    def scores(self, histories: Histories, filter_seen: bool = True) -> Floats:
+        """(U, N), higher is better, -inf for what must not be recommended."""
+        ...
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """For U users: `positions` (U, k) best first, padded with -1; `scores` (U, k), padded -inf.
+
+    `nll` (U,) is -log p(target) in nats: NaN where the scorer is no distribution, inf where the
+    target is an item that was filtered as seen.
+    """
+
+    positions: Ints
+    scores: npt.NDArray[np.float32]
+    nll: Floats
+
+
+def top_k(scores: npt.NDArray[np.floating], k: int) -> tuple[Ints, npt.NDArray[np.float32]]:
+    """The k best of each row of (U, N) log-scale scores: positions and scores, both (U, k).
+
+    Equal scores stand in the order of their positions; -inf (and NaN) is never chosen, and a row
+    with fewer than k items left is padded with -1 and -inf.
+    """
+    users = len(scores)
+    positions = np.full((users, k), -1, np.int32)
+    best = np.full((users, k), -np.inf, np.float32)
+    for row, values in enumerate(scores):
+        candidates = np.flatnonzero(values > -np.inf)
+        if len(candidates) > k:
+            # Keep everything equal to the k-th best: the stable sort below then settles ties.
+            kth = np.partition(values[candidates], len(candidates) - k)[len(candidates) - k]
+            candidates = candidates[values[candidates] >= kth]
+        chosen = candidates[np.argsort(-values[candidates], kind="stable")][:k]
+        positions[row, : len(chosen)] = chosen
+        best[row, : len(chosen)] = values[chosen]
+    return positions, best
+
+
+def chunks(users: int, catalog_size: int, cells: int = CELLS) -> Iterator[slice]:
+    """Slices of the users whose (chunk, N) scores stay within `cells`, at least one user each."""
+    size = max(1, cells // max(1, catalog_size))
+    return (slice(start, min(start + size, users)) for start in range(0, users, size))
+
+
+def predict(
+    fitted: Scorer, histories: Histories, targets: Ints | None, catalog_size: int, k: int,
+    filter_seen: bool = True,
+) -> Predictions:  # fmt: skip
+    """Rank the catalog for U histories and, given `targets` (U,), their negative log-likelihood.
+
+    Scores of a `Distribution` are log probabilities.
+    """
+    users = len(histories)
+    positions = np.empty((users, k), np.int32)
+    best = np.empty((users, k), np.float32)
+    nll = np.full(users, np.nan)
+    for part in chunks(users, catalog_size):
+        scores = fitted.scores(histories[part], filter_seen)
+        positions[part], best[part] = top_k(scores, k)
+        if targets is not None and isinstance(fitted, Distribution):
+            nll[part] = -scores[np.arange(len(scores)), targets[part]]
+    return Predictions(positions, best, nll)

@@ -1,0 +1,77 @@
+"""Ranking from scores: ties, exclusions, padding, and chunks of users."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmrec.baselines import ranking
+from llmrec.baselines.popularity import FittedPopularity
+from llmrec.baselines.ranking import chunks, predict, top_k
+
+INF = np.inf
+
+
+def test_ties_go_to_the_lower_position():
+    positions, scores = top_k(np.array([[1.0, 3.0, 1.0, 3.0, 1.0]]), 4)
+    assert positions.tolist() == [[1, 3, 0, 2]]
+    assert scores.tolist() == [[3, 3, 1, 1]]
+    assert positions.dtype == np.int32
+    assert scores.dtype == np.float32
+
+
+def test_excluded_items_are_not_used_to_fill_up():
+    positions, scores = top_k(np.array([[-INF, -2.0, np.nan], [-INF, -INF, -INF]]), 2)
+    assert positions.tolist() == [[1, -1], [-1, -1]]
+    assert scores.tolist() == [[-2, -INF], [-INF, -INF]]
+
+
+def test_k_beyond_the_catalog():
+    assert top_k(np.array([[0.0, 1.0]]), 4)[0].tolist() == [[1, 0, -1, -1]]
+
+
+def test_order_is_that_of_the_given_precision():
+    # equal in float32, not in float64
+    assert top_k(np.array([[1.0, 1.0 + 1e-12]]), 1)[0].tolist() == [[1]]
+
+
+values = st.sampled_from([-INF, -1.0, 0.0, 0.5, 2.0])
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(values, min_size=1, max_size=12), st.integers(1, 14))
+def test_equals_a_plain_sort(row, k):
+    order = sorted((-v, i) for i, v in enumerate(row) if v > -INF)[:k]
+    expected = [i for _, i in order] + [-1] * (k - len(order))
+    assert top_k(np.array([row]), k)[0].tolist() == [expected]
+
+
+def test_chunks_cover_all_users_once():
+    assert [list(range(9))[part] for part in chunks(9, 5, cells=20)] == [
+        [0, 1, 2, 3], [4, 5, 6, 7], [8]
+    ]  # fmt: skip
+    assert len(list(chunks(3, 100, cells=10))) == 3
+    assert list(chunks(0, 100)) == []
+
+
+def test_predict_in_chunks_equals_predict_at_once(monkeypatch):
+    shares = np.array([0.1, 0.2, 0.3, 0.4])
+    histories = [np.array(h, np.int32) for h in ([3], [], [0, 1], [2], [1])]
+    targets = np.array([2, 3, 2, 2, 0], np.int32)
+    whole = predict(FittedPopularity(shares), histories, targets, 4, 2)
+    monkeypatch.setattr(ranking, "chunks", lambda users, n: chunks(users, n, cells=8))
+    parts = predict(FittedPopularity(shares), histories, targets, 4, 2)
+    for name in ("positions", "scores", "nll"):
+        np.testing.assert_array_equal(getattr(whole, name), getattr(parts, name))
+    np.testing.assert_array_equal(whole.positions[0], [2, 1])
+    np.testing.assert_allclose(whole.nll[:3], -np.log([0.3 / 0.6, 0.4, 0.3 / 0.7]))
+    assert whole.nll[3] == INF  # the target was already seen
+
+
+def test_a_scorer_without_probabilities_has_no_likelihood():
+    class Flat:
+        def scores(self, histories, filter_seen=True):
+            return np.zeros((len(histories), 3))
+
+    result = predict(Flat(), [np.zeros(0, np.int32)], np.array([1], np.int32), 3, 2)
+    assert result.positions.tolist() == [[0, 1]]
+    assert np.isnan(result.nll).all()
