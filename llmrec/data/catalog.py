@@ -1,31 +1,55 @@
 """The Catalog: all recommendable items in a fixed order, each with one title of its own.
 
-Cleans titles (`clean_title`) and makes equal ones unique by a recorded rule. Knows nothing of
-users or of tokens.
+Cleans titles (`clean_title`) and makes equal ones unique by a recorded rule (`build_catalog`).
+Knows nothing of users or of tokens.
 """
 
+import html
+import re
+import unicodedata
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llmrec.data.files import replacing
-from llmrec.data.records import ITEM_ID, TITLE, Ints
+from llmrec.data.records import ITEM_ID, TITLE, Ints, Longs
 
-RAW_TITLE = "raw_title"
+RAW_TITLE, TITLE_RULE = "raw_title", "title_rule"
+MAX_TITLE_CHARS = 200
+
+# How a title came to be; the last three are suffixes that keep two equal titles apart.
+AS_GIVEN, CLEANED, UNTITLED = "as_given", "cleaned", "untitled"
+YEAR_SUFFIX, BRAND_SUFFIX, NUMBER_SUFFIX = "year_suffix", "brand_suffix", "number_suffix"
+
+_MAX_BRAND_CHARS = 40
+_ARTICLES = "The|A|An|Le|La|Les|L'|Un|Une|Il|Der|Die|Das|Det|El|Los|Las"
+_TRAILING_ARTICLE = re.compile(rf"(\S.*), ({_ARTICLES})")
+_BRACKETS = re.compile(r"\(([^()]*)\)")
+_YEAR = re.compile(r"(.*\S) \((1[89]\d\d|20\d\d)\)")
+_ENTITY = re.compile(r"&(?:amp|quot|apos|lt|gt|nbsp|#34|#39|#x27);")
+_JOINERS = "\u200c\u200d"  # letters of Persian and Indic scripts and emoji need them inside
+_DROPPED = ("Cc", "Cf", "Co", "Cs")  # control, format (bidi, tags, BOM), private use, surrogate
+_INTEGER = re.compile(r"-?[0-9]{1,18}")
 
 
 @dataclass(frozen=True)
 class Catalog:
-    """N items: `item_ids`, `titles` (clean, unique) and `raw_titles` (as the data had them)."""
+    """N items: `item_ids`, `titles` (clean, unique) and `raw_titles` (as the data had them).
+
+    `title_rules` says how each title came to be, or is empty where nobody recorded it.
+    """
 
     item_ids: tuple[str, ...]
     titles: tuple[str, ...]
     raw_titles: tuple[str, ...]
+    title_rules: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.item_ids)
@@ -40,16 +64,171 @@ class Catalog:
         return [self.titles[p] for p in positions]
 
     def write(self, path: Path) -> None:
-        """Write as Parquet: item_id, title, raw_title; the row is the position."""
-        table = pa.table(
-            {ITEM_ID: self.item_ids, TITLE: self.titles, RAW_TITLE: self.raw_titles},
-            schema=pa.schema([(name, pa.string()) for name in (ITEM_ID, TITLE, RAW_TITLE)]),
-        )
+        """Write as Parquet: item_id, title, raw_title, title_rule; the row is the position."""
+        columns = {ITEM_ID: self.item_ids, TITLE: self.titles, RAW_TITLE: self.raw_titles}
+        if self.title_rules:
+            columns[TITLE_RULE] = self.title_rules
+        table = pa.table(columns, schema=pa.schema([(name, pa.string()) for name in columns]))
         with replacing(path) as temporary:
             pq.write_table(table, temporary)
 
     @staticmethod
     def read(path: Path) -> "Catalog":
         """Read what `write` wrote."""
-        table = pq.read_table(path, columns=[ITEM_ID, TITLE, RAW_TITLE])
-        return Catalog(*(tuple(table[name].to_pylist()) for name in table.column_names))
+        table = pq.read_table(path)
+        names = [ITEM_ID, TITLE, RAW_TITLE] + [TITLE_RULE] * (TITLE_RULE in table.column_names)
+        return Catalog(*(tuple(table[name].to_pylist()) for name in names))
+
+
+def build_catalog(
+    item_ids: Sequence[str],
+    raw_titles: Sequence[str],
+    brands: Sequence[str] | None = None,
+    *,
+    year_in_title: bool = True,
+    max_title_chars: int = MAX_TITLE_CHARS,
+) -> Catalog:
+    """The Catalog of N items in the given order, titles cleaned and made unique.
+
+    With `year_in_title` false a trailing "(1999)" is dropped, and comes back only where two titles
+    would be equal without it. Titles still equal take the brand where brands differ; then every
+    one after the first takes a number. An item without a title is "Untitled item <item_id>".
+    """
+    titles, rules, years = [], [], []
+    for item_id, raw in zip(item_ids, raw_titles, strict=True):
+        cleaned = clean_title(raw, max_title_chars)
+        body, year = split_year(cleaned)
+        title = cleaned if year_in_title else body
+        rules.append(AS_GIVEN if title == raw else CLEANED if title else UNTITLED)
+        titles.append(title or clean_title(f"Untitled item {item_id}", max_title_chars))
+        years.append("" if year_in_title or year is None else str(year))
+    _tell_apart(titles, rules, years, YEAR_SUFFIX, max_title_chars)
+    if brands is not None:
+        cleaned_brands = [clean_title(brand, _MAX_BRAND_CHARS) for brand in brands]
+        _tell_apart(titles, rules, cleaned_brands, BRAND_SUFFIX, max_title_chars)
+    _number(titles, rules, max_title_chars)
+    return Catalog(tuple(item_ids), tuple(titles), tuple(raw_titles), tuple(rules))
+
+
+def clean_title(raw: str, max_chars: int = MAX_TITLE_CHARS) -> str:
+    """A title fit to stand in a prompt, on one line; "" where nothing readable is left.
+
+    NFC; control, format and private-use characters gone; white space collapsed; the five HTML
+    entities that shops leave in titles resolved; "Matrix, The (1999)" -> "The Matrix (1999)"; at
+    most `max_chars` characters, cut between words, a trailing year kept. Cleaning twice changes
+    nothing.
+    """
+    title = raw
+    while (cleaned := _cleaned_once(title, max_chars)) != title:
+        title = cleaned
+    return title
+
+
+def split_year(title: str) -> tuple[str, int | None]:
+    """("Toy Story", 1995) of "Toy Story (1995)"; (title, None) where no year stands at the end."""
+    match = _YEAR.fullmatch(title)
+    return (match[1], int(match[2])) if match else (title, None)
+
+
+def duplicate_titles(catalog: Catalog) -> int:
+    """How many items carry a suffix because their title was not theirs alone."""
+    suffixes = (YEAR_SUFFIX, BRAND_SUFFIX, NUMBER_SUFFIX)
+    return sum(rule in suffixes for rule in catalog.title_rules)
+
+
+def id_order(ids: npt.NDArray[np.object_]) -> Longs:
+    """The order of ids that no shuffling of the input can change.
+
+    By value where every id is an integer, else by the characters' code points.
+    """
+    if all(_INTEGER.fullmatch(text) for text in ids):
+        values = np.array([int(text) for text in ids], dtype=np.int64)
+        return np.lexsort([_text_rank(ids), values])  # "1" and "01" are two ids
+    return np.argsort(_text_rank(ids))
+
+
+def _text_rank(ids: npt.NDArray[np.object_]) -> Longs:
+    rank = np.empty(len(ids), dtype=np.int64)
+    rank[sorted(range(len(ids)), key=ids.__getitem__)] = np.arange(len(ids))
+    return rank
+
+
+def _cleaned_once(title: str, max_chars: int) -> str:
+    title = _ENTITY.sub(lambda match: html.unescape(match[0]), title)
+    if not title.isprintable():  # False for every dropped category and for odd white space
+        title = "".join(map(_kept, title))
+    if not title.isascii():
+        title = unicodedata.normalize("NFC", title)
+    title = " ".join(title.split()).strip(f" {_JOINERS}")
+    body, year = split_year(title)
+    suffix = "" if year is None else f" ({year})"
+    return _capped(_article_first(body), suffix, max_chars)
+
+
+def _kept(character: str) -> str:
+    if character.isspace():
+        return " "
+    if unicodedata.category(character) in _DROPPED and character not in _JOINERS:
+        return ""
+    return character
+
+
+def _article_first(body: str) -> str:
+    """Move a trailing article to the front, in the title and in each bracket behind it."""
+    main, bracket, rest = body.partition(" (")
+    main = _move(main)
+    if not bracket:
+        return main
+    return main + " " + _BRACKETS.sub(lambda match: f"({_move(match[1].strip())})", "(" + rest)
+
+
+def _move(text: str) -> str:
+    match = _TRAILING_ARTICLE.fullmatch(text)
+    if match is None:
+        return text
+    return match[2] + ("" if match[2].endswith("'") else " ") + match[1]
+
+
+def _capped(body: str, suffix: str, max_chars: int) -> str:
+    """`body + suffix` in at most `max_chars`, the body cut after a whole word if there is one."""
+    limit = max(max_chars - len(suffix), 1)
+    if len(body) > limit:
+        words = body[: limit + 1].rpartition(" ")[0].rstrip(f" ,;:-({_JOINERS}")
+        body = words or body[:limit].strip(f" {_JOINERS}")
+    return body + suffix
+
+
+def _groups(titles: Sequence[str]) -> list[list[int]]:
+    counts = Counter(titles)
+    groups: dict[str, list[int]] = defaultdict(list)
+    for position, title in enumerate(titles):
+        if counts[title] > 1:
+            groups[title].append(position)
+    return list(groups.values())
+
+
+def _tell_apart(
+    titles: list[str], rules: list[str], marks: Sequence[str], rule: str, max_chars: int
+) -> None:
+    """Append " (mark)" within each group of equal titles whose marks differ; "" adds nothing."""
+    for group in _groups(titles):
+        if len({marks[position] for position in group}) == 1:
+            continue
+        for position in group:
+            if marks[position]:
+                titles[position] = _capped(titles[position], f" ({marks[position]})", max_chars)
+                rules[position] = rule
+
+
+def _number(titles: list[str], rules: list[str], max_chars: int) -> None:
+    """Append " (2)", " (3)", ... to every title after the first of a group of equal ones."""
+    taken = set(titles)
+    for group in _groups(titles):
+        number = 1
+        for position in group[1:]:
+            title = titles[position]
+            while title in taken:
+                number += 1
+                title = _capped(titles[position], f" ({number})", max_chars)
+            taken.add(title)
+            titles[position], rules[position] = title, NUMBER_SUFFIX

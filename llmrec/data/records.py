@@ -123,7 +123,7 @@ class Examples:
     def take(self, rows: npt.NDArray[Any]) -> "Examples":
         """The given examples (indices or a mask), in the given order."""
         rows = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows
-        histories = [self.history(i) for i in rows]
+        histories = [self.history(i) for i in rows.tolist()]
         return Examples(self.user_ids[rows], offsets_of(histories), concatenated(histories),
                         self.targets[rows], self.timestamps[rows], self.tied[rows],
                         self.cold[rows])  # fmt: skip

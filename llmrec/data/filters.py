@@ -1,0 +1,60 @@
+"""Which interactions stay: duplicates out, low ratings out, k-core, seeded nested subsets.
+
+Array code over rows; the order of the rows is kept. Knows nothing of files or of splits.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from llmrec.data.records import Bools, Interactions, Longs
+
+
+def first_of_duplicates(interactions: Interactions) -> Bools:
+    """(R,) True for the row of least `source_row` of each (user, item, timestamp)."""
+    keys = (interactions.source_row, interactions.timestamp, interactions.position,
+            interactions.user)  # fmt: skip
+    by_key = np.lexsort(keys)
+    new = np.ones(len(interactions), dtype=np.bool_)
+    if len(interactions) > 1:
+        new[1:] = False
+        for column in keys[1:]:
+            new[1:] |= np.diff(column[by_key]) != 0
+    keep = np.empty(len(interactions), dtype=np.bool_)
+    keep[by_key] = new
+    return keep
+
+
+def k_core(interactions: Interactions, k: int) -> Bools:
+    """(R,) True for the rows of the largest part in which every user and item has k rows.
+
+    Dropping a rare item can make a user rare and the other way round, so it is repeated until
+    nothing changes; the result does not depend on the order of dropping.
+    """
+    keep = np.ones(len(interactions), dtype=np.bool_)
+    rows = np.arange(len(interactions))
+    while True:
+        user, item = interactions.user[rows], interactions.position[rows]
+        enough = (np.bincount(user)[user] >= k) & (np.bincount(item)[item] >= k)
+        if enough.all():
+            return keep
+        keep[rows[~enough]] = False
+        rows = rows[enough]
+
+
+def seeded_subset(total: int, count: int | None, seed: int, purpose: int) -> Longs:
+    """At most `count` of `total` row numbers, drawn with a seed, ascending; None means all.
+
+    Nested: a smaller count of the same seed and `purpose` is a subset of a larger one.
+    """
+    if count is None or count >= total:
+        return np.arange(total)
+    drawn = np.random.default_rng([seed, purpose]).permutation(total)[:count]
+    return np.sort(drawn)
+
+
+def compacted(codes: npt.NDArray[np.int32], total: int) -> tuple[npt.NDArray[np.int32], Longs]:
+    """Codes renumbered 0..n-1 without gaps, in order, and the n old codes that are in use."""
+    used = np.flatnonzero(np.bincount(codes, minlength=total))
+    renumbered = np.full(total, -1, dtype=np.int32)
+    renumbered[used] = np.arange(len(used), dtype=np.int32)
+    return renumbered[codes], used

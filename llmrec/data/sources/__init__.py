@@ -1,0 +1,12 @@
+"""Raw data in, `Interactions` and item titles out: readers for published and plain formats.
+
+`read_source` recognises a file or folder, reads it in blocks, and accounts for every bad row.
+Knows nothing of filters, splits or recipes.
+"""
+
+from llmrec.data.sources.formats import FORMATS, Columns, Layout, recognise
+from llmrec.data.sources.reading import RawData, read_source
+from llmrec.data.sources.rows import BadRow, BadRows
+
+__all__ = ["FORMATS", "BadRow", "BadRows", "Columns", "Layout", "RawData", "read_source",
+           "recognise"]  # fmt: skip

@@ -1,0 +1,221 @@
+"""Splitting: ordered interactions into train, valid and test Examples.
+
+Four rules: `leave_one_out`, `global_time`, `sliding_window` (SOFT, arXiv 2505.20771) and `by_user`
+(AdaptRec, arXiv 2504.08786). Each takes interactions ordered by `order`, whose rule for equal
+timestamps is stated. A history holds only rows before its target in that order. Array code: no
+loop over rows or users. Knows nothing of files, recipes or text.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llmrec.data.records import Bools, Examples, Interactions, Longs
+
+SOURCE_ROW_TIES, ITEM_TIES, SHUFFLED_TIES = "source_row", "item_id", "shuffle"
+TIE_RULES = (SOURCE_ROW_TIES, ITEM_TIES, SHUFFLED_TIES)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Examples of the three parts, and the training `interactions` that anything may count."""
+
+    train: Examples
+    valid: Examples
+    test: Examples
+    interactions: Interactions
+
+
+def order(interactions: Interactions, ties: str = SOURCE_ROW_TIES, seed: int = 0) -> Interactions:
+    """Rows by user, then time, then the rule for equal timestamps.
+
+    `source_row`: as in the raw file; `item_id`: by catalog position; `shuffle`: by a seeded draw
+    that does not depend on the order of the input. What is still equal goes by source row.
+    """
+    last = interactions.source_row
+    keys: list[npt.NDArray[Any]]
+    if ties == SOURCE_ROW_TIES:
+        keys = [last]
+    elif ties == ITEM_TIES:
+        keys = [last, interactions.position]
+    elif ties == SHUFFLED_TIES:
+        canonical = np.lexsort((last, interactions.position, interactions.timestamp,
+                                interactions.user))  # fmt: skip
+        draw = np.empty(len(interactions), dtype=np.int64)
+        draw[canonical] = np.random.default_rng(seed).permutation(len(interactions))
+        keys = [draw]
+    else:
+        raise ValueError(f"ties is {ties!r}; allowed: {', '.join(TIE_RULES)}")
+    return interactions.take(np.lexsort((*keys, interactions.timestamp, interactions.user)))
+
+
+def leave_one_out(ordered: Interactions) -> Split:
+    """Each user's last item is the test target, the one before it the valid target.
+
+    The rest trains: its last item is the train target. A user with fewer than three rows has no
+    target, and all rows train.
+    """
+    first, end = _user_bounds(ordered)
+    tested = end - first >= 3
+    train_end = np.where(tested, end - 2, end)
+    in_train = np.arange(len(ordered)) < np.repeat(train_end, end - first)
+    return _split(
+        ordered,
+        in_train,
+        train_targets=(train_end - 1)[train_end - first >= 2],
+        valid_targets=end[tested] - 2,
+        test_targets=end[tested] - 1,
+    )
+
+
+def global_time(ordered: Interactions, ratios: Sequence[float] = (0.8, 0.1, 0.1)) -> Split:
+    """Two cuts in time; rows of equal timestamp are never cut apart.
+
+    The cuts are the timestamps at which the given shares of all rows lie behind. Train: rows
+    before the first cut; a user's last of them is the train target. In the two later spans a
+    user's first row is the target, if the user has an earlier row; its history is all of these.
+    """
+    first, end = _user_bounds(ordered)
+    total = len(ordered)
+    times = np.sort(ordered.timestamp)
+    cuts = [times[min(at, total - 1)] if total else 0 for at in _cut_rows(total, ratios)]
+    part = np.searchsorted(cuts, ordered.timestamp, side="right")  # 0 train, 1 valid, 2 test
+    users = np.repeat(np.arange(len(first)), end - first)
+    count = [np.bincount(users[part == p], minlength=len(first)) for p in range(3)]
+    train_end, valid_end = first + count[0], first + count[0] + count[1]
+    return _split(
+        ordered,
+        part == 0,
+        train_targets=(train_end - 1)[count[0] >= 2],
+        valid_targets=train_end[(count[1] > 0) & (train_end > first)],
+        test_targets=valid_end[(count[2] > 0) & (valid_end > first)],
+    )
+
+
+def by_user(ordered: Interactions, ratios: Sequence[float] = (0.8, 0.1, 0.1)) -> Split:
+    """Users sorted by their first timestamp and cut by the ratios; the target is the last item.
+
+    A user with one row has no target; all rows of the train users train.
+    """
+    first, end = _user_bounds(ordered)
+    by_start = np.lexsort([np.arange(len(first)), ordered.timestamp[first]])
+    part_of = np.empty(len(first), dtype=np.int64)
+    cuts = _cut_rows(len(first), ratios)
+    part_of[by_start] = np.searchsorted(cuts, np.arange(len(first)), side="right")
+    asked = end - first >= 2
+    in_train = np.repeat(part_of == 0, end - first)
+    targets = [end[asked & (part_of == part)] - 1 for part in range(3)]
+    return _split(ordered, in_train, targets[0], targets[1], targets[2])
+
+
+def sliding_window(
+    ordered: Interactions, window: int = 11, ratios: Sequence[float] = (0.8, 0.1, 0.1)
+) -> Split:
+    """Every run of `window` rows of a user: the last is the target, the others the history.
+
+    Windows go by their last timestamp (then by user, then by place) and are cut by the ratios.
+    Training interactions are the rows of the train windows. A user with fewer rows has none.
+    """
+    first, end = _user_bounds(ordered)
+    place = np.arange(len(ordered)) - np.repeat(first, end - first)
+    last = np.flatnonzero(place >= window - 1)
+    last = last[np.argsort(ordered.timestamp[last], kind="stable")]
+    low, high = _cut_rows(len(last), ratios)
+    covered = np.zeros(len(ordered) + 1, dtype=np.int64)  # +1 where a window opens, -1 behind it
+    np.add.at(covered, last[:low] - (window - 1), 1)
+    np.add.at(covered, last[:low] + 1, -1)
+    in_train = np.cumsum(covered[:-1]) > 0
+    in_catalog = _in_catalog(ordered, in_train)
+
+    def examples(targets: Longs) -> Examples:
+        rows = targets[:, None] + np.arange(1 - window, 0)
+        offsets = np.arange(len(targets) + 1, dtype=np.int64) * (window - 1)
+        return _examples(ordered, rows.ravel(), offsets, targets, in_catalog)
+
+    return Split(examples(last[:low]), examples(last[low:high]), examples(last[high:]),
+                 ordered.take(in_train))  # fmt: skip
+
+
+def with_train_users(split: Split, users: Longs) -> Split:
+    """The split with only the training rows and train examples of `users` (codes).
+
+    Valid and test examples stay; which of them are cold is found anew.
+    """
+    kept = np.isin(split.interactions.user, users)
+    interactions = split.interactions.take(kept)
+    known = np.zeros(_catalog_bound(split), dtype=np.bool_)
+    known[interactions.position] = True
+    names = interactions.user_ids[users]
+    parts = []
+    for part in (split.train.take(np.isin(split.train.user_ids, names)), split.valid, split.test):
+        parts.append(Examples(part.user_ids, part.offsets, part.positions, part.targets,
+                              part.timestamps, part.tied, ~known[part.targets]))  # fmt: skip
+    return Split(parts[0], parts[1], parts[2], interactions)
+
+
+def _catalog_bound(split: Split) -> int:
+    arrays = (split.interactions.position, split.train.targets, split.valid.targets,
+              split.test.targets)  # fmt: skip
+    return max((int(a.max()) + 1 for a in arrays if len(a)), default=0)
+
+
+def _cut_rows(total: int, ratios: Sequence[float]) -> tuple[int, int]:
+    """How many of `total` lie before the first and before the second cut."""
+    shares = np.cumsum(ratios) / np.sum(ratios)
+    return round(float(shares[0]) * total), round(float(shares[1]) * total)
+
+
+def _user_bounds(ordered: Interactions) -> tuple[Longs, Longs]:
+    """First row and one past the last row of every user that has rows, in row order."""
+    rows = len(ordered)
+    first = np.flatnonzero(np.diff(ordered.user, prepend=-1) != 0)
+    return first, np.append(first[1:], rows) if rows else first
+
+
+def _in_catalog(ordered: Interactions, in_train: Bools) -> Bools:
+    """(N,) whether an item occurs in training, over the positions that occur at all."""
+    bound = int(ordered.position.max()) + 1 if len(ordered) else 0
+    known = np.zeros(bound, dtype=np.bool_)
+    known[ordered.position[in_train]] = True
+    return known
+
+
+def _split(
+    ordered: Interactions,
+    in_train: Bools,
+    train_targets: npt.NDArray[np.int64],
+    valid_targets: npt.NDArray[np.int64],
+    test_targets: npt.NDArray[np.int64],
+) -> Split:
+    """Examples whose history is all of the user's rows before the target row."""
+    known = _in_catalog(ordered, in_train)
+    first, end = _user_bounds(ordered)
+    start_of_row = np.repeat(first, end - first)
+
+    def examples(targets: Longs) -> Examples:
+        start = start_of_row[targets]
+        offsets = np.concatenate([[0], np.cumsum(targets - start)]).astype(np.int64)
+        rows = np.arange(offsets[-1]) + np.repeat(start - offsets[:-1], targets - start)
+        return _examples(ordered, rows, offsets, targets, known)
+
+    return Split(examples(train_targets), examples(valid_targets), examples(test_targets),
+                 ordered.take(in_train))  # fmt: skip
+
+
+def _examples(
+    ordered: Interactions, rows: Longs, offsets: Longs, targets: Longs, known: Bools
+) -> Examples:
+    """Examples over history `rows` end to end and target rows; every history has a row."""
+    positions = ordered.position[targets]
+    return Examples(
+        user_ids=ordered.user_ids[ordered.user[targets]],
+        offsets=offsets,
+        positions=ordered.position[rows],
+        targets=positions,
+        timestamps=ordered.timestamp[targets],
+        tied=ordered.timestamp[targets] == ordered.timestamp[targets - 1],
+        cold=~known[positions],
+    )
