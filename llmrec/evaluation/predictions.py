@@ -1,0 +1,137 @@
+"""What one system answered for a test split, as `recommend` writes it and evaluation reads it.
+
+One row an example, in the order of the test split. Knows no metrics and no place for the files.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from llmrec.data.files import replacing
+from llmrec.data.records import USER_ID, Ints, Longs, concatenated, offsets_of
+from llmrec.errors import DataError
+
+ITEMS, SCORES, NLL = "items", "scores", "nll"
+METADATA_KEY = b"llmrec"
+
+Kind = Literal["baseline", "language_model"]
+
+
+@dataclass(frozen=True)
+class SystemInfo:
+    """Who answered, and everything needed to say how: stands in the file's metadata as JSON.
+
+    `distribution`: the system gives every item a probability, so `nll` is defined. `seconds`: time
+    taken for all examples. `provenance`: data hash, model commit, dtype, batch size and the like.
+    """
+
+    system: str
+    kind: Kind
+    distribution: bool
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float = float("nan")
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Rankings of E examples end to end; ranking i is `items[offsets[i]:offsets[i + 1]]`.
+
+    `items` are positions, best first, -1 for an answer that is no catalog item; `scores` belong to
+    them; `nll` (E,) is -log p(target) in nats, NaN where the system is no distribution over items,
+    infinite where it rules the target out (a target that is in the history, with seen items out).
+    """
+
+    info: SystemInfo
+    user_ids: npt.NDArray[np.object_]
+    offsets: Longs
+    items: Ints
+    scores: npt.NDArray[np.float32]
+    nll: npt.NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.user_ids)
+
+    def ranking(self, index: int) -> Ints:
+        """Positions of one example, best first."""
+        return self.items[self.offsets[index] : self.offsets[index + 1]]
+
+    def rankings(self) -> list[Ints]:
+        """All Rankings, as views."""
+        return [self.ranking(i) for i in range(len(self))]
+
+    @staticmethod
+    def of(
+        info: SystemInfo,
+        user_ids: npt.NDArray[np.object_],
+        items: Sequence[Ints],
+        scores: Sequence[npt.NDArray[np.floating[Any]]],
+        nll: npt.NDArray[np.float64],
+    ) -> "Predictions":
+        """From one array of positions and one of scores for each example."""
+        flat = np.concatenate(scores).astype(np.float32) if len(scores) else np.zeros(0, np.float32)
+        return Predictions(info, user_ids, offsets_of(items), concatenated(items), flat, nll)
+
+    def write(self, path: Path) -> None:
+        """Write as Parquet: user_id, items, scores, nll; `info` in the schema's metadata."""
+        offsets = pa.array(self.offsets.astype(np.int32))
+        table = pa.table({
+            USER_ID: pa.array(self.user_ids, pa.string()),
+            ITEMS: pa.ListArray.from_arrays(offsets, pa.array(self.items, pa.int32())),
+            SCORES: pa.ListArray.from_arrays(offsets, pa.array(self.scores, pa.float32())),
+            NLL: pa.array(self.nll, pa.float64()),
+        })  # fmt: skip
+        info = json.dumps(asdict(self.info), ensure_ascii=False)
+        with replacing(path) as temporary:
+            pq.write_table(table.replace_schema_metadata({METADATA_KEY: info.encode()}), temporary)
+
+    @staticmethod
+    def read(path: Path) -> "Predictions":
+        """Read what `write` wrote. Raises DataError for a file that is something else."""
+        try:
+            table = pq.read_table(path).combine_chunks()
+        except (OSError, pa.ArrowInvalid) as error:
+            raise DataError(f"{path}: not a readable Parquet file ({error}). "
+                            "Run `llmrec recommend` again.") from None  # fmt: skip
+        missing = {USER_ID, ITEMS, SCORES, NLL} - set(table.column_names)
+        described = (table.schema.metadata or {}).get(METADATA_KEY)
+        if missing or described is None:
+            lacking = ", ".join(sorted(missing)) or "its description (schema metadata `llmrec`)"
+            raise DataError(f"{path}: no predictions file, it lacks {lacking}. "
+                            "Write it with `llmrec recommend`.")  # fmt: skip
+        items, scores = table[ITEMS].combine_chunks(), table[SCORES].combine_chunks()
+        offsets = items.offsets.to_numpy().astype(np.int64)
+        return Predictions(
+            _info(path, described),
+            np.array(table[USER_ID].to_pylist(), dtype=object),
+            offsets - offsets[0],
+            items.flatten().to_numpy().astype(np.int32),
+            scores.flatten().to_numpy().astype(np.float32),
+            table[NLL].to_numpy().astype(np.float64),
+        )
+
+
+def _info(path: Path, described: bytes) -> SystemInfo:
+    try:
+        said = json.loads(described)
+        kind = said["kind"]
+        if kind not in ("baseline", "language_model"):
+            raise ValueError(f"kind {kind!r} is neither baseline nor language_model")
+        seconds = said.get("seconds")
+        return SystemInfo(
+            str(said["system"]), kind, bool(said["distribution"]),
+            dict(said.get("hyperparameters") or {}),
+            float("nan") if seconds is None else float(seconds),
+            dict(said.get("provenance") or {}), tuple(said.get("notes") or ()),
+        )  # fmt: skip
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: the description of its system cannot be used ({error!r}). "
+                        "Run `llmrec recommend` again.") from None  # fmt: skip
