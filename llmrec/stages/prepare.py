@@ -1,0 +1,283 @@
+"""`llmrec prepare`: raw data in, `data/` of a run folder out, whole or not at all.
+
+Reads a source, filters, splits, and writes items, interactions, the three files of examples and
+`manifest.json`, which says what went in (hashes), by which rules, and what came out. Does nothing
+where the manifest of an earlier run still holds. Knows no text and no model.
+"""
+
+import json
+import logging
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from llmrec.data.catalog import Catalog, build_catalog, duplicate_titles
+from llmrec.data.files import sha256_of, write_json
+from llmrec.data.filters import compacted, first_of_duplicates, k_core, seeded_subset
+from llmrec.data.records import Examples, Interactions
+from llmrec.data.sources import Columns, Layout, RawData, read_source, recognise
+from llmrec.data.splits import (
+    Split,
+    by_user,
+    global_time,
+    leave_one_out,
+    order,
+    sliding_window,
+    with_train_users,
+)
+from llmrec.errors import DataError
+
+if TYPE_CHECKING:
+    from llmrec.recipe import Data, Recipe
+    from llmrec.stages.folder import RunFolder
+
+log = logging.getLogger("llmrec")
+
+# Raised when the same settings and sources would give other files than before.
+VERSION = 1
+MANIFEST = "manifest.json"
+_LISTED_BAD_ROWS = 100
+_PARTS = ("train", "valid", "test")
+_TRAIN_USERS = 3  # the purpose of the draw; 0 to 2 are the parts
+
+_TIE_RULES = {
+    "source_row": "equal timestamps of a user go in the order of the source file",
+    "item_id": "equal timestamps of a user go in the order of the catalog",
+    "shuffle": "equal timestamps of a user go in a seeded random order",
+}
+_SPLIT_RULES = {
+    "leave_one_out": "a user's last item is the test target, the one before it the valid target, "
+    "the rest trains; users with fewer than three interactions only train",
+    "global_time": "two cuts in time by the ratios; a user's first interaction after a cut is "
+    "the target; users without an earlier interaction have none",
+    "sliding_window": "runs of `window` interactions of a user, by last timestamp, cut by the "
+    "ratios; the last of a run is the target",
+    "by_user": "users by first timestamp, cut by the ratios; a user's last item is the target",
+}
+
+
+def run(recipe: "Recipe", folder: "RunFolder", offline: bool = False) -> dict[str, Any]:
+    """Prepare `folder.data` as `recipe.data` says; returns the manifest and `skipped`.
+
+    Raises DataError, and leaves what stood in `folder.data`, where the data cannot be used.
+    """
+    settings = {"data": recipe.data.model_dump(mode="json"), "seed": recipe.seed}
+    path = _source_path(recipe.data.source, offline)
+    items = None if recipe.data.items is None else Path(recipe.data.items)
+    layout = recognise(path, recipe.data.format, items, _columns(recipe.data))
+    sources = {name: _fingerprint(file) for name, file in _source_files(layout).items()}
+    standing = verified_manifest(folder.data)
+    if standing is not None and _same(standing, settings, sources):
+        log.info("prepare: %s is up to date", folder.data)
+        return {**standing, "skipped": True}
+    log.info("prepare: reading %s (%s)", path, layout.format)
+    raw = read_source(path, recipe.data.format, items, _columns(recipe.data),
+                      recipe.data.max_bad_rows)  # fmt: skip
+    for row in raw.bad_rows.rows[:10]:
+        log.warning("prepare: left out %s", row)
+    kept, counts = _filtered(raw, recipe.data)
+    kept, catalog = _catalogued(kept, raw, recipe.data)
+    whole = _split(order(kept, recipe.data.ties, recipe.seed), recipe.data)
+    _refuse_empty(whole, recipe.data.split)
+    counts["users_without_test"] = len(kept.user_ids) - len(set(whole.test.user_ids))
+    split = _drawn(whole, recipe)
+    manifest = {
+        "version": VERSION, "settings": settings, "format": layout.format, "sources": sources,
+        "rules": _rules(recipe.data),
+        "counts": counts | _sizes(kept, catalog, split),
+        "shares": {part: _shares(examples) for part, examples in _parts(split).items()},
+        "titles": _titles(catalog, raw),
+        "bad_rows": [str(row) for row in raw.bad_rows.rows[:_LISTED_BAD_ROWS]],
+    }  # fmt: skip
+    manifest = _write(folder, catalog, split, manifest)
+    log.info("prepare: %(users)d users, %(items)d items, %(interactions)d interactions, "
+             "%(test_examples)d test examples", manifest["counts"])  # fmt: skip
+    return {**manifest, "skipped": False}
+
+
+def verified_manifest(data: Path) -> dict[str, Any] | None:
+    """The manifest of a prepared folder, if every file it names is there as it was written."""
+    try:
+        manifest = json.loads((data / MANIFEST).read_text("utf-8"))
+        outputs = manifest["outputs"].items()
+        if all(_fingerprint(data / name) == recorded for name, recorded in outputs):
+            return dict(manifest)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        pass
+    return None
+
+
+def _same(standing: dict[str, Any], settings: dict[str, Any], sources: dict[str, Any]) -> bool:
+    ours = {"version": VERSION, "settings": settings, "sources": sources}
+    return all(standing.get(key) == value for key, value in ours.items())
+
+
+def _source_path(source: str, offline: bool) -> Path:
+    """A path on disk as it is, else the folder of the fetched data set of that name."""
+    path = Path(source).expanduser()
+    if path.exists():
+        return path
+    from llmrec.stages.fetch import data_path
+
+    fetched = data_path(source, offline)
+    if fetched is None:
+        raise DataError(f"data.source {source!r} is neither a file or folder here nor the name of "
+                        "a data set that `llmrec fetch data` knows.")  # fmt: skip
+    return fetched
+
+
+def _columns(data: "Data") -> Columns:
+    names = data.columns
+    return Columns(names.user_id, names.item_id, names.timestamp, names.rating, names.title)
+
+
+def _source_files(layout: Layout) -> dict[str, Path]:
+    files = {"interactions": layout.interactions.path}
+    return files if layout.items is None else files | {"items": layout.items.path}
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    return {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
+
+
+def _filtered(raw: RawData, data: "Data") -> tuple[Interactions, dict[str, int]]:
+    """Rows that pass the filters, in the order stated in the rules, and how many each dropped."""
+    rows = raw.interactions
+    counts = {"rows_read": len(rows) + raw.bad_rows.count, "bad_rows": raw.bad_rows.count}
+    fewer = rows.take(first_of_duplicates(rows))
+    counts["duplicates_dropped"] = len(rows) - len(fewer)
+    rows = fewer
+    if data.min_rating is not None:
+        if rows.rating is None:
+            raise DataError(
+                f"data.min_rating is {data.min_rating}, but the data has no ratings; name their "
+                "column in data.columns.rating or drop data.min_rating."
+            )
+        fewer = rows.take(rows.rating >= np.float32(data.min_rating))
+        counts["below_min_rating"] = len(rows) - len(fewer)
+        rows = fewer
+    if data.k_core > 1:
+        fewer = rows.take(k_core(rows, data.k_core))
+        counts["outside_k_core"] = len(rows) - len(fewer)
+        rows = fewer
+    if len(rows) == 0:
+        raise DataError(f"no interaction is left after the filters ({counts}); "
+                        "lower data.k_core or data.min_rating.")  # fmt: skip
+    return rows, counts
+
+
+def _catalogued(rows: Interactions, raw: RawData, data: "Data") -> tuple[Interactions, Catalog]:
+    """Users and items that are left, renumbered without gaps, and the Catalog of the items."""
+    position, items = compacted(rows.position, len(raw.item_ids))
+    user, users = compacted(rows.user, len(rows.user_ids))
+    catalog = build_catalog(
+        raw.item_ids[items].tolist(), raw.titles[items].tolist(), raw.brands[items].tolist(),
+        year_in_title=data.year_in_title, max_title_chars=data.max_title_chars,
+    )  # fmt: skip
+    return Interactions(user, position, rows.timestamp, rows.source_row, rows.user_ids[users],
+                        rows.rating), catalog  # fmt: skip
+
+
+def _split(ordered: Interactions, data: "Data") -> Split:
+    if data.split == "leave_one_out":
+        return leave_one_out(ordered)
+    if data.split == "global_time":
+        return global_time(ordered, data.ratios)
+    if data.split == "by_user":
+        return by_user(ordered, data.ratios)
+    return sliding_window(ordered, data.window, data.ratios)
+
+
+def _drawn(split: Split, recipe: "Recipe") -> Split:
+    """Fewer training users, then fewer examples of each part, where the recipe asks for that."""
+    data, seed = recipe.data, recipe.seed
+    if data.train_users is not None:
+        code_of = {name: code for code, name in enumerate(split.interactions.user_ids)}
+        users = np.unique(np.array([code_of[name] for name in split.train.user_ids], np.int64))
+        chosen = seeded_subset(len(users), data.train_users, seed, _TRAIN_USERS)
+        split = with_train_users(split, users[chosen])
+    limits = (data.subset.train, data.subset.valid, data.subset.test)
+    parts = [
+        part if limit is None else part.take(seeded_subset(len(part), limit, seed, purpose))
+        for purpose, (part, limit) in enumerate(zip(_parts(split).values(), limits, strict=True))
+    ]
+    return Split(parts[0], parts[1], parts[2], split.interactions)
+
+
+def _parts(split: Split) -> dict[str, Examples]:
+    return dict(zip(_PARTS, (split.train, split.valid, split.test), strict=True))
+
+
+def _refuse_empty(split: Split, rule: str) -> None:
+    empty = [part for part, examples in _parts(split).items() if len(examples) == 0]
+    if empty:
+        raise DataError(f"data.split {rule} leaves no {' and no '.join(empty)} examples: "
+                        f"{_SPLIT_RULES[rule]}. Give more data or another data.split.")  # fmt: skip
+
+
+def _rules(data: "Data") -> dict[str, str]:
+    return {
+        "order": "bad rows, then duplicates (user, item, timestamp; the first stays), then "
+        "min_rating, then k_core, then the catalog, then the split, then the subsets",
+        "catalog": "items that are left, by item_id (as integers where all are)",
+        "ties": _TIE_RULES[data.ties],
+        "split": _SPLIT_RULES[data.split],
+        "titles": "cleaned; equal ones get the year, then the brand, then a number; the year in "
+        "brackets " + ("stays" if data.year_in_title else "is dropped unless titles collide"),
+        "subsets": "seeded and nested; interactions.parquet keeps all training interactions of "
+        "the training users",
+    }
+
+
+def _sizes(kept: Interactions, catalog: Catalog, split: Split) -> dict[str, int]:
+    sizes = {"users": len(kept.user_ids), "items": len(catalog), "interactions": len(kept),
+             "train_interactions": len(split.interactions)}  # fmt: skip
+    sizes |= {f"{part}_examples": len(examples) for part, examples in _parts(split).items()}
+    return sizes
+
+
+def _shares(examples: Examples) -> dict[str, float]:
+    """Shares of targets that tie with the history's last item, and that training never saw."""
+    return {"tied": float(examples.tied.mean()), "cold": float(examples.cold.mean())}
+
+
+def _titles(catalog: Catalog, raw: RawData) -> dict[str, Any]:
+    return {
+        "rules": dict(sorted(Counter(catalog.title_rules).items())),
+        "duplicates": duplicate_titles(catalog),
+        "source_items_without_row": raw.untitled_items,
+        "source_items_repeated": raw.repeated_items,
+    }
+
+
+def _write(
+    folder: "RunFolder", catalog: Catalog, split: Split, manifest: dict[str, Any]
+) -> dict[str, Any]:
+    """Write everything beside `folder.data`, then put it in place; returns the whole manifest."""
+    staging = folder.data.with_name(f".{folder.data.name}.staging")
+    former = folder.data.with_name(f".{folder.data.name}.former")
+    if former.exists() and not folder.data.exists():
+        former.rename(folder.data)  # an earlier run was killed between the two renames below
+    for leftover in (staging, former):
+        shutil.rmtree(leftover, ignore_errors=True)
+    staging.mkdir(parents=True)
+    try:
+        catalog.write(staging / folder.items.name)
+        split.interactions.write(staging / folder.interactions.name)
+        for part, examples in _parts(split).items():
+            examples.write(staging / folder.examples(part).name)
+        outputs = {path.name: _fingerprint(path) for path in sorted(staging.iterdir())}
+        manifest = {**manifest, "outputs": outputs}
+        write_json(staging / MANIFEST, manifest)
+        if folder.data.exists():
+            folder.data.rename(former)  # a folder cannot be renamed onto one that has files
+        staging.rename(folder.data)
+    finally:
+        if former.exists() and not folder.data.exists():
+            former.rename(folder.data)
+        for leftover in (staging, former):
+            shutil.rmtree(leftover, ignore_errors=True)
+    return manifest
