@@ -1,0 +1,152 @@
+"""Reading TokenTrees with a Hugging Face decoder: batches, and logits where they are needed.
+
+A batch is B flattened trees padded to S tokens under a (B, 1, S, S) mask. The head is computed at
+chosen positions only, through the model's own forward, so that PEFT, DDP, FSDP and DeepSpeed
+wrappers do what they do. Knows neither prompts nor losses nor search.
+"""
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from llmrec.errors import RecipeError
+from llmrec.text.tree import FlatTree
+
+
+@dataclass(frozen=True)
+class TreeBatch:
+    """B trees of at most S tokens, and the T positions whose next token matters.
+
+    input_ids, position_ids (B, S) int64; mask (B, 1, S, S) bool; at (T,) int64 indexes the B * S
+    row positions that predict.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    mask: Tensor
+    at: Tensor
+
+    def to(self, device: torch.device | str) -> "TreeBatch":
+        """The same batch on another device."""
+        return TreeBatch(self.input_ids.to(device), self.position_ids.to(device),
+                         self.mask.to(device), self.at.to(device))  # fmt: skip
+
+
+def collate(
+    trees: Sequence[FlatTree], predictors: Sequence[np.ndarray], side: str = "right"
+) -> TreeBatch:
+    """Pad B flat trees to one length; `predictors` (B arrays) index each tree's own tokens.
+
+    Padding is marked by position, never by a token id: a pad sees itself alone and nothing sees it.
+    """
+    width = max(len(tree.input_ids) for tree in trees)
+    ids = np.zeros((len(trees), width), np.int64)
+    positions = np.zeros((len(trees), width), np.int64)
+    mask = np.zeros((len(trees), 1, width, width), bool)
+    mask[:, :, range(width), range(width)] = True
+    at = []
+    for row, tree in enumerate(trees):
+        size = len(tree.input_ids)
+        begin = width - size if side == "left" else 0
+        ids[row, begin : begin + size] = tree.input_ids
+        positions[row, begin : begin + size] = tree.position_ids
+        mask[row, 0, begin : begin + size, begin : begin + size] = tree.mask
+        at.append(row * width + begin + predictors[row].astype(np.int64))
+    return TreeBatch(torch.from_numpy(ids), torch.from_numpy(positions), torch.from_numpy(mask),
+                     torch.from_numpy(np.concatenate(at)))  # fmt: skip
+
+
+def forward_logits(model: nn.Module, batch: TreeBatch, cache: Any = None) -> Tensor:
+    """(T, V) logits at the batch's chosen positions, in the model's dtype.
+
+    `cache`: a Hugging Face cache whose keys the mask's first columns stand for; it grows by S.
+    """
+    with head_at(model, batch.at):
+        output = model(
+            input_ids=batch.input_ids,
+            position_ids=batch.position_ids,
+            attention_mask=mask_for(model, batch.mask),
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
+    logits = output.logits
+    return logits.reshape(-1, logits.shape[-1])
+
+
+@contextmanager
+def head_at(model: nn.Module, at: Tensor) -> Iterator[None]:
+    """While open, the model's head sees only the hidden states at flat positions `at` (T,).
+
+    `logits_to_keep` of transformers takes one set of columns for all rows; trees need their own.
+    """
+
+    def select(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        hidden = arguments[0]
+        return (hidden.reshape(-1, hidden.shape[-1])[at][None],)
+
+    handle = _inside(model).get_output_embeddings().register_forward_pre_hook(select)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def mask_for(model: nn.Module, mask: Tensor) -> Tensor:
+    """The boolean mask in the form that the model's attention takes."""
+    inner = _inside(model)
+    kind = inner.config._attn_implementation
+    if kind == "sdpa":
+        return mask
+    if kind == "eager":
+        lowest = torch.finfo(inner.dtype).min
+        return torch.zeros(mask.shape, dtype=inner.dtype, device=mask.device).masked_fill_(
+            ~mask, lowest
+        )
+    raise RecipeError(
+        f"attention implementation {kind!r} takes no tree mask; load the model with "
+        "attn_implementation='sdpa'"
+    )
+
+
+def require_tree_support(model: nn.Module, longest: int) -> None:
+    """Raise RecipeError unless this model reads a tree of paths up to `longest` tokens exactly."""
+    config = _inside(model).config
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    window = getattr(config, "sliding_window", None)
+    windowed = "sliding_attention" in kinds or (
+        window is not None
+        and getattr(config, "use_sliding_window", True)
+        and not getattr(config, "layer_types", None)
+    )
+    if windowed and window is not None and longest > window:
+        raise RecipeError(
+            f"{config.model_type}: layers with a sliding window of {window} tokens cannot read "
+            f"paths of {longest} under a tree mask; set prompt.max_tokens to {window} or less"
+        )
+    other = kinds - {"full_attention", "sliding_attention"}
+    if other or "position_ids" not in inspect.signature(_base(model).forward).parameters:
+        raise RecipeError(
+            f"{config.model_type}: a model with {', '.join(sorted(other)) or 'no position_ids'} "
+            "cannot read a token tree; choose a decoder with full attention in every layer"
+        )
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit is not None and longest > limit:
+        raise RecipeError(
+            f"{config.model_type} reads at most {limit} tokens; prompt.max_tokens is {longest}"
+        )
+
+
+def _inside(model: nn.Module) -> Any:
+    """The model inside a distributed wrapper."""
+    return _inside(model.module) if isinstance(getattr(model, "module", None), nn.Module) else model
+
+
+def _base(model: nn.Module) -> Any:
+    inner = _inside(model)
+    return inner.get_base_model() if hasattr(inner, "peft_config") else inner

@@ -1,0 +1,133 @@
+"""Loading a base model, its tokenizer and a LoRA adapter the way transformers and PEFT do.
+
+Knows neither names of models nor where they are kept: it takes a local folder or a Hub id.
+"""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from llmrec.errors import LlmrecError, RecipeError
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": "auto"}
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """What to load: a folder or Hub id, and how.
+
+    `trust_remote_code` is allowed only with a 40-hex `revision`, so that the code is fixed.
+    """
+
+    source: str
+    revision: str | None = None
+    dtype: str = "float32"
+    quantization: str = "none"
+    trust_remote_code: bool = False
+    offline: bool = False
+
+    def __post_init__(self) -> None:
+        if self.trust_remote_code and not re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):
+            raise RecipeError(
+                "model.trust_remote_code runs code from the model's repository; it needs "
+                f"model.revision to be a full 40-hex commit, got {self.revision!r}"
+            )
+
+
+@dataclass(frozen=True)
+class Lora:
+    """LoRA's rank, scale, dropout and the modules it adapts ("all-linear" or names)."""
+
+    r: int = 8
+    alpha: int = 16
+    dropout: float = 0.0
+    target_modules: str | list[str] = field(default="all-linear")
+
+
+def load_tokenizer(base: BaseModel) -> Any:
+    """The model's tokenizer. Raises LlmrecError when it cannot be loaded."""
+    return _load(AutoTokenizer.from_pretrained, base, {})
+
+
+def load_model(base: BaseModel, device: str | torch.device | None = None) -> Any:
+    """The causal language model in evaluation mode, on `device` (default: the first GPU, else CPU).
+
+    Attention is sdpa, which takes tree masks. `quantization="4bit"` needs bitsandbytes and a GPU.
+    """
+    options: dict[str, Any] = {"dtype": _DTYPES[base.dtype], "attn_implementation": "sdpa"}
+    if base.quantization == "4bit":
+        options["quantization_config"] = _four_bit(base)
+    model = _load(AutoModelForCausalLM.from_pretrained, base, options)
+    model.config.use_cache = False
+    if base.quantization == "none":
+        model.to(device or default_device())
+    return model.eval()
+
+
+def default_device() -> str:
+    """The first GPU if there is one, else the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def with_adapter(model: nn.Module, adapter: Path) -> Any:
+    """The model with a saved LoRA adapter on it, in evaluation mode."""
+    try:
+        return PeftModel.from_pretrained(model, str(adapter)).eval()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise LlmrecError(f"{adapter}: not an adapter of this model ({_first(error)})") from None
+
+
+def with_new_lora(model: nn.Module, lora: Lora, seed: int) -> Any:
+    """The model with fresh LoRA weights, drawn from `seed`, ready to train."""
+    if getattr(model, "is_loaded_in_4bit", False):
+        model = prepare_model_for_kbit_training(model)
+    torch.manual_seed(seed)
+    config = LoraConfig(
+        r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout,
+        target_modules=lora.target_modules, task_type="CAUSAL_LM",
+    )  # fmt: skip
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise RecipeError(f"model.lora: {_first(error)}") from None
+
+
+def _four_bit(base: BaseModel) -> Any:
+    from transformers import BitsAndBytesConfig
+    from transformers.utils import is_bitsandbytes_available
+
+    if not torch.cuda.is_available() or not is_bitsandbytes_available():
+        raise RecipeError(
+            "model.quantization: 4bit needs a CUDA GPU and bitsandbytes (pip install "
+            "'llmrec[gpu]'); use quantization: none on this machine"
+        )
+    compute = torch.bfloat16 if base.dtype != "float32" else torch.float32
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",
+                              bnb_4bit_use_double_quant=True,
+                              bnb_4bit_compute_dtype=compute)  # fmt: skip
+
+
+def _load(loader: Any, base: BaseModel, options: dict[str, Any]) -> Any:
+    try:
+        return loader(
+            base.source, revision=base.revision or "main",
+            trust_remote_code=base.trust_remote_code,
+            local_files_only=base.offline or Path(base.source).is_dir(),
+            **options,
+        )  # fmt: skip
+    except (OSError, ValueError) as error:
+        raise LlmrecError(
+            f"model.base: {base.source!r} cannot be loaded ({_first(error)}). It must be a name "
+            "that `llmrec fetch model` knows, a Hub id or a local folder in safetensors"
+        ) from None
+
+
+def _first(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,94 @@
+"""Objectives: what a predicted token costs, as pure functions of logits.
+
+`sft` is cross-entropy over the vocabulary. `msl` is cross-entropy over the tokens that continue
+some title (Masked Softmax Loss, arXiv 2504.04178): what the constrained decoder will use. A token
+with one continuation costs nothing there, so its logits are never computed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llmrec.text.tree import FlatTree
+from llmrec.text.trie import TitleTrie
+
+
+@dataclass(frozen=True)
+class Choices:
+    """For T predicted tokens the ids to choose from, end to end.
+
+    tokens (C,) candidate ids; owner (C,) which of the T they belong to, ascending; chosen (T,)
+    index into C of the true one.
+    """
+
+    tokens: Tensor
+    owner: Tensor
+    chosen: Tensor
+
+    def to(self, device: torch.device | str) -> "Choices":
+        """The same choices on another device."""
+        return Choices(self.tokens.to(device), self.owner.to(device), self.chosen.to(device))
+
+
+def log_probabilities(logits: Tensor, labels: Tensor) -> Tensor:
+    """(T,) float32 log-probability of `labels` (T,) under the softmax over the vocabulary."""
+    return -torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none")
+
+
+def restricted_log_probabilities(logits: Tensor, choices: Choices, tau: float = 1.0) -> Tensor:
+    """(T,) float32 log-probability of the chosen tokens under the softmax over their choices.
+
+    logits (T, V); `tau` divides the logits.
+    """
+    z = logits[choices.owner, choices.tokens].float() / tau
+    return z[choices.chosen] - segment_logsumexp(z, choices.owner, len(logits))
+
+
+def segment_logsumexp(values: Tensor, owner: Tensor, count: int) -> Tensor:
+    """(count,) log-sum-exp of the `values` (C,) that share an `owner` (C,) index."""
+    peak = values.new_full((count,), -torch.inf)
+    peak = peak.scatter_reduce(0, owner, values.detach(), "amax")
+    total = values.new_zeros(count).index_add(0, owner, torch.exp(values - peak[owner]))
+    return total.log() + peak
+
+
+def branch_sums(token_values: Tensor, branches: Tensor, count: int) -> Tensor:
+    """(count,) sums of `token_values` (T,) over the tokens of each branch."""
+    return token_values.new_zeros(count).index_add(0, branches, token_values)
+
+
+def trie_choices(
+    trees: Sequence[FlatTree], trie: TitleTrie, completions: Sequence[np.ndarray]
+) -> tuple[list[np.ndarray], Choices]:
+    """Which predicted tokens have more than one continuation in the trie, and which these are.
+
+    Returns, for each tree, the indices (into its predicted tokens) that are kept, and the Choices
+    of all kept tokens in order.
+    """
+    walks: dict[int, np.ndarray] = {}
+    kept, nodes, reached = [], [], []
+    for tree in trees:
+        before = np.empty(len(tree.labels), np.int64)
+        after = np.empty(len(tree.labels), np.int64)
+        for target in np.unique(tree.targets):
+            if int(target) not in walks:
+                walks[int(target)] = trie.walk(completions[target])
+            mine = tree.targets == target
+            before[mine] = walks[int(target)][tree.steps[mine]]
+            after[mine] = walks[int(target)][tree.steps[mine] + 1]
+        keep = np.flatnonzero(np.diff(trie.children)[before] > 1)
+        kept.append(keep)
+        nodes.append(before[keep])
+        reached.append(after[keep])
+    parents, true_child = np.concatenate(nodes), np.concatenate(reached)
+    children, owner = trie.children_of(parents)
+    first = np.searchsorted(owner, np.arange(len(parents)))
+    chosen = first + true_child - trie.children[parents]
+    return kept, Choices(
+        torch.from_numpy(trie.tokens[children].astype(np.int64)),
+        torch.from_numpy(owner.astype(np.int64)),
+        torch.from_numpy(chosen.astype(np.int64)),
+    )

@@ -1,0 +1,82 @@
+"""Training rows: a history and its targets as one TokenTree.
+
+Three shapes. `single`: one target behind one prompt. `all_targets`: instruction and history as
+the trunk, and after each title but the last a branch of the prompt's closing words and the title
+that came next. `inline`: each title is a target where it stands inside the history, which costs
+almost nothing more than reading it; only the last follows the closing words. Knows neither models
+nor losses.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from llmrec.text.encoding import PromptEncoder
+from llmrec.text.tree import Segment, TokenTree
+
+Positions = Sequence[int] | npt.NDArray[np.int32]
+RowBuilder = Callable[[PromptEncoder, Positions, int], TokenTree]
+
+
+def single(encoder: PromptEncoder, history: Positions, target: int) -> TokenTree:
+    """The prompt of `history` and the completion of `target` behind it."""
+    prompt = encoder.prompt(history)
+    return TokenTree((Segment(prompt.ids), Segment(encoder.completions[target], 0, target)))
+
+
+def all_targets(encoder: PromptEncoder, history: Positions, target: int) -> TokenTree:
+    """A branch for each title of the history after the first, and one for `target`.
+
+    Every branch reads what `single` would read for that target and the history before it, as long
+    as the token budget drops nothing.
+    """
+    prompt = encoder.prompt(history)
+    closing = prompt.ids[prompt.title_ends[-1] :]
+    following = [*prompt.history[1:], target]
+    segments: list[Segment] = []
+    trunk, begin = -1, 0
+    for end, item in zip(prompt.title_ends, following, strict=True):
+        segments.append(Segment(prompt.ids[begin:end], trunk))
+        trunk, begin = len(segments) - 1, int(end)
+        segments.append(Segment(closing, trunk))
+        segments.append(Segment(encoder.completions[item], len(segments) - 1, int(item)))
+    return TokenTree(tuple(segments))
+
+
+def inline(encoder: PromptEncoder, history: Positions, target: int) -> TokenTree:
+    """One path: the titles of the history after the first are learned in place, then `target`.
+
+    In place a title's tokens are learned but not the end token, since other words follow there.
+    """
+    prompt = encoder.prompt(history)
+    segments: list[Segment] = []
+    begin = 0
+    for index, (start, end) in enumerate(zip(prompt.title_starts, prompt.title_ends, strict=True)):
+        if index:
+            segments.append(Segment(prompt.ids[begin:start], len(segments) - 1))
+            segments.append(Segment(prompt.ids[start:end], len(segments) - 1,
+                                    int(prompt.history[index]), encoder.title_offset))  # fmt: skip
+        else:
+            segments.append(Segment(prompt.ids[:end]))
+        begin = int(end)
+    segments.append(Segment(prompt.ids[begin:], len(segments) - 1))
+    segments.append(Segment(encoder.completions[target], len(segments) - 1, target))
+    return TokenTree(tuple(segments))
+
+
+SHAPES: dict[str, RowBuilder] = {
+    "single": single, "all_targets": all_targets, "inline": inline,
+}  # fmt: skip
+
+
+def windows(sequences: Sequence[npt.NDArray[np.int32]], length: int) -> list[npt.NDArray[np.int32]]:
+    """Cut each sequence, from its end, into pieces of `length` items that do not overlap.
+
+    What is left at the beginning is kept when it holds at least two items.
+    """
+    pieces = []
+    for sequence in sequences:
+        stops = range(len(sequence), 1, -length)
+        pieces += [sequence[max(0, stop - length) : stop] for stop in stops][::-1]
+    return pieces
