@@ -99,7 +99,7 @@ def build_catalog(
         cleaned = clean_title(raw, max_title_chars)
         body, year = split_year(cleaned)
         title = cleaned if year_in_title else body
-        rules.append(AS_GIVEN if title == raw else CLEANED if title else UNTITLED)
+        rules.append(UNTITLED if not title else AS_GIVEN if title == raw else CLEANED)
         titles.append(title or clean_title(f"Untitled item {item_id}", max_title_chars))
         years.append("" if year_in_title or year is None else str(year))
     _tell_apart(titles, rules, years, YEAR_SUFFIX, max_title_chars)
