@@ -1,0 +1,310 @@
+"""What an experiment can say: the recipe's sections, their keys, defaults and bounds.
+
+Strict: no key beyond these, no value of another kind. Knows nothing of YAML, files or line numbers
+(`llmrec.recipe_loading` does) and imports neither torch nor transformers.
+"""
+
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
+
+from llmrec import training_arguments
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+Baseline = Literal["popularity", "recent_popularity", "markov", "item_knn", "tgh", "sasrec"]
+# Those whose scores are probabilities of items, so that they can guide a language model.
+GuidingBaseline = Literal["popularity", "recent_popularity", "markov", "item_knn", "sasrec"]
+System = Literal[Baseline, "untuned", "tuned", "untuned_guided", "tuned_guided"]
+SYSTEMS: tuple[System, ...] = (
+    "popularity", "recent_popularity", "markov", "item_knn", "tgh", "sasrec",
+    "untuned", "tuned", "untuned_guided", "tuned_guided",
+)  # fmt: skip
+
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+Word = Annotated[str, Field(min_length=1)]
+
+
+class Section(BaseModel):
+    """A part of a recipe: strict, frozen, closed."""
+
+    model_config = ConfigDict(
+        strict=True, extra="forbid", frozen=True, use_attribute_docstrings=True
+    )
+
+
+class Columns(Section):
+    """What the columns of a CSV, TSV, JSONL or Parquet source are called."""
+
+    user_id: Word = "user_id"
+    """Column of the user."""
+    item_id: Word = "item_id"
+    """Column of the item's id."""
+    timestamp: Word = "timestamp"
+    """Column of the time of the interaction."""
+    rating: Word | None = "rating"
+    """Column of the rating; null: there is none."""
+    title: Word | None = "title"
+    """Column of the item's title; null: none."""
+
+
+class Subset(Section):
+    """How many examples of each split are kept, drawn with the recipe's seed; null: all."""
+
+    train: Count | None = None
+    """Training examples kept."""
+    valid: Count | None = None
+    """Validation examples kept."""
+    test: Count | None = None
+    """Test examples kept."""
+
+
+class Data(Section):
+    """Which interactions, how they are filtered, and how they are split."""
+
+    source: Word
+    """A name that `llmrec fetch data` knows (ml-100k, ml-1m), or a file or folder."""
+    format: Literal[
+        "auto", "movielens", "recbole", "amazon2023", "amazon2018", "csv", "tsv", "jsonl", "parquet"
+    ] = "auto"
+    """How the source is written; auto: seen from its files."""
+    items: Word | None = None
+    """File of items and titles, where it is not found with the source."""
+    columns: Columns = Columns()
+    """Column names of the source."""
+    min_rating: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    """Interactions with a lower rating are dropped; null: none are."""
+    k_core: Annotated[int, Field(ge=0)] = 0
+    """Users and items with fewer interactions are dropped until none is left."""
+    split: Literal["leave_one_out", "global_time", "sliding_window", "by_user"] = "leave_one_out"
+    """How examples become train, valid and test."""
+    ratios: Annotated[list[Share], Field(min_length=3, max_length=3)] = [0.8, 0.1, 0.1]
+    """Shares of train, valid and test, for the splits that cut by share."""
+    window: Annotated[int, Field(ge=2)] = 11
+    """Interactions in a sliding window, the target included."""
+    ties: Literal["source_row", "item_id", "shuffle"] = "source_row"
+    """Order of a user's interactions with one and the same time."""
+    year_in_title: bool = True
+    """Titles keep their year: The Matrix (1999)."""
+    max_title_chars: Annotated[int, Field(ge=8)] = 200
+    """Longer titles are cut to this many characters."""
+    max_bad_rows: Annotated[int, Field(ge=0)] = 0
+    """Unreadable rows that are skipped and reported before it is an error."""
+    subset: Subset = Subset()
+    """Examples kept of each split."""
+    train_users: Count | None = None
+    """Users whose interactions are used for training; null: all."""
+
+    @field_validator("ratios")
+    @classmethod
+    def _sum_to_one(cls, ratios: list[float]) -> list[float]:
+        if abs(sum(ratios) - 1) > 1e-9 or ratios[0] == 0:
+            raise ValueError("three shares that sum to 1, the first above 0")
+        return ratios
+
+
+class Lora(Section):
+    """Low-rank adaptation through PEFT."""
+
+    r: Count = 8
+    """Rank."""
+    alpha: Positive = 16
+    """Scale; the update is multiplied by alpha / r."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout before the adapter; 0 keeps shared prompts exact."""
+    target_modules: str | list[str] = "all-linear"
+    """all-linear, or a list of module names such as [q_proj, v_proj]."""
+
+    @field_validator("target_modules", mode="wrap")
+    @classmethod
+    def _words(cls, value: Any, _: Any) -> str | list[str]:
+        if value == "all-linear":
+            return "all-linear"
+        if isinstance(value, list) and value and all(isinstance(v, str) and v for v in value):
+            return list(value)
+        raise ValueError("all-linear, or a list of module names")
+
+
+class Model(Section):
+    """The language model and what of it is trained."""
+
+    base: Word = "smollm2-135m-instruct"
+    """A name that `llmrec fetch model` knows, a Hub id, or a folder."""
+    revision: Word | None = None
+    """Commit, tag or branch of a Hub id."""
+    dtype: Literal["float32", "bfloat16", "auto"] = "float32"
+    """Number format of the weights; auto: as they were saved."""
+    quantization: Literal["none", "4bit"] = "none"
+    """4bit: the frozen weights in 4 bits under LoRA (QLoRA), on a GPU."""
+    trust_remote_code: bool = False
+    """Run code from the model's repository; needs a 40-hex revision."""
+    lora: Lora | None = Lora()
+    """The adapter; null: every weight is trained."""
+    adapter: Word | None = None
+    """Folder of an adapter to start from or recommend with."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.trust_remote_code and not (self.revision and COMMIT.fullmatch(self.revision)):
+            raise ValueError(
+                "trust_remote_code runs code from the model's repository; it needs `revision` to "
+                "be a full commit (40 hex digits), so that the code cannot change"
+            )
+        if self.quantization == "4bit" and self.lora is None:
+            raise ValueError("4bit weights cannot be trained; give `lora` or set quantization none")
+        return self
+
+
+class Prompt(Section):
+    """How a history becomes text."""
+
+    task: Literal["next_item"] = "next_item"
+    """What is asked of the model."""
+    domain: Literal["movie", "book", "game", "music", "product"] = "movie"
+    """Which shipped template: its words for items."""
+    file: Word | None = None
+    """A template file of your own, instead of those."""
+    form: Literal["plain", "chat"] = "plain"
+    """Plain text, or turns of the model's chat template."""
+    max_history: Count = 10
+    """Latest titles shown."""
+    max_tokens: Annotated[int, Field(ge=16)] = 700
+    """Longest prompt; the oldest titles are left out to keep to it."""
+
+
+class Objective(Section):
+    """The training loss."""
+
+    name: Literal["sft", "msl"] = "sft"
+    """sft: cross-entropy over the vocabulary; msl: over the tokens that continue a title of the
+    catalog."""
+    tau: Positive = 1.0
+    """Temperature of msl."""
+
+
+class Rows(Section):
+    """How training examples are laid out."""
+
+    shape: Literal["single", "all_targets", "inline"] = "single"
+    """single: one target after each prompt; all_targets: a branch after each item of the history;
+    inline: the titles inside the history are the targets."""
+    count: Count | None = None
+    """Training rows drawn; null: all."""
+
+
+class Guidance(Section):
+    """A baseline's item probabilities mixed into decoding, for the systems named *_guided."""
+
+    baseline: GuidingBaseline | None = "markov"
+    """Which baseline guides."""
+    weight: Literal["auto"] | float = "auto"
+    """Share of the language model, 0 to 1; auto: the best of `grid` in validation."""
+    grid: Annotated[list[Share], Field(min_length=1)] = [tenth / 10 for tenth in range(11)]
+    """Weights tried in validation."""
+
+    @field_validator("weight", mode="wrap")
+    @classmethod
+    def _auto_or_share(cls, value: Any, _: Any) -> Any:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if value == "auto" or (number and 0 <= value <= 1):
+            return value
+        raise ValueError("auto, or a number from 0 to 1")
+
+
+class Decode(Section):
+    """Constrained beam search."""
+
+    beams: Count = 10
+    """Beams of a user."""
+    top_k: Count = 10
+    """Recommendations of a user."""
+    renormalise: bool = True
+    """Probabilities over the tokens that continue a title, not all tokens."""
+    filter_seen: bool = True
+    """Leave out the items of the user's history."""
+    batch_size: Count = 8
+    """Users decoded at a time; changes speed alone."""
+    guidance: Guidance = Guidance()
+    """Guidance by a baseline."""
+
+    @model_validator(mode="after")
+    def _enough_beams(self) -> Self:
+        if self.top_k > self.beams:
+            raise ValueError(
+                f"{self.beams} beams give at most {self.beams} items, top_k asks for {self.top_k}; "
+                "raise beams or lower top_k"
+            )
+        return self
+
+
+class Evaluate(Section):
+    """Metrics and their intervals."""
+
+    k: Annotated[list[Count], Field(min_length=1)] = [1, 5, 10, 20]
+    """Cut-offs of the ranking metrics."""
+    samples: Annotated[int, Field(ge=100)] = 2000
+    """Bootstrap samples."""
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    """Coverage of the intervals."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the bootstrap."""
+
+
+class Recipe(Section):
+    """One experiment."""
+
+    name: Name
+    """Name of the run and of its folder below output_dir."""
+    output_dir: Word = "runs"
+    """Folder of all runs, relative to where llmrec is started."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Seeds subsets, initial adapter weights and the order of training."""
+    data: Data
+    """Interactions, filters, split."""
+    model: Model = Model()
+    """The language model."""
+    prompt: Prompt = Prompt()
+    """How a history becomes text."""
+    objective: Objective = Objective()
+    """The training loss."""
+    rows: Rows = Rows()
+    """Layout of training examples."""
+    train: dict[str, JsonValue] = dict(training_arguments.DEFAULTS)
+    """Names of transformers.TrainingArguments."""
+    decode: Decode = Decode()
+    """Constrained beam search."""
+    systems: Annotated[list[System], Field(min_length=1)] = list(SYSTEMS)
+    """Rows of the table."""
+    evaluate: Evaluate = Evaluate()
+    """Metrics and intervals."""
+
+    @field_validator("train")
+    @classmethod
+    def _with_defaults(cls, given: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        # Keys and kinds are judged key by key in recipe_loading, where a line can be named; this
+        # is for recipes made in Python.
+        for key, value in given.items():
+            if key in training_arguments.REFUSED:
+                raise ValueError(f"{key}: {training_arguments.REFUSED[key]}")
+            if key not in training_arguments.KINDS:
+                raise ValueError(f"{key} is no name of transformers.TrainingArguments")
+            if not training_arguments.fits(key, value):
+                raise ValueError(f"{key}: {training_arguments.allowed_values(key)}")
+        return {**training_arguments.DEFAULTS, **given}
+
+    @field_validator("systems")
+    @classmethod
+    def _each_once(cls, systems: list[System]) -> list[System]:
+        if len(set(systems)) != len(systems):
+            raise ValueError("every system once")
+        return systems
+
+    @model_validator(mode="after")
+    def _guided(self) -> Self:
+        guided = [system for system in self.systems if system.endswith("_guided")]
+        if guided and self.decode.guidance.baseline is None:
+            raise ValueError(f"system {guided[0]} needs decode.guidance.baseline")
+        return self
