@@ -111,7 +111,7 @@ class Lora(Section):
 
     r: Count = 8
     """Rank."""
-    alpha: Positive = 16
+    alpha: Count = 16
     """Scale; the update is multiplied by alpha / r."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout before the adapter; 0 keeps shared prompts exact."""

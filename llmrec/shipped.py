@@ -19,6 +19,11 @@ def prompts() -> Path:
     return folder("prompts")
 
 
+def prompt_file(task: str, domain: str) -> Path:
+    """The shipped template of a task and a domain."""
+    return prompts() / task / f"{domain}.jinja"
+
+
 def recipes() -> Path:
     """The folder of <method>_<dataset>.yaml and accelerate/<hardware>.yaml."""
     return folder("recipes")
