@@ -104,7 +104,8 @@ def build_catalog(
         years.append("" if year_in_title or year is None else str(year))
     _tell_apart(titles, rules, years, YEAR_SUFFIX, max_title_chars)
     if brands is not None:
-        cleaned_brands = [clean_title(brand, _MAX_BRAND_CHARS) for brand in brands]
+        brand_chars = min(_MAX_BRAND_CHARS, max_title_chars // 2)
+        cleaned_brands = [clean_title(brand, brand_chars) for brand in brands]
         _tell_apart(titles, rules, cleaned_brands, BRAND_SUFFIX, max_title_chars)
     _number(titles, rules, max_title_chars)
     return Catalog(tuple(item_ids), tuple(titles), tuple(raw_titles), tuple(rules))

@@ -81,7 +81,7 @@ def global_time(ordered: Interactions, ratios: Sequence[float] = (0.8, 0.1, 0.1)
     first, end = _user_bounds(ordered)
     total = len(ordered)
     times = np.sort(ordered.timestamp)
-    cuts = [times[min(at, total - 1)] if total else 0 for at in _cut_rows(total, ratios)]
+    cuts = [times[at] if at < total else np.iinfo(np.int64).max for at in _cut_rows(total, ratios)]
     part = np.searchsorted(cuts, ordered.timestamp, side="right")  # 0 train, 1 valid, 2 test
     users = np.repeat(np.arange(len(first)), end - first)
     count = [np.bincount(users[part == p], minlength=len(first)) for p in range(3)]

@@ -72,7 +72,8 @@ def recognise(
         raise DataError(f"data.source {path} does not exist")
     folder = _inner(path) if path.is_dir() else path.parent
     found = None
-    if path.is_dir() or format_name not in (AUTO, *_EXTENSIONS):
+    own_columns = path.is_file() and columns != Columns()
+    if format_name not in _EXTENSIONS and not (format_name == AUTO and own_columns):
         for name, recogniser in (
             ("movielens", _movielens), ("recbole", _recbole),
             ("amazon2023", _amazon2023), ("amazon2018", _amazon2018),

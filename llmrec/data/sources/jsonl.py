@@ -16,18 +16,26 @@ import pyarrow.json as arrow_json
 from llmrec.data.sources.rows import BadRows, Block, line_blocks, printable
 from llmrec.errors import DataError
 
+_LOOKED_AT = 100
 _ARROW_TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64()}
 
 
 def keys_of(path: Path) -> tuple[str, ...]:
-    """The keys of the first line that holds an object."""
+    """The keys of the first objects of the file; an object may lack one that others have."""
+    keys: dict[str, None] = {}
+    objects = 0
     for block, _ in line_blocks(path):
-        for line in block.split(b"\n"):
+        for line in block.splitlines():
             try:
-                return tuple(_object(line))
+                keys |= dict.fromkeys(_object(line))
             except ValueError:
                 continue
-    raise DataError(f"{path}: no line holds a JSON object")
+            objects += 1
+            if objects == _LOOKED_AT:
+                return tuple(keys)
+    if not objects:
+        raise DataError(f"{path}: no line holds a JSON object")
+    return tuple(keys)
 
 
 def jsonl_blocks(

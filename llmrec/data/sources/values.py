@@ -66,7 +66,9 @@ def timestamps(values: pa.Array, dates: bool | None) -> tuple[Longs, Reasons, bo
     if fast is not None:
         return fast.cast(pa.int64()).to_numpy(False), {}, bool(dates)
     if dates is None:
-        dates = _first_kind(text)
+        dates = _mostly_dates(text)
+        if dates:
+            return timestamps(text, dates)
     whole, reasons = _each(text, np.int64, _milliseconds if dates else _whole)
     return whole, reasons, dates
 
@@ -177,13 +179,15 @@ def _milliseconds(text: str) -> int:
     return math.floor(moment.timestamp() * 1000)
 
 
-def _first_kind(text: pa.Array) -> bool | None:
-    """Whether the first value that can be read is a date."""
-    for value in text.to_pylist():
+def _mostly_dates(text: pa.Array) -> bool | None:
+    """Whether more of the first values are dates than numbers; None where none is either."""
+    votes = {False: 0, True: 0}
+    for value in text[:1000].to_pylist():
         for dates, parse in ((False, _whole), (True, _milliseconds)):
             try:
                 parse((value or "").strip())
             except ValueError:
                 continue
-            return dates
-    return None
+            votes[dates] += 1
+            break
+    return votes[True] > votes[False] if any(votes.values()) else None
