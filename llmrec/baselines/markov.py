@@ -35,13 +35,18 @@ class Markov:
 
     def fit(self, train: Interactions, catalog_size: int) -> "FittedMarkov":
         """Count transitions; `train` has each user's rows adjacent, oldest first."""
-        if self.prior <= 0 or self.reach < 1 or self.last < 1:
-            raise ValueError("Markov needs prior > 0, reach >= 1 and last >= 1")
-        forward = transitions(train, catalog_size, self.reach, self.reach_decay)
+        return self.from_counts(
+            transitions(train, catalog_size, self.reach, self.reach_decay),
+            shares(train, catalog_size, self.half_life, 1.0),
+        )
+
+    def from_counts(self, forward: sp.csr_array, popularity: Floats) -> "FittedMarkov":
+        """The same from `transitions` (N, N) and `shares` (N,) that were counted before."""
+        if self.prior <= 0 or self.last < 1:
+            raise ValueError(f"Markov needs prior {self.prior} > 0 and last {self.last} >= 1")
         counts = (forward + self.backward * forward.T).tocsr()
-        share = 1.0 / (counts.sum(axis=1) + self.prior)
-        popularity = shares(train, catalog_size, self.half_life, 1.0)
-        rows = (sp.diags_array(share) @ counts).tocsr()
+        scale = 1.0 / (counts.sum(axis=1) + self.prior)
+        rows = (sp.diags_array(scale) @ counts).tocsr()
         return FittedMarkov(rows, popularity, self.last, self.history_decay)
 
 

@@ -83,3 +83,25 @@ def predict(
         if targets is not None and isinstance(fitted, Distribution):
             nll[part] = -scores[np.arange(len(scores)), targets[part]]
     return Predictions(positions, best, nll)
+
+
+def target_nll(
+    fitted: Distribution, histories: Histories, targets: Ints, catalog_size: int,
+    filter_seen: bool = True,
+) -> Floats:  # fmt: skip
+    """(U,) -log p(target) in nats, as in `predict` but without a ranking."""
+    nll = np.empty(len(histories))
+    for part in chunks(len(histories), catalog_size):
+        p = fitted.probabilities(histories[part], filter_seen)
+        with np.errstate(divide="ignore"):
+            nll[part] = -np.log(p[np.arange(len(p)), targets[part]])
+    return nll
+
+
+def mean_ndcg(positions: Ints, targets: Ints) -> float:
+    """Mean NDCG of rankings (U, k) with one relevant item each: 1 / log2(1 + its place) or 0.
+
+    For choosing hyperparameters; what is reported comes from `llmrec.evaluation`.
+    """
+    _, places = np.nonzero(positions == np.asarray(targets)[:, None])
+    return float((1.0 / np.log2(places + 2.0)).sum() / max(1, len(positions)))

@@ -1,0 +1,249 @@
+"""Hyperparameters of every baseline, chosen on validation and nothing else.
+
+A distribution is judged by its mean target NLL, the transition graph, which is none, by NDCG@10.
+The grids stand here; a search sweeps one hyperparameter after another, twice, keeping the best.
+What was tried and chosen is recorded in `Tuned`. Knows no test split.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from llmrec.baselines.distribution import Distribution
+from llmrec.baselines.item_knn import ItemKNN, neighbourhood
+from llmrec.baselines.markov import Markov, transitions
+from llmrec.baselines.popularity import FittedPopularity, Popularity, RecentPopularity, shares
+from llmrec.baselines.ranking import Scorer, mean_ndcg, predict, target_nll
+from llmrec.baselines.title_vectors import title_vectors
+from llmrec.baselines.transition_graph import TransitionGraph
+from llmrec.data.catalog import Catalog
+from llmrec.data.records import Examples, Interactions
+from llmrec.errors import RecipeError
+
+log = logging.getLogger("llmrec")
+
+NLL, NDCG = "valid_nll", "valid_ndcg@10"
+# More examples than this are sampled: the choice hardly changes, the time does.
+MAX_EXAMPLES = 2000
+ROUNDS = 2
+SMOOTHING = (0.1, 0.3, 1.0, 3.0, 10.0)
+# Half-lives as shares of the time between the first and the last training interaction.
+HALF_LIVES = (1.0, 1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32)
+
+Grid = Mapping[str, Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A fitted baseline, how it was chosen and in how many seconds (fitting included).
+
+    `trials` are (hyperparameters, value of `criterion`) in the order tried.
+    """
+
+    name: str
+    fitted: Scorer
+    hyperparameters: dict[str, Any]
+    criterion: str
+    value: float
+    grid: dict[str, list[Any]]
+    trials: list[tuple[dict[str, Any], float]]
+    seconds: float
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """All but the model itself, as JSON can hold it."""
+        trials = [{**asked, self.criterion: _json(value)} for asked, value in self.trials]
+        return {
+            "chosen": self.hyperparameters, "criterion": self.criterion,
+            "value": _json(self.value), "grid": self.grid, "trials": trials,
+            "seconds": round(self.seconds, 2),
+        }  # fmt: skip
+
+
+def choose(
+    name: str, train: Interactions, valid: Examples, catalog: Catalog, filter_seen: bool, seed: int
+) -> Tuned:
+    """Fit a baseline to `train` with the hyperparameters that do best on `valid`.
+
+    Names: popularity, recent_popularity, markov, item_knn, tgh, sasrec. Without a validation
+    example that can be answered, the defaults are kept. Raises RecipeError for another name.
+    """
+    begun = time.monotonic()
+    choices: dict[str, Callable[[_Task], _Choice]] = {
+        "popularity": _popularity, "recent_popularity": _recent_popularity, "markov": _markov,
+        "item_knn": _item_knn, "tgh": _transition_graph, "sasrec": _sasrec,
+    }  # fmt: skip
+    if name not in choices:
+        raise RecipeError(f"baseline {name!r} does not exist; choose from {', '.join(choices)}")
+    chosen = choices[name](_Task(train, _answerable(valid, filter_seen, seed), catalog,
+                                 filter_seen, seed))  # fmt: skip
+    log.info("%s: %s %.4f with %s", name, chosen.criterion, chosen.value, chosen.hyperparameters)
+    grid = {key: list(values) for key, values in chosen.grid.items()}
+    return Tuned(name, chosen.fitted, chosen.hyperparameters, chosen.criterion, chosen.value, grid,
+                 chosen.trials, time.monotonic() - begun)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What a search found, before it is timed."""
+
+    fitted: Scorer
+    hyperparameters: dict[str, Any]
+    criterion: str
+    value: float
+    grid: Grid
+    trials: list[tuple[dict[str, Any], float]]
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What to fit and to judge with; `kept` holds counts that several trials share."""
+
+    train: Interactions
+    valid: Examples
+    catalog: Catalog
+    filter_seen: bool
+    seed: int
+    kept: dict[Hashable, Any] = field(default_factory=dict)
+
+    def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What `make` gave for this key the first time."""
+        if key not in self.kept:
+            self.kept[key] = make()
+        return self.kept[key]
+
+    def nll(self, fitted: Distribution) -> float:
+        """Mean target NLL; NaN without examples."""
+        nll = target_nll(fitted, self.valid.histories(), self.valid.targets, len(self.catalog),
+                         self.filter_seen)  # fmt: skip
+        return float(nll.mean()) if len(nll) else float("nan")
+
+    def ndcg(self, fitted: Scorer) -> float:
+        """Mean NDCG@10; 0 without examples."""
+        shown = predict(fitted, self.valid.histories(), None, len(self.catalog), 10,
+                        self.filter_seen)  # fmt: skip
+        return mean_ndcg(shown.positions, self.valid.targets)
+
+    def half_lives(self) -> tuple[float, ...]:
+        """`HALF_LIVES` in units of the timestamps."""
+        time_stamps = self.train.timestamp
+        span = float(time_stamps.max() - time_stamps.min()) if len(time_stamps) else 0.0
+        return tuple(max(span, 1.0) * part for part in HALF_LIVES)
+
+
+def _answerable(valid: Examples, filter_seen: bool, seed: int) -> Examples:
+    """Examples whose target may be recommended, at most MAX_EXAMPLES of them, drawn by seed."""
+    rows = np.arange(len(valid))
+    if filter_seen:
+        rows = rows[[valid.targets[i] not in valid.history(i) for i in rows]] if len(rows) else rows
+    if len(rows) > MAX_EXAMPLES:
+        rows = np.sort(np.random.default_rng(seed).choice(rows, MAX_EXAMPLES, replace=False))
+    return valid.take(rows)
+
+
+def _sweep(
+    start: Any, grid: Grid, criterion: str, fit: Callable[[Any], Any],
+    measure: Callable[[Any], float],
+) -> _Choice:  # fmt: skip
+    """Try each value of each hyperparameter in turn, the others at their best so far.
+
+    NLL is minimised, NDCG maximised; equal values keep what came first.
+    """
+    sign = -1.0 if criterion == NDCG else 1.0
+    values = {start: measure(fit(start))}
+    best = start
+    for name, options in list(grid.items()) * ROUNDS:
+        for option in options:
+            model = replace(best, **{name: option})
+            if model not in values:
+                values[model] = measure(fit(model))
+        best = min(values, key=lambda model: sign * values[model])
+    trials = [(asdict(model), value) for model, value in values.items()]
+    return _Choice(fit(best), asdict(best), criterion, values[best], grid, trials)
+
+
+def _popularity(task: _Task) -> _Choice:
+    def fit(model: Popularity) -> FittedPopularity:
+        return model.fit(task.train, len(task.catalog))
+
+    return _sweep(Popularity(), {"smoothing": SMOOTHING}, NLL, fit, task.nll)
+
+
+def _recent_popularity(task: _Task) -> _Choice:
+    def fit(model: RecentPopularity) -> FittedPopularity:
+        return model.fit(task.train, len(task.catalog))
+
+    half_lives = task.half_lives()
+    grid = {"half_life": half_lives, "smoothing": SMOOTHING}
+    return _sweep(RecentPopularity(half_lives[0]), grid, NLL, fit, task.nll)
+
+
+def _markov(task: _Task) -> _Choice:
+    size = len(task.catalog)
+
+    def fit(model: Markov) -> Distribution:
+        counts = task.once(
+            (model.reach, model.reach_decay),
+            lambda: transitions(task.train, size, model.reach, model.reach_decay),
+        )
+        popularity = task.once(
+            model.half_life, lambda: shares(task.train, size, model.half_life, 1.0)
+        )
+        return model.from_counts(counts, popularity)
+
+    grid = {
+        "reach": (1, 3, 10, 20), "backward": (0.0, 0.5, 1.0), "prior": (3.0, 10.0, 30.0, 100.0),
+        "last": (1, 2, 5, 10), "history_decay": (0.4, 0.6, 0.8, 0.9),
+        "half_life": (None, *task.half_lives()),
+    }  # fmt: skip
+    return _sweep(Markov(), grid, NLL, fit, task.nll)
+
+
+def _item_knn(task: _Task) -> _Choice:
+    size = len(task.catalog)
+    popularity = shares(task.train, size, None, 1.0)
+
+    def fit(model: ItemKNN) -> Distribution:
+        similarity = task.once(
+            (model.neighbours, model.shrinkage),
+            lambda: neighbourhood(task.train, size, model.neighbours, model.shrinkage),
+        )
+        return model.from_neighbours(similarity, popularity)
+
+    grid = {
+        "neighbours": (20, 100, 300), "shrinkage": (0.0, 10.0, 50.0), "last": (1, 5, 20, 50),
+        "history_decay": (0.6, 0.8, 0.9, 1.0), "sharpness": (1.0, 1.5, 2.0),
+        "share": (0.05, 0.1, 0.2, 0.4),
+    }  # fmt: skip
+    return _sweep(ItemKNN(), grid, NLL, fit, task.nll)
+
+
+def _transition_graph(task: _Task) -> _Choice:
+    vectors = title_vectors(task.catalog.titles)
+
+    def fit(model: TransitionGraph) -> Scorer:
+        return model.fit(task.train, len(task.catalog), vectors)
+
+    return _sweep(TransitionGraph(), {"variant": (1, 2)}, NDCG, fit, task.ndcg)
+
+
+def _sasrec(task: _Task) -> _Choice:
+    from llmrec.baselines.sasrec import SASRec  # torch is loaded only where it is wanted
+
+    trained = SASRec().fit(task.train, len(task.catalog), task.valid, task.filter_seen, task.seed)
+
+    def fit(model: SASRec) -> Distribution:
+        return replace(trained, temperature=model.temperature)
+
+    grid = {"temperature": (1.0, 0.8, 0.9, 1.1, 1.2, 1.4, 1.7)}
+    chosen = _sweep(SASRec(), grid, NLL, fit, task.nll)
+    return replace(chosen, hyperparameters={**chosen.hyperparameters, "epoch": trained.epoch})
+
+
+def _json(value: float) -> float | None:
+    """NaN and infinities are not JSON."""
+    return round(value, 6) if np.isfinite(value) else None
