@@ -94,7 +94,7 @@ def allowed(path: tuple[str | int, ...]) -> str:
     """What the key at `path` takes, in words; `path` may go on into a list by number."""
     if path[:1] == ("train",) and len(path) > 1:
         return training_arguments.allowed_values(str(path[1]))
-    root = _schema()
+    root = schema()
     node: dict[str, Any] = root
     for part in path:
         options = [_resolved(option, root) for option in node.get("anyOf", [node])]
@@ -111,7 +111,8 @@ def allowed(path: tuple[str | int, ...]) -> str:
 
 
 @cache
-def _schema() -> dict[str, Any]:
+def schema() -> dict[str, Any]:
+    """The JSON schema of recipes."""
     return Recipe.model_json_schema()
 
 

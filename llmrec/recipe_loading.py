@@ -101,14 +101,29 @@ def load(reference: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return _with_paths(recipe, reading, path.parent)
 
 
-def missing_files(recipe: Recipe) -> list[str]:
-    """A message for each file or folder that a loaded recipe names and that is not there."""
-    values = [(".".join(path), _get(recipe, path)) for path in PATHS]
-    return [
-        f"{key}: {value} does not exist"
-        for key, value in values
-        if value is not None and os.path.isabs(value) and not Path(value).exists()
+def check(reference: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Load a recipe and look whether the files it names are there: {recipe, name, warnings}.
+
+    Raises RecipeError that lists every error.
+    """
+    recipe = load(reference, overrides)
+    missing = [
+        f"{'.'.join(path)}: {value} does not exist"
+        for path in PATHS
+        if (value := _get(recipe, path)) is not None
+        and os.path.isabs(value)
+        and not Path(value).exists()
     ]
+    if missing:
+        raise RecipeError(f"{reference}: files are missing\n  " + "\n  ".join(missing))
+    longest = max(recipe.evaluate.k)
+    warnings = []
+    if longest > recipe.decode.top_k:
+        warnings.append(
+            f"evaluate.k goes to {longest}, decode.top_k is {recipe.decode.top_k}: the language "
+            "model's metrics beyond it count missing items as misses"
+        )
+    return {"recipe": str(locate(reference)), "name": recipe.name, "warnings": warnings}
 
 
 def dump(recipe: Recipe) -> str:

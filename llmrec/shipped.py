@@ -1,9 +1,12 @@
 """Where the prompts and recipes that come with llmrec lie: in a checkout, or inside the wheel.
 
-Names only; opens no file.
+Knows names and files, not what they say.
 """
 
+import shutil
 from pathlib import Path
+
+from llmrec.errors import RecipeError
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -43,3 +46,27 @@ def recipe_file(reference: str) -> Path | None:
 def accelerate_names() -> list[str]:
     """Names of the shipped accelerate files, such as `ddp`."""
     return sorted(path.stem for path in (recipes() / "accelerate").glob("*.yaml"))
+
+
+def found(name: str) -> Path:
+    """The shipped recipe, or accelerate file (`accelerate/ddp`), of a name. Raises RecipeError."""
+    recipe = recipe_file(name)
+    if recipe is not None:
+        return recipe
+    hardware = name.removeprefix("recipes/").removeprefix("accelerate/").removesuffix(".yaml")
+    if hardware in accelerate_names():
+        return recipes() / "accelerate" / f"{hardware}.yaml"
+    names = ", ".join([*recipe_names(), *(f"accelerate/{name}" for name in accelerate_names())])
+    raise RecipeError(f"no shipped recipe {name!r}; shipped are: {names}")
+
+
+def copied(name: str, to: Path) -> Path:
+    """Copy a shipped file to a file or into a folder; the new path. Raises RecipeError."""
+    source = found(name)
+    target = to / source.name if to.is_dir() else to
+    if target.exists():
+        raise RecipeError(f"{target} is there already; give another name")
+    if not target.parent.is_dir():
+        raise RecipeError(f"{target.parent} is no folder; make it first")
+    shutil.copyfile(source, target)
+    return target

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmrec import recipe_loading
+from llmrec import recipe_loading, shipped
 from llmrec.data.files import replacing, sha256_of
 from llmrec.errors import RecipeError
 from llmrec.recipe import Recipe
@@ -115,16 +115,16 @@ class RunFolder:
 
 def open_run(reference: str, overrides: list[str]) -> tuple[Recipe, RunFolder]:
     """The recipe and folder of a recipe's file or name, or of a run folder that holds one."""
-    if not Path(reference).is_dir():
-        recipe = recipe_loading.load(reference, overrides)
-        return recipe, RunFolder.of(recipe)
     folder = RunFolder(Path(reference))
-    if not folder.recipe.is_file():
+    if folder.recipe.is_file():
+        return recipe_loading.load(folder.recipe, overrides), folder
+    if folder.root.is_dir() and shipped.recipe_file(reference) is None:
         raise RecipeError(
             f"{reference}: no run folder, it holds no recipe.yaml; name a recipe, or the folder "
             "that `llmrec prepare` made"
         )
-    return recipe_loading.load(folder.recipe, overrides), folder
+    recipe = recipe_loading.load(reference, overrides)
+    return recipe, RunFolder.of(recipe)
 
 
 def recipe_hash(recipe: Recipe) -> str:
@@ -152,7 +152,7 @@ def model_provenance(recipe: Recipe) -> dict[str, Any]:
 
 
 def _hub_commit(repository: str, revision: str) -> str:
-    """The commit that a branch stood for when it was last fetched; the revision itself if unknown."""
+    """The commit a branch stood for when it was last fetched; the revision itself if unknown."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     reference = Path(HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}" / "refs" / revision

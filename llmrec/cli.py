@@ -1,0 +1,278 @@
+"""The command line: verbs and flags, nothing else. Every verb imports its stage when it is called.
+
+stdout is data, stderr is logs. Exit codes: 0 done, 1 failed, 2 recipe or usage, 3 data,
+75 interrupted and resumable, 130 Ctrl+C.
+"""
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from llmrec import terminal
+
+app = typer.Typer(
+    help="Turn a language model into a recommender for your catalog, and learn whether it is "
+    "worth it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+prompts_app = typer.Typer(help="The prompt templates.", no_args_is_help=True)
+recipes_app = typer.Typer(help="The recipes that come with llmrec.", no_args_is_help=True)
+config_app = typer.Typer(help="What a recipe says and can say.", no_args_is_help=True)
+app.add_typer(prompts_app, name="prompts")
+app.add_typer(recipes_app, name="recipes")
+app.add_typer(config_app, name="config")
+
+RecipeName = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="Recipe file, shipped recipe's name, or run folder.")
+]
+# typer reads Optional, not `list[str] | None`, in every version the package allows.
+Overrides = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Settings that beat the recipe."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Use the cache alone.")]
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    terminal.guarded(app)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(version("llmrec"))
+        raise typer.Exit
+
+
+@app.callback()
+def _everywhere(
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Warnings and errors only.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Version.")
+    ] = False,
+) -> None:
+    terminal.set_up_logging(quiet)
+
+
+@app.command()
+def fetch(
+    kind: Annotated[str, typer.Argument(metavar="model|data", help="What to fetch.")],
+    name: Annotated[str, typer.Argument(help="Its name, or a model's Hub id.")],
+    offline: Offline = False,
+    as_json: Json = False,
+) -> None:
+    """Bring a model or data set into the cache, verified."""
+    from llmrec.stages import fetch as stage
+
+    result = stage.run(kind, name, offline)
+    terminal.show(result if as_json else result["path"], as_json)
+
+
+@app.command()
+def prepare(
+    recipe: RecipeName, overrides: Overrides = None, offline: Offline = False, as_json: Json = False
+) -> None:
+    """Read, filter and split the data."""
+    from llmrec.stages import prepare as stage
+    from llmrec.stages.folder import open_run
+
+    settings, folder = open_run(recipe, overrides or [])
+    result = stage.run(settings, folder, offline)
+    folder.keep(settings)
+    terminal.show(result, as_json)
+
+
+@app.command()
+def validate(recipe: RecipeName, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Check a recipe: every error at once, without torch."""
+    from llmrec.recipe_loading import check
+
+    terminal.show(check(recipe, overrides or []), as_json)
+
+
+@app.command()
+def train(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what training would do; train nothing.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Fine-tune the model; goes on where it was interrupted."""
+    from llmrec.stages import train as stage
+    from llmrec.stages.folder import open_run
+
+    settings, folder = open_run(recipe, overrides or [])
+    result = stage.run(settings, folder, dry_run)
+    if not dry_run:
+        folder.keep(settings)
+    terminal.show(result, as_json)
+
+
+@app.command()
+def recommend(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    histories: Annotated[
+        Optional[typer.FileText],  # noqa: UP045
+        typer.Option(
+            encoding="utf-8",
+            help="JSON lines of histories, a file or - for stdin, instead of the test split. "
+            "A line: a list of item ids or titles, or {user, history}.",
+        ),
+    ] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="Items for each of these histories.")] = 10,
+    as_json: Json = False,
+) -> None:
+    """Recommend for the test split, or for histories of your own (one JSON line per item)."""
+    from llmrec.stages import recommend as stage
+    from llmrec.stages.folder import open_run
+
+    settings, folder = open_run(recipe, overrides or [])
+    if histories is not None:
+        terminal.show_lines(stage.raw(folder.root, histories, top_k))
+        return
+    result = stage.run(settings, folder)
+    folder.keep(settings)
+    terminal.show(result, as_json)
+
+
+@app.command()
+def evaluate(recipe: RecipeName, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Metrics per user, means, intervals and tests. Needs no torch."""
+    from llmrec.stages import evaluate as stage
+    from llmrec.stages.folder import open_run
+
+    settings, folder = open_run(recipe, overrides or [])
+    result = stage.run(settings, folder)
+    folder.keep(settings)
+    terminal.show(result, as_json)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders.")],
+    output: Annotated[
+        str, typer.Option("--format", help="text, markdown, latex or json.")
+    ] = "text",
+    as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
+) -> None:
+    """Paired tests between the systems of runs."""
+    from llmrec.stages import compare as stage
+
+    terminal.show(stage.run(runs, "json" if as_json else output), as_json)
+
+
+@app.command()
+def report(recipe: RecipeName, overrides: Overrides = None, as_json: Json = False) -> None:
+    """One page: table, training curve, three users."""
+    from llmrec.stages import report as stage
+    from llmrec.stages.folder import open_run
+
+    settings, folder = open_run(recipe, overrides or [])
+    terminal.show(stage.run(settings, folder), as_json)
+
+
+@app.command()
+def run(recipe: RecipeName, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Prepare, train, recommend, evaluate and report; skips what is done."""
+    from llmrec.stages import pipeline
+    from llmrec.stages.folder import open_run
+
+    settings, folder = open_run(recipe, overrides or [])
+    terminal.show(pipeline.run(settings, folder), as_json)
+
+
+@app.command()
+def env(as_json: Json = False) -> None:
+    """Versions and hardware, for a bug report."""
+    from llmrec.stages import environment
+
+    terminal.show(environment.run(), as_json)
+
+
+@prompts_app.command("ls")
+def prompts_ls(as_json: Json = False) -> None:
+    """Names of the shipped templates."""
+    from llmrec.stages import prompts as stage
+
+    terminal.show(stage.ls(), as_json)
+
+
+@prompts_app.command("show")
+def prompts_show(
+    name: Annotated[str, typer.Argument(metavar="TASK/DOMAIN", help="As `prompts ls` lists it.")],
+) -> None:
+    """The text of a template."""
+    from llmrec.stages import prompts as stage
+
+    terminal.show(stage.show(name), as_json=False)
+
+
+@prompts_app.command("render")
+def prompts_render(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    user: Annotated[Optional[str], typer.Option(help="user_id; else the first.")] = None,  # noqa: UP045
+    as_json: Json = False,
+) -> None:
+    """A real user's prompt, with token ids and the loss mask."""
+    from llmrec.stages import prompts as stage
+    from llmrec.stages.folder import open_run
+
+    settings, folder = open_run(recipe, overrides or [])
+    terminal.show(stage.render(settings, folder, user), as_json)
+
+
+@recipes_app.command("ls")
+def recipes_ls(as_json: Json = False) -> None:
+    """Names of the shipped recipes and accelerate files."""
+    from llmrec import shipped
+
+    names = {"recipes": shipped.recipe_names(), "accelerate": shipped.accelerate_names()}
+    terminal.show(names, as_json)
+
+
+@recipes_app.command("show")
+def recipes_show(name: Annotated[str, typer.Argument(help="As `recipes ls` lists it.")]) -> None:
+    """The text of a recipe or accelerate file."""
+    from llmrec import shipped
+
+    terminal.show(shipped.found(name).read_text("utf-8").rstrip("\n"), as_json=False)
+
+
+@recipes_app.command("cp")
+def recipes_cp(
+    name: Annotated[str, typer.Argument(help="As `recipes ls` lists it.")],
+    to: Annotated[Path, typer.Argument(help="File or folder to copy it to.")] = Path(),
+) -> None:
+    """Copy a recipe or accelerate file, to change it. Never overwrites."""
+    from llmrec import shipped
+
+    terminal.show(str(shipped.copied(name, to)), as_json=False)
+
+
+@config_app.command("show")
+def config_show(recipe: RecipeName, overrides: Overrides = None, as_json: Json = False) -> None:
+    """A recipe with every default written out."""
+    from llmrec.recipe_loading import dump, load
+
+    loaded = load(recipe, overrides or [])
+    terminal.show(loaded.model_dump(mode="json") if as_json else dump(loaded).rstrip(), as_json)
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """The JSON schema of recipes."""
+    from llmrec.recipe_keys import schema
+
+    terminal.show(schema(), as_json=True)

@@ -1,0 +1,129 @@
+"""The process around a verb: logs on stderr, results on stdout, signals and errors as exit codes.
+
+Knows no verb and no recipe.
+"""
+
+import json
+import logging
+import math
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable
+from types import FrameType
+from typing import Any, NoReturn
+
+from llmrec.errors import LlmrecError
+
+INTERRUPTED, CTRL_C, FAILED = 75, 130, 1
+
+
+def guarded(command: Callable[[], Any]) -> NoReturn:
+    """Run a command and exit with its code; a person's mistake is a message, never a traceback."""
+    signal.signal(signal.SIGTERM, _on_signal)
+    signal.signal(signal.SIGINT, _on_signal)
+    quiet_libraries()
+    try:
+        command()
+    except LlmrecError as error:
+        sys.exit(_told(error, error.exit_code))
+    except OSError as error:
+        # Disk full, no permission, a file that went away: the message says it, a traceback hides
+        # it. LLMREC_TRACEBACK=1 brings it back.
+        if os.environ.get("LLMREC_TRACEBACK"):
+            raise
+        sys.exit(_told(error, FAILED))
+    sys.exit(0)
+
+
+def _told(error: Exception, code: int) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return code
+
+
+def _on_signal(number: int, _: FrameType | None) -> None:
+    if number == signal.SIGINT:
+        print("stopped", file=sys.stderr)
+        raise SystemExit(CTRL_C)
+    print("interrupted; run the same command again to go on", file=sys.stderr)
+    raise SystemExit(INTERRUPTED)
+
+
+def quiet_libraries() -> None:
+    """No telemetry from the libraries, and no progress bars where nobody watches."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("TQDM_DISABLE", "1")
+
+
+def is_main_process() -> bool:
+    """False in all but the first process that a launcher started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def set_up_logging(quiet: bool) -> None:
+    """Log lines of llmrec to stderr; warnings alone if `quiet` or not the main process."""
+    logger = logging.getLogger("llmrec")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger.handlers = [handler]
+    logger.propagate = False
+    logger.setLevel(logging.WARNING if quiet or not is_main_process() else logging.INFO)
+
+
+def show(result: Any, as_json: bool) -> None:
+    """Print a verb's result: JSON, or text a person can read. Once, whatever the processes."""
+    if not is_main_process():
+        return
+    if as_json:
+        print(json.dumps(_plain(result), indent=2, ensure_ascii=False))
+    elif isinstance(result, str):
+        print(result)
+    else:
+        print("\n".join(_lines(result, "")))
+
+
+def show_lines(rows: Iterable[Any]) -> None:
+    """Print one line of JSON for each row, as it comes."""
+    for row in rows:
+        if is_main_process():
+            print(json.dumps(_plain(row), ensure_ascii=False), flush=True)
+
+
+def _plain(value: Any) -> Any:
+    """`value` with null for numbers that JSON cannot hold."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _lines(value: Any, indent: str) -> list[str]:
+    if isinstance(value, dict):
+        lines = []
+        for key, item in value.items():
+            if isinstance(item, dict | list) and item:
+                lines += [f"{indent}{key}:", *_lines(item, indent + "  ")]
+            elif isinstance(item, str) and "\n" in item:
+                lines += [f"{indent}{key}:", *(indent + "  " + line for line in item.splitlines())]
+            else:
+                lines.append(f"{indent}{key}: {_word(item)}")
+        return lines
+    if isinstance(value, list):
+        if all(not isinstance(item, dict | list) for item in value):
+            return [indent + ", ".join(_word(item) for item in value)]
+        return [line for item in value for line in (*_lines(item, indent), "")][:-1]
+    return [indent + _word(value)]
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)
