@@ -4,7 +4,7 @@ Knows neither names of models nor where they are kept: it takes a local folder o
 """
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,12 +75,15 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def with_adapter(model: nn.Module, adapter: Path) -> Any:
-    """The model with a saved LoRA adapter on it, in evaluation mode."""
+def load_tuned(base: BaseModel, tuned: Path) -> Any:
+    """What training left in folder `tuned`: a LoRA adapter for `base`, or a whole model."""
+    if not (tuned / "adapter_config.json").is_file():
+        return load_model(replace(base, source=str(tuned), revision=None))
+    model = load_model(base)
     try:
-        return PeftModel.from_pretrained(model, str(adapter)).eval()
+        return PeftModel.from_pretrained(model, str(tuned)).eval()
     except (OSError, ValueError, RuntimeError) as error:
-        raise LlmrecError(f"{adapter}: not an adapter of this model ({_first(error)})") from None
+        raise LlmrecError(f"{tuned}: not an adapter of {base.source} ({_first(error)})") from None
 
 
 def with_new_lora(model: nn.Module, lora: Lora, seed: int) -> Any:

@@ -40,7 +40,7 @@ CHECKPOINT, BEST = "checkpoint-", "best-"
 
 @dataclass(frozen=True)
 class Objective:
-    """`sft`: softmax over the vocabulary. `msl`: over the trie's continuations, divided by `tau`."""
+    """`sft`: softmax over the vocabulary; `msl`: over the trie's continuations, over `tau`."""
 
     name: str
     trie: TitleTrie
@@ -58,7 +58,9 @@ class Objective:
             extra = {"tokens": choices.tokens, "owner": choices.owner, "chosen": choices.chosen}
         else:
             kept = [np.arange(len(row.labels)) for row in rows]
-            extra = {"labels": torch.from_numpy(np.concatenate([r.labels for r in rows]).astype(int))}
+            extra = {
+                "labels": torch.from_numpy(np.concatenate([r.labels for r in rows]).astype(int))
+            }
         batch = collate(rows, [row.predictors[k] for row, k in zip(rows, kept, strict=True)])
         of_token = np.concatenate([b[k] for b, k in zip(branches, kept, strict=True)])
         return {
@@ -79,16 +81,10 @@ class Objective:
         return branch_sums(values, batch["branches"], len(batch["weights"]))
 
 
-@dataclass(frozen=True)
-class Validation:
-    """`measure(model)` gives a dict with at least "nll", lower is better; called by every process."""
-
-    measure: Callable[[torch.nn.Module], dict[str, float]]
-
-
 class TreeTrainer(Trainer):
     """Trains on TokenTrees. `args.output_dir` is the folder of checkpoints.
 
+    `validate(model)` gives a dict with at least "nll", lower is better; every process calls it.
     `log_path`: one JSON line for each logged step and each validation.
     """
 
@@ -98,7 +94,7 @@ class TreeTrainer(Trainer):
         args: TrainingArguments,
         rows: Sequence[TokenTree],
         objective: Objective,
-        validation: Validation,
+        validate: Callable[[torch.nn.Module], dict[str, float]],
         log_path: Path,
     ) -> None:
         if args.n_gpu > 1:
@@ -106,9 +102,9 @@ class TreeTrainer(Trainer):
                 f"this process sees {args.n_gpu} GPUs; start one process for each with "
                 "`accelerate launch --config_file ddp.yaml -m llmrec train ...`"
             )
-        self.objective, self.validation, self.log_path = objective, validation, log_path
+        self.objective, self.validate, self.log_path = objective, validate, log_path
         self.root = Path(args.output_dir)
-        self.started, self.targets_seen = time.monotonic(), 0
+        self.started, self.targets_seen, self._validated_at = time.monotonic(), 0, -1
         super().__init__(
             model=model, args=args, train_dataset=_Rows(rows), eval_dataset=_Rows([]),
             data_collator=self._collate, callbacks=[_FiniteGradients()],
@@ -162,9 +158,9 @@ class TreeTrainer(Trainer):
         training = self.model.training
         self.model.eval()
         with torch.no_grad():
-            measured = self.validation.measure(self.model_wrapped or self.model)
+            measured = self.validate(self.model_wrapped or self.model)
         self.model.train(training)
-        step = self.state.global_step
+        step = self._validated_at = self.state.global_step
         self._write_log({"step": step, "valid_nll": measured["nll"],
                          "low": measured.get("low"), "high": measured.get("high")})  # fmt: skip
         best, _ = checkpoints.newest(self.root, BEST)
@@ -175,6 +171,11 @@ class TreeTrainer(Trainer):
             self.args, self.state, self.control, metrics
         )
         return metrics
+
+    @property
+    def has_validated(self) -> bool:
+        """Whether the weights as they now are have been validated."""
+        return self._validated_at == self.state.global_step
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log as Hugging Face does, and one line to `log_path` for a training loss."""
@@ -244,8 +245,8 @@ class _FiniteGradients(TrainerCallback):
                 )
 
 
-def publish_best(root: Path, adapter: Path) -> dict[str, Any]:
-    """Copy the best sealed weights under `root` to `adapter`; returns their manifest's facts."""
+def publish_best(root: Path, adapter: Path, settings: dict[str, Any]) -> None:
+    """Copy the best sealed weights under `root` to `adapter`, with the settings they came from."""
     best, skipped = checkpoints.newest(root, BEST)
     if best is None:
         raise LlmrecError(f"{root}: no weights that verify ({'; '.join(skipped) or 'none saved'})")
@@ -253,5 +254,4 @@ def publish_best(root: Path, adapter: Path) -> dict[str, Any]:
     shutil.rmtree(staged, ignore_errors=True)
     shutil.copytree(best, staged)
     known = checkpoints.facts(best)
-    checkpoints.seal(staged, adapter, step=known["step"], nll=known["nll"])
-    return known
+    checkpoints.seal(staged, adapter, step=known["step"], nll=known["nll"], settings=settings)

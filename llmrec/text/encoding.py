@@ -88,23 +88,21 @@ class PromptEncoder:
         return TitleTrie.from_sequences(self.completions)
 
     def prompt(self, history: Sequence[int] | Ids) -> EncodedPrompt:
-        """Encode the prompt of a history of positions, oldest first; at least one.
+        """Encode the prompt of a history of positions, oldest first; it may be empty.
 
         Raises RecipeError when not even the newest title fits into `max_tokens`.
         """
-        if len(history) == 0:
-            raise ValueError("a prompt needs a history of at least one item")
-        shown = np.asarray(history[-self.max_history :], np.int32)
+        shown = np.asarray(history, np.int32)[-self.max_history :]
         room = self.max_tokens - self._longest_completion
         while True:
             parts, starts, ends = self._laid_out(shown)
             size = sum(map(len, parts))
             if size <= room:
                 break
-            if len(shown) == 1:
+            if len(shown) <= 1:
                 raise RecipeError(
                     f"prompt.max_tokens = {self.max_tokens} leaves {room} tokens for a prompt, "
-                    f"and one title already takes {size}; raise it or shorten the template"
+                    f"and {len(shown)} titles already take {size}; raise it or shorten the template"
                 )
             shown = shown[1:]
         return EncodedPrompt(np.concatenate(parts).astype(np.int32), shown, starts, ends,
@@ -192,7 +190,9 @@ class PromptEncoder:
 def _chat_around(tokenizer: Any) -> tuple[str, str]:
     """What the tokenizer's chat template puts before and after a single user message."""
     if not getattr(tokenizer, "chat_template", None):
-        raise RecipeError("prompt.form is 'chat' but the tokenizer has no chat template; use 'plain'")
+        raise RecipeError(
+            "prompt.form is 'chat' but the tokenizer has no chat template; use 'plain'"
+        )
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": _SENTINEL}], tokenize=False, add_generation_prompt=True
     )

@@ -24,7 +24,7 @@ _ENVIRONMENT = ImmutableSandboxedEnvironment(
     trim_blocks=True,
     lstrip_blocks=True,
     keep_trailing_newline=True,
-    autoescape=False,  # noqa: S701  the output is a prompt, and titles are never rendered
+    autoescape=False,  # the output is a prompt, and titles are never rendered
 )
 
 
@@ -123,4 +123,3 @@ def _spans(text: str, titles: Sequence[str]) -> Iterator[Span]:
             yield Span(titles[int(part)], int(part))
         elif part:
             yield Span(part)
-

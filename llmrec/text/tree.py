@@ -77,9 +77,7 @@ class TokenTree:
     def paths(self) -> list[list[int]]:
         """Segment numbers from the root to each leaf, for reading the tree path by path."""
         parents = {segment.parent for segment in self.segments}
-        return [
-            self._ancestors(leaf) for leaf in range(len(self.segments)) if leaf not in parents
-        ]
+        return [self._ancestors(leaf) for leaf in range(len(self.segments)) if leaf not in parents]
 
     def _ancestors(self, index: int) -> list[int]:
         path = [index]
@@ -118,9 +116,9 @@ class TokenTree:
             labels=_joined([self.segments[i].ids for i in learned]),
             predictors=_joined(before),
             branches=np.repeat(np.arange(len(learned)), lengths[learned]).astype(np.int32),
-            targets=np.repeat(
-                [self.segments[i].target for i in learned], lengths[learned]
-            ).astype(np.int32),
+            targets=np.repeat([self.segments[i].target for i in learned], lengths[learned]).astype(
+                np.int32
+            ),
             steps=_joined([self.segments[i].start + np.arange(lengths[i]) for i in learned]),
         )
 

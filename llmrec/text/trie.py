@@ -49,7 +49,9 @@ class TitleTrie:
             raise ValueError("a TitleTrie needs at least one sequence; got none")
         lengths = np.array([len(s) for s in sequences], np.int64)
         if not lengths.all():
-            raise ValueError(f"sequence {int(np.argmin(lengths))} is empty; every title needs tokens")
+            raise ValueError(
+                f"sequence {int(np.argmin(lengths))} is empty; every title needs tokens"
+            )
         flat = np.fromiter(chain.from_iterable(sequences), np.int64, int(lengths.sum()))
         if flat.min() < 0:
             raise ValueError(f"token id {int(flat.min())} is negative")
@@ -120,7 +122,7 @@ class TitleTrie:
         return self.tokens[self.children[node] : self.children[node + 1]]
 
     def children_of(self, nodes: npt.NDArray[np.integer]) -> tuple[Longs, Longs]:
-        """All children of B nodes end to end: (C,) child nodes and (C,) index of the parent in B."""
+        """All children of B nodes end to end: (C,) child nodes, (C,) index of the parent in B."""
         first, count = self.children[nodes], np.diff(self.children)[nodes]
         owner = np.repeat(np.arange(len(nodes)), count)
         inside = np.arange(len(owner)) - np.repeat(np.cumsum(count) - count, count)

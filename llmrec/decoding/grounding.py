@@ -1,0 +1,79 @@
+"""Grounding: from what somebody wrote to the item that is meant.
+
+An item id, an exact title, a title equal after case, accents and punctuation are taken away, or
+the nearest title by edit distance if it is near enough. Knows no model.
+"""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from rapidfuzz import fuzz, process
+
+from llmrec.data.catalog import Catalog, clean_title
+
+How = Literal["item_id", "exact", "normalised", "fuzzy", "unknown"]
+NEAR_ENOUGH = 90.0  # of 100; one wrong letter in a title of ten
+
+
+@dataclass(frozen=True)
+class Grounded:
+    """`position` of the item meant, -1 if unknown; `how` it was found; the `nearest` title."""
+
+    position: int
+    how: How
+    nearest: str | None = None
+
+
+class Grounder:
+    """Looks up entries in one catalog."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self.catalog = catalog
+
+    def ground(self, entries: Sequence[str]) -> list[Grounded]:
+        """The item meant by each entry."""
+        return [self._one(entry) for entry in entries]
+
+    def _one(self, entry: str) -> Grounded:
+        if entry in self.catalog.position_of:
+            return Grounded(self.catalog.position_of[entry], "item_id")
+        if entry in self._exact:
+            return Grounded(self._exact[entry], "exact")
+        key = normalised(entry)
+        if len(self._normalised.get(key, ())) == 1:
+            return Grounded(self._normalised[key][0], "normalised")
+        hit = process.extractOne(key, list(self._normalised), scorer=fuzz.ratio) if key else None
+        if hit is None:
+            return Grounded(-1, "unknown")
+        nearest = self._normalised[hit[0]]
+        title = self.catalog.titles[nearest[0]]
+        if hit[1] >= NEAR_ENOUGH and len(nearest) == 1:
+            return Grounded(nearest[0], "fuzzy", title)
+        return Grounded(-1, "unknown", title)
+
+    @cached_property
+    def _exact(self) -> dict[str, int]:
+        """Titles and raw titles; a raw title of several items is no answer."""
+        raw: dict[str, list[int]] = {}
+        for position, title in enumerate(self.catalog.raw_titles):
+            raw.setdefault(title, []).append(position)
+        single = {title: where[0] for title, where in raw.items() if len(where) == 1}
+        return single | {title: p for p, title in enumerate(self.catalog.titles)}
+
+    @cached_property
+    def _normalised(self) -> dict[str, list[int]]:
+        keys: dict[str, list[int]] = {}
+        for position, title in enumerate(self.catalog.titles):
+            keys.setdefault(normalised(title), []).append(position)
+        return keys
+
+
+def normalised(title: str) -> str:
+    """Lower case, no accents, letters and digits only, words one space apart, articles in front."""
+    plain = unicodedata.normalize("NFKD", clean_title(title)).casefold()
+    plain = "".join(c for c in plain if not unicodedata.combining(c))
+    return " ".join(re.findall(r"\w+", plain))

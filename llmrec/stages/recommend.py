@@ -1,0 +1,211 @@
+"""Recommend: every system of the recipe answers for the test split, one predictions file each.
+
+Baselines are fitted on the training interactions with hyperparameters chosen in validation, as is
+the weight of a baseline that guides the language model. A language model's answers are kept batch
+by batch, so that an interrupted run goes on where it stopped, and processes share the batches.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llmrec.baselines.ranking import chunks, predict
+from llmrec.baselines.tuning import Tuned, choose
+from llmrec.data.catalog import Catalog
+from llmrec.data.files import sha256_of
+from llmrec.data.records import Examples, Interactions
+from llmrec.errors import LlmrecError
+from llmrec.evaluation.predictions import Predictions, SystemInfo
+from llmrec.recipe import Recipe
+from llmrec.stages import prepare
+from llmrec.stages.folder import RunFolder
+
+log = logging.getLogger("llmrec")
+
+
+def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
+    """Write `predictions/<system>.parquet` for each system that has none of these settings yet."""
+    prepare.run(recipe, folder)
+    answering = _Answering(recipe, folder)
+    written, standing = [], []
+    for system in recipe.systems:
+        path, settings = folder.predictions(system), answering.settings(system)
+        if path.exists() and Predictions.read(path).info.provenance.get("settings") == settings:
+            standing.append(system)
+            continue
+        is_baseline = not system.startswith(("tuned", "untuned"))
+        predictions = (answering.baseline if is_baseline else answering.language_model)(system)
+        if predictions is not None:
+            predictions.write(path)
+        written.append(system)
+        log.info("recommend: %s done", system)
+    return {"written": written, "standing": standing, "folder": str(folder.predictions("x").parent)}
+
+
+@dataclass
+class _Answering:
+    """The pieces that several systems share, each made once and when first needed."""
+
+    recipe: Recipe
+    folder: RunFolder
+    tuned: dict[str, Tuned] = field(default_factory=dict)
+
+    @cached_property
+    def catalog(self) -> Catalog:
+        return Catalog.read(self.folder.items)
+
+    @cached_property
+    def test(self) -> Examples:
+        return Examples.read(self.folder.examples("test"))
+
+    @cached_property
+    def valid(self) -> Examples:
+        return Examples.read(self.folder.examples("valid"))
+
+    @cached_property
+    def language(self) -> Any:
+        from llmrec.stages.language_systems import LanguageSystems
+
+        return LanguageSystems(self.recipe, self.folder, self.catalog)
+
+    def settings(self, system: str) -> dict[str, Any]:
+        """All that the system's answers depend on, besides the versions of packages."""
+        recipe = self.recipe
+        decode = recipe.decode.model_dump(mode="json", exclude=set(_unused(system)))
+        known = {"decode": decode, "seed": recipe.seed, "data": sha256_of(self.folder.data / "manifest.json")}
+        if "tuned" in system:
+            known |= recipe.model_dump(mode="json", include={"prompt", "model"})
+        if system.startswith("tuned"):
+            known["adapter"] = self._adapter_hash()
+        return known
+
+    def fitted(self, name: str) -> Tuned:
+        """A baseline with its hyperparameters chosen in validation."""
+        if name not in self.tuned:
+            log.info("recommend: fitting %s", name)
+            self.tuned[name] = choose(
+                name, Interactions.read(self.folder.interactions), self.valid, self.catalog,
+                filter_seen=self.recipe.decode.filter_seen, seed=self.recipe.seed,
+            )  # fmt: skip
+        return self.tuned[name]
+
+    def baseline(self, system: str) -> Predictions:
+        """A baseline's answers for the test split."""
+        begun = time.monotonic()
+        tuned = self.fitted(system)
+        answers = predict(
+            tuned.fitted, self.test.histories(), self.test.targets, len(self.catalog),
+            self.recipe.decode.top_k, self.recipe.decode.filter_seen,
+        )  # fmt: skip
+        kept = answers.positions >= 0
+        info = SystemInfo(
+            system, "baseline", not np.isnan(answers.nll).all(), tuned.described,
+            round(time.monotonic() - begun, 2), self._provenance(system),
+        )  # fmt: skip
+        return Predictions.of(
+            info, self.test.user_ids,
+            [row[k] for row, k in zip(answers.positions, kept, strict=True)],
+            [row[k] for row, k in zip(answers.scores, kept, strict=True)], answers.nll,
+        )  # fmt: skip
+
+    def language_model(self, system: str) -> Predictions | None:
+        """A language model's answers; None in a process that only helps."""
+        hyperparameters, q, weight = {}, None, 1.0
+        if system.endswith("_guided"):
+            guide = self.recipe.decode.guidance.baseline
+            assert guide is not None  # noqa: S101  the recipe has been checked
+            weight, by_weight = self._guidance_weight(system, guide)
+            hyperparameters = {"guided_by": guide, "weight": weight, "valid_nll": by_weight}
+            q = self._probabilities(guide, self.test)
+        parts = self.folder.predictions(system).parent / ".parts" / f"{system}-{self._key(system)}"
+        self.language.answer(system, self.test, parts, weight, q)
+        if not self.language.is_main_process:
+            return None
+        answers = {int(i): a for part in sorted(parts.glob("*.json"))
+                   for i, a in json.loads(part.read_text("utf-8"))["answers"].items()}  # fmt: skip
+        seconds = sum(json.loads(p.read_text("utf-8"))["seconds"] for p in parts.glob("*.json"))
+        ordered = [answers[i] for i in range(len(self.test))]
+        info = SystemInfo(system, "language_model", True, hyperparameters, round(seconds, 2),
+                          self._provenance(system))  # fmt: skip
+        predictions = Predictions.of(
+            info, self.test.user_ids, [np.array(a["items"], np.int32) for a in ordered],
+            [np.array(a["scores"], np.float32) for a in ordered],
+            np.array([np.inf if a["nll"] is None else a["nll"] for a in ordered]),
+        )  # fmt: skip
+        shutil.rmtree(parts)
+        return predictions
+
+    def _guidance_weight(self, system: str, guide: str) -> tuple[float, dict[str, float]]:
+        """The model's share, given or best in validation, and the mean NLL of each one tried."""
+        wanted = self.recipe.decode.guidance.weight
+        if wanted != "auto":
+            return float(wanted), {}
+        log.info("recommend: choosing the weight of %s in validation", system)
+        by_weight = self.language.guided_nll(
+            system, self.valid, self._probabilities(guide, self.valid),
+            self.recipe.decode.guidance.grid,
+        )  # fmt: skip
+        if not by_weight:
+            raise LlmrecError("no validation target can be recommended, so no guidance weight can "
+                              "be chosen; set decode.guidance.weight to a number")  # fmt: skip
+        best = min(by_weight, key=lambda weight: (by_weight[weight], weight))
+        return best, {f"{weight:g}": value for weight, value in by_weight.items()}
+
+    def _probabilities(self, guide: str, examples: Examples) -> npt.NDArray[np.float64]:
+        """(E, N) the guide's probabilities, made chunk by chunk."""
+        fitted, histories = self.fitted(guide).fitted, examples.histories()
+        parts = [
+            fitted.probabilities(histories[part], self.recipe.decode.filter_seen)
+            for part in chunks(len(histories), len(self.catalog))
+        ]
+        return np.concatenate(parts)
+
+    def _adapter_hash(self) -> str:
+        from llmrec.stages.language import adapter_of
+
+        adapter = adapter_of(self.recipe, self.folder.adapter)
+        weights = sorted(adapter.glob("*.safetensors"))
+        if not weights:
+            raise LlmrecError(
+                f"{adapter}: no trained weights, which the tuned systems need; run `llmrec train` "
+                "first or name an adapter in model.adapter"
+            )
+        return hashlib.sha256(b"".join(w.read_bytes() for w in weights)).hexdigest()
+
+    def _provenance(self, system: str) -> dict[str, Any]:
+        return {**self.folder.provenance(self.recipe), "settings": self.settings(system)}
+
+    def _key(self, system: str) -> str:
+        text = json.dumps(self.settings(system), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _unused(system: str) -> list[str]:
+    """Keys of `decode` that make no difference to a system."""
+    if "tuned" not in system:
+        return ["beams", "renormalise", "batch_size", "guidance"]
+    return ["batch_size"] if system.endswith("_guided") else ["batch_size", "guidance"]
+
+
+def raw(run_dir: Path, lines: Iterable[str], top_k: int = 10) -> list[dict[str, Any]]:
+    """Recommendations for JSON lines: dicts of user, rank, item_id, title, score.
+
+    A line is a list of item ids or titles, or {"user": ..., "history": [...]}. See
+    `Recommender.recommend` for what happens to a title that the catalog does not have.
+    """
+    from llmrec.stages.recommender import Recommender, read_histories
+
+    users, histories = read_histories(lines)
+    table = Recommender.from_pretrained(run_dir).recommend(histories, top_k=top_k, users=users)
+    rows: list[dict[str, Any]] = table.to_pylist()
+    return rows

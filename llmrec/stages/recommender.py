@@ -1,0 +1,132 @@
+"""The Recommender: a finished run, asked in Python with raw histories."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from llmrec.data.catalog import Catalog
+from llmrec.data.records import ITEM_ID, TITLE
+from llmrec.decoding.beam import Scoring, beam_search
+from llmrec.decoding.grounding import Grounder
+from llmrec.decoding.open_items import OpenItems
+from llmrec.errors import DataError, LlmrecError
+from llmrec.model.forward import require_tree_support
+from llmrec.model.loading import load_model, load_tuned
+from llmrec.recipe import Recipe
+from llmrec.recipe_loading import load
+from llmrec.stages.folder import RunFolder
+from llmrec.stages.language import adapter_of, base_of, batches, closed_items, encoder_of
+
+
+class Recommender:
+    """A language model that answers with items of one catalog. Make it with `from_pretrained`."""
+
+    def __init__(self, model: Any, catalog: Catalog, recipe: Recipe) -> None:
+        self.model, self.catalog, self.recipe = model, catalog, recipe
+        self.encoder = encoder_of(recipe, catalog)
+        self.grounder = Grounder(catalog)
+        require_tree_support(model, recipe.prompt.max_tokens)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> "Recommender":
+        """From a run folder, or the adapter folder inside one. Raises LlmrecError if it is neither.
+
+        A run that was only prepared answers with its untuned base model.
+        """
+        root = Path(path)
+        root = root.parent if (root / "adapter_config.json").is_file() else root
+        folder = RunFolder(root)
+        if not folder.recipe.is_file() or not folder.items.is_file():
+            raise LlmrecError(
+                f"{path} is no run of llmrec: it lacks {folder.recipe.name} or "
+                f"{folder.items.relative_to(root)}; give the folder that `llmrec train` wrote"
+            )
+        recipe = load(folder.recipe, [])
+        tuned = adapter_of(recipe, folder.adapter)
+        base = base_of(recipe)
+        model = load_tuned(base, tuned) if tuned.is_dir() else load_model(base)
+        return cls(model, Catalog.read(folder.items), recipe)
+
+    def recommend(
+        self,
+        histories: Sequence[Sequence[str]],
+        top_k: int = 10,
+        users: Sequence[str] | None = None,
+    ) -> pa.Table:
+        """The `top_k` best items after each history: user, rank, item_id, title, score.
+
+        A history holds item ids or titles, oldest first. An entry that is no item id is looked up
+        among the titles: exact, then normalised, then fuzzy; one that stays unknown raises
+        DataError naming the nearest title. `users` names the histories (default: 0, 1, ...).
+        Scores are log-probabilities under the recipe's decoding; rank starts at 1.
+        """
+        if top_k < 1:
+            raise LlmrecError(f"top_k must be at least 1, got {top_k}")
+        names = [str(i) for i in range(len(histories))] if users is None else list(users)
+        if len(names) != len(histories):
+            raise DataError(f"{len(names)} users for {len(histories)} histories; give one for each")
+        positions = [self._positions(name, h) for name, h in zip(names, histories, strict=True)]
+        decode = self.recipe.decode
+        prompts = [self.encoder.prompt(p).ids for p in positions]
+        rankings: dict[int, Any] = {}
+        for batch in batches([len(p) for p in prompts], decode.batch_size):
+            closed = closed_items([positions[i] for i in batch], decode.filter_seen)
+            answers = beam_search(
+                self.model, [prompts[i] for i in batch], OpenItems(self.encoder.trie, closed),
+                beams=max(decode.beams, top_k), top_k=top_k, scoring=Scoring(decode.renormalise),
+            )  # fmt: skip
+            rankings |= dict(zip(batch.tolist(), answers, strict=True))
+        return self._table(names, [rankings[i] for i in range(len(names))])
+
+    def _positions(self, user: str, history: Sequence[str]) -> np.ndarray:
+        found = self.grounder.ground(list(map(str, history)))
+        unknown = [(entry, hit) for entry, hit in zip(history, found, strict=True)
+                   if hit.position < 0]  # fmt: skip
+        if unknown:
+            entry, hit = unknown[0]
+            near = f"; the nearest title is {hit.nearest!r}" if hit.nearest else ""
+            raise DataError(
+                f"user {user}: {entry!r} is neither an item id nor a title of the catalog{near}"
+                + (f" ({len(unknown)} unknown entries in all)" if len(unknown) > 1 else "")
+            )
+        return np.array([hit.position for hit in found], np.int32)
+
+    def _table(self, names: Sequence[str], rankings: Sequence[Any]) -> pa.Table:
+        positions = np.concatenate([r.positions for r in rankings] or [np.zeros(0, int)])
+        counts = [len(r.positions) for r in rankings]
+        return pa.table({
+            "user": pa.array(np.repeat(np.array(names, object), counts), pa.string()),
+            "rank": pa.array([rank for n in counts for rank in range(1, n + 1)], pa.int32()),
+            ITEM_ID: pa.array([self.catalog.item_ids[p] for p in positions], pa.string()),
+            TITLE: pa.array([self.catalog.titles[p] for p in positions], pa.string()),
+            "score": pa.array([float(s) for r in rankings for s in r.scores], pa.float32()),
+        })  # fmt: skip
+
+
+def read_histories(lines: Iterable[str]) -> tuple[list[str], list[list[str]]]:
+    """Users and histories from JSON lines: a list of entries, or {"user": ..., "history": [...]}.
+
+    A line without a user is called by its number, from 1. Raises DataError naming a bad line.
+    """
+    users, histories = [], []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"line {number}: no JSON ({error})") from None
+        said = value if isinstance(value, dict) else {"history": value}
+        history = said.get("history")
+        if not isinstance(history, list) or not all(isinstance(h, str | int) for h in history):
+            raise DataError(
+                f'line {number}: expected ["title or item id", ...] or {{"user": "u1", "history": '
+                f"[...]}}, got {line.strip()[:80]}"
+            )
+        users.append(str(said.get("user", number)))
+        histories.append([str(entry) for entry in history])
+    return users, histories
