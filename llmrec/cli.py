@@ -230,7 +230,9 @@ def prompts_render(
     from llmrec.stages.folder import open_run
 
     settings, folder = open_run(recipe, overrides or [])
-    terminal.show(stage.render(settings, folder, user), as_json)
+    rendered = stage.render(settings, folder, user)
+    painted = stage.painted(rendered, terminal.takes_colour())
+    terminal.show(rendered if as_json else painted, as_json)
 
 
 @recipes_app.command("ls")

@@ -63,6 +63,11 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def takes_colour() -> bool:
+    """Whether stdout is a terminal that shows colour (NO_COLOR turns it off)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+
+
 def set_up_logging(quiet: bool) -> None:
     """Log lines of llmrec to stderr; warnings alone if `quiet` or not the main process."""
     logger = logging.getLogger("llmrec")
