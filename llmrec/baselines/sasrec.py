@@ -30,18 +30,19 @@ IGNORED = -100
 class SASRec:
     """Sizes and training. `temperature` divides the logits once trained (1: as trained).
 
-    Training stops after `patience` epochs without a better NDCG@10 on validation.
+    Training stops after `patience` epochs without a better NDCG@10 on validation, or goes on to the
+    last epoch where there is no validation example.
     """
 
     hidden: int = 64
     layers: int = 2
     heads: int = 2
     max_length: int = 50
-    dropout: float = 0.3
-    learning_rate: float = 2e-3
+    dropout: float = 0.2
+    learning_rate: float = 3e-3
     weight_decay: float = 0.01
-    batch_size: int = 64
-    max_epochs: int = 60
+    batch_size: int = 16
+    max_epochs: int = 13
     patience: int = 5
     temperature: float = 1.0
 
@@ -74,7 +75,7 @@ class SASRec:
                 shown = predict(fitted, valid.histories(), None, catalog_size, 10, filter_seen)
                 ndcg = mean_ndcg(shown.positions, valid.targets)
                 log.info("sasrec epoch %d: loss %.4f, valid NDCG@10 %.4f", epoch, loss, ndcg)
-                if ndcg > best_ndcg:
+                if ndcg > best_ndcg or len(valid) == 0:
                     best_ndcg = ndcg
                     best = FittedSASRec(copy.deepcopy(network), self.temperature, epoch)
                 elif epoch - best.epoch >= self.patience:

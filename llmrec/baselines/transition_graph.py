@@ -79,33 +79,35 @@ class FittedTransitionGraph:
             free[history] = False
         rings, budgets = [], []
         for (back, hops), budget in BUDGETS[self.hyperparameters.variant]:
-            ring = self._ring(int(history[-back]), hops) if len(history) >= back else []
-            rings.append([item for item in ring if free[item]])
+            if len(history) >= back:
+                ring = self._ring(int(history[-back]), hops)
+                rings.append(ring[free[ring]].tolist())
+            else:
+                rings.append([])
             budgets.append(budget)
         popular = self.by_popularity[free[self.by_popularity]]
-        chosen = list(islice(_filled(rings, budgets, popular.tolist()), self.hyperparameters.depth))
+        places = _filled(rings, budgets, popular.tolist())
+        chosen = list(islice(places, self.hyperparameters.depth))
         free[chosen] = False
         rest = popular[free[popular]]
         return np.concatenate([np.array(chosen, dtype=np.int64), rest])
 
-    def _ring(self, item: int, hops: int) -> list[int]:
+    def _ring(self, item: int, hops: int) -> Longs:
         """Items at exactly `hops` steps from `item`, best first, ties by position."""
         reached = np.zeros(len(self.by_popularity), dtype=bool)
         reached[item] = True
         ring = np.array([item])
         for _ in range(hops):
-            around = self.counts[ring].indices
-            ring = np.unique(around[~reached[around]])
+            around = np.zeros_like(reached)
+            around[self.counts[ring].indices] = True
+            ring = np.flatnonzero(around & ~reached)
             reached[ring] = True
-        score = np.asarray(self._cosine(item, ring), dtype=np.float64)
+        one = self.vectors[[item]]
+        score = (self.vectors @ (one.toarray() if sp.issparse(one) else one).ravel())[ring]
         if hops == 1 and len(ring):
             strength = np.log1p(self.counts[[item]].toarray()[0, ring])
             score = score + COUNT_WEIGHT * strength / strength.max()
-        return ring[np.argsort(-score, kind="stable")].tolist()
-
-    def _cosine(self, item: int, others: Longs) -> Floats:
-        product = self.vectors[others] @ self.vectors[[item]].T
-        return (product.toarray() if sp.issparse(product) else product)[:, 0]
+        return ring[np.argsort(-score, kind="stable")]
 
 
 def _filled(rings: list[list[int]], budgets: list[int], popular: list[int]) -> Iterator[int]:

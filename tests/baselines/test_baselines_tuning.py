@@ -1,0 +1,131 @@
+"""Choosing hyperparameters: on validation alone, recorded, and fitted to training alone."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from llmrec.baselines import tuning
+from llmrec.baselines.item_knn import ItemKNN
+from llmrec.baselines.markov import Markov
+from llmrec.baselines.popularity import Popularity, RecentPopularity
+from llmrec.baselines.ranking import target_nll
+from llmrec.baselines.tuning import choose
+from llmrec.data.catalog import Catalog
+from llmrec.data.records import Examples, Interactions, concatenated, offsets_of
+from llmrec.errors import RecipeError
+
+SIZE = 15
+TITLES = tuple(f"Film {i}" for i in range(SIZE))
+CATALOG = Catalog(TITLES, TITLES, TITLES)
+
+
+def walkers(users: int = 30, length: int = 8) -> tuple[Interactions, Examples]:
+    """Users who mostly step to the next item; each one's last item is the target."""
+    rng = np.random.default_rng(0)
+    steps = rng.choice([1, 1, 1, 2, 5], size=(users, length + 1))
+    walks = ((np.cumsum(steps, axis=1) + rng.integers(SIZE, size=(users, 1))) % SIZE).astype(
+        np.int32
+    )
+    rows = np.arange(users * length)
+    train = Interactions(
+        np.repeat(np.arange(users), length).astype(np.int32), walks[:, :-1].ravel(), rows, rows,
+        np.arange(users).astype(object),
+    )  # fmt: skip
+    flags = np.zeros(users, dtype=bool)
+    histories = list(walks[:, :-1])
+    return train, Examples(
+        np.arange(users).astype(object), offsets_of(histories), concatenated(histories),
+        walks[:, -1], np.zeros(users, np.int64), flags, flags,
+    )  # fmt: skip
+
+
+TRAIN, VALID = walkers()
+MODELS = {"popularity": Popularity, "recent_popularity": RecentPopularity, "markov": Markov,
+          "item_knn": ItemKNN}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_model_is_its_hyperparameters_fitted_to_training_alone(name):
+    tuned = choose(name, TRAIN, VALID, CATALOG, filter_seen=False, seed=0)
+    again = MODELS[name](**tuned.hyperparameters).fit(TRAIN, SIZE)
+    histories = VALID.histories()
+    np.testing.assert_array_equal(
+        tuned.fitted.probabilities(histories), again.probabilities(histories)
+    )
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_choice_is_the_best_of_what_was_tried(name):
+    tuned = choose(name, TRAIN, VALID, CATALOG, filter_seen=False, seed=0)
+    assert tuned.criterion == "valid_nll"
+    assert tuned.value == min(value for _, value in tuned.trials)
+    assert (tuned.hyperparameters, tuned.value) in tuned.trials
+    nll = target_nll(tuned.fitted, VALID.histories(), VALID.targets, SIZE, filter_seen=False)
+    assert tuned.value == pytest.approx(nll.mean())
+    for key, values in tuned.grid.items():
+        assert tuned.hyperparameters[key] in values
+    assert json.loads(json.dumps(tuned.described))["chosen"] == tuned.hyperparameters
+
+
+def test_order_helps_where_there_is_order():
+    value = {name: choose(name, TRAIN, VALID, CATALOG, False, 0).value for name in MODELS}
+    assert value["markov"] < value["popularity"] - 0.3
+
+
+def test_the_graph_is_chosen_by_ndcg():
+    tuned = choose("tgh", TRAIN, VALID, CATALOG, filter_seen=True, seed=0)
+    assert tuned.criterion == "valid_ndcg@10"
+    assert tuned.value == max(value for _, value in tuned.trials)
+    assert {asked["variant"] for asked, _ in tuned.trials} == {1, 2}
+
+
+def test_sasrec_is_recorded_with_its_epoch(monkeypatch):
+    from llmrec.baselines import sasrec
+
+    small = sasrec.SASRec(hidden=8, max_length=5, max_epochs=2)
+    monkeypatch.setattr(sasrec, "SASRec", lambda: small)
+    tuned = choose("sasrec", TRAIN, VALID, CATALOG, filter_seen=True, seed=0)
+    assert tuned.hyperparameters["epoch"] in (1, 2)
+    assert tuned.hyperparameters["hidden"] == 8
+    assert len(tuned.trials) == len(tuned.grid["temperature"])
+    json.dumps(tuned.described)
+
+
+def test_targets_that_may_not_be_recommended_do_not_count():
+    histories = [np.array([0, 1], np.int32), np.array([2], np.int32)]
+    flags = np.zeros(2, dtype=bool)
+    valid = Examples(
+        np.array(["a", "b"], object), offsets_of(histories), concatenated(histories),
+        np.array([1, 3], np.int32), np.zeros(2, np.int64), flags, flags,
+    )  # fmt: skip
+    tuned = choose("popularity", TRAIN, valid, CATALOG, filter_seen=True, seed=0)
+    assert np.isfinite(tuned.value)
+    unanswerable = choose("popularity", TRAIN, valid.take(np.array([0])), CATALOG, True, 0)
+    assert unanswerable.hyperparameters == {"smoothing": 1.0}
+    assert unanswerable.described["value"] is None
+
+
+def test_many_examples_are_sampled_by_seed(monkeypatch):
+    monkeypatch.setattr(tuning, "MAX_EXAMPLES", 10)
+    value = [choose("popularity", TRAIN, VALID, CATALOG, False, seed).value for seed in (0, 0, 1)]
+    assert value[0] == value[1] != value[2]
+
+
+def test_half_lives_are_shares_of_the_time_span():
+    tuned = choose("recent_popularity", TRAIN, VALID, CATALOG, True, 0)
+    span = float(TRAIN.timestamp.max() - TRAIN.timestamp.min())
+    assert tuned.grid["half_life"] == [span * part for part in tuning.HALF_LIVES]
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(RecipeError, match="'markof' does not exist; choose from popularity"):
+        choose("markof", TRAIN, VALID, CATALOG, True, 0)
+
+
+def test_torch_is_imported_for_sasrec_alone():
+    code = "import sys, llmrec.baselines.tuning; print('torch' in sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "False"
