@@ -94,6 +94,18 @@ def allowed(path: tuple[str | int, ...]) -> str:
     """What the key at `path` takes, in words; `path` may go on into a list by number."""
     if path[:1] == ("train",) and len(path) > 1:
         return training_arguments.allowed_values(str(path[1]))
+    node = _node(path)
+    return "another value" if node is None else _in_words(node, schema())
+
+
+def purpose(path: tuple[str | int, ...]) -> str:
+    """What the key at `path` is for, one sentence; empty for what no recipe holds."""
+    node = _node(path) or {}
+    return " ".join(str(node.get("description", "")).split())
+
+
+def _node(path: tuple[str | int, ...]) -> dict[str, Any] | None:
+    """The part of the schema that `path` leads to."""
     root = schema()
     node: dict[str, Any] = root
     for part in path:
@@ -105,9 +117,9 @@ def allowed(path: tuple[str | int, ...]) -> str:
         ]
         found = next((child for child in children if child is not None), None)
         if found is None:
-            return "another value"
-        node = _resolved(found, root)
-    return _in_words(node, root)
+            return None
+        node = {**_resolved(found, root), **found}
+    return node
 
 
 @cache

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from llmrec import recipe_yaml, shipped, training_arguments
 from llmrec.errors import RecipeError
 from llmrec.recipe import Recipe
-from llmrec.recipe_keys import allowed, keys_in, meant, section_of
+from llmrec.recipe_keys import allowed, keys_in, meant, purpose, section_of
 
 # Keys that name a file or folder. The first two may be a name of something else instead.
 SOURCE, BASE = ("data", "source"), ("model", "base")
@@ -235,7 +235,7 @@ def _validated(reading: _Reading) -> Recipe | None:
             told.add(path)
             dotted = ".".join(str(part) for part in path)
             if detail["type"] == "missing":
-                reading.report(path, f"{dotted} is missing; give {allowed(path)}")
+                reading.report(path, f"{dotted} is missing: {purpose(path)}")
             elif detail["type"] == "value_error" and isinstance(detail["input"], BaseModel | dict):
                 reading.report(path, f"{dotted + ': ' if dotted else ''}{_reason(detail)}")
             elif detail["type"] == "value_error":
