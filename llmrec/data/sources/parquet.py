@@ -42,7 +42,12 @@ def parquet_blocks(path: Path, columns: Mapping[str, str], bad: BadRows) -> Iter
 
 def _opened(path: Path) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(path, page_checksum_verification=True)
-    except (pa.ArrowException, OSError) as error:
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+        groups = [file.metadata.row_group(at).num_rows for at in range(file.num_row_groups)]
+        if min(groups, default=0) < 0 or sum(groups) != file.metadata.num_rows:
+            raise pa.ArrowInvalid(f"row groups of {groups} rows in {file.metadata.num_rows} rows")
+        file.schema_arrow.names  # noqa: B018  names are decoded when they are asked for
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).partition("\n")[0]
         raise DataError(f"{path} cannot be read as Parquet: {reason}. Write it again.") from error
+    return file

@@ -40,7 +40,14 @@ from llmrec.data.sources.formats import (
 from llmrec.data.sources.jsonl import jsonl_blocks
 from llmrec.data.sources.parquet import parquet_blocks
 from llmrec.data.sources.rows import BadRows, Block
-from llmrec.data.sources.values import Reasons, as_text, identifiers, ratings, timestamps
+from llmrec.data.sources.values import (
+    Reasons,
+    as_text,
+    identifiers,
+    is_readable,
+    ratings,
+    timestamps,
+)
 from llmrec.errors import DataError
 
 _OPTIONAL = frozenset({TITLE, YEAR, BRAND})
@@ -103,7 +110,16 @@ def _blocks(file: TableFile, bad: BadRows) -> Iterator[Block]:
         return delimited_blocks(file.path, file.layout, file.columns, bad)
     if file.layout == JSONL:
         return jsonl_blocks(file.path, file.columns, _OPTIONAL, bad)
-    return parquet_blocks(file.path, file.columns, bad)
+    return _readable(file, parquet_blocks(file.path, file.columns, bad))
+
+
+def _readable(file: TableFile, blocks: Iterator[Block]) -> Iterator[Block]:
+    for block in blocks:
+        for role, values in block.columns.items():
+            if not is_readable(values.type):
+                raise DataError(f"{file.path}: column {file.columns[role]} is of type "
+                                f"{values.type}, which holds no {role}")  # fmt: skip
+        yield block
 
 
 def _keep(file: TableFile, block: Block, reasons: dict[str, Reasons], bad: BadRows) -> Bools:

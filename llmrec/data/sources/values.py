@@ -17,7 +17,6 @@ import pyarrow.compute as pc
 
 from llmrec.data.records import Longs
 from llmrec.data.sources.rows import printable
-from llmrec.errors import DataError
 
 Reasons = dict[int, str]
 
@@ -86,6 +85,14 @@ def ratings(values: pa.Array) -> tuple[npt.NDArray[np.float32], Reasons]:
     return numbers.astype(np.float32), reasons
 
 
+def is_readable(kind: pa.DataType) -> bool:
+    """Whether ids, times, numbers or text can be read from values of this type."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(_is_text(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)
+                or pa.types.is_temporal(kind) or pa.types.is_null(kind))  # fmt: skip
+
+
 def as_text(values: pa.Array) -> pa.Array:
     """Values as strings; whole floats lose their ".0" (ids that once stood beside a gap)."""
     kind = values.type
@@ -95,10 +102,8 @@ def as_text(values: pa.Array) -> pa.Array:
     if pa.types.is_floating(kind):
         numbers = values.to_numpy(False)
         values = pa.array([_shortest(number) for number in numbers.tolist()], pa.string())
-    elif pa.types.is_null(kind) or pa.types.is_integer(kind) or _is_text(kind):
-        values = values.cast(pa.string())
     else:
-        raise DataError(f"a column of type {kind} holds no ids, numbers or text")
+        values = values.cast(pa.string())
     return values
 
 
