@@ -6,6 +6,7 @@ are counted again while they are unpacked, because a header may lie.
 
 import stat
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
@@ -92,7 +93,7 @@ def unpack(
                         sink.write(chunk)
                 written.append(destination)
             return written
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, RuntimeError) as error:
         raise DataError(
             f"{path}: not a readable zip ({error}); delete it and fetch again"
         ) from error
