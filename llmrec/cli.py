@@ -169,7 +169,8 @@ def compare(
     """Paired tests between the systems of runs."""
     from llmrec.stages import compare as stage
 
-    terminal.show(stage.run(runs, "json" if as_json else output), as_json)
+    form = "json" if as_json else output
+    terminal.show(stage.run(runs, form), form == "json")
 
 
 @app.command()

@@ -68,6 +68,11 @@ def takes_colour() -> bool:
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
 
+def can_colour() -> bool:
+    """Whether stdout shows colours: a terminal, and NO_COLOR not set."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+
+
 def set_up_logging(quiet: bool) -> None:
     """Log lines of llmrec to stderr; warnings alone if `quiet` or not the main process."""
     logger = logging.getLogger("llmrec")
@@ -86,6 +91,8 @@ def show(result: Any, as_json: bool) -> None:
         print(json.dumps(_plain(result), indent=2, ensure_ascii=False))
     elif isinstance(result, str):
         print(result)
+    elif isinstance(result, list) and not any(isinstance(item, dict | list) for item in result):
+        print("\n".join(_word(item) for item in result))
     else:
         print("\n".join(_lines(result, "")))
 

@@ -10,9 +10,9 @@ import pytest
 
 WORDS = (
     "the a of and in to man night day love last dark star city dead blue red time world girl boy "
-    "house king return lost summer dance black white river big little first 1 2 3 II III : ! ' , . "
+    "house king return lost summer dance black white river big little first 1 2 3 II III : ! , . "
     "Someone watched these movies oldest first The movie they watched next"
-).split()
+).split()  # noqa: SIM905  a list of these would be forty lines
 
 
 @pytest.fixture(scope="session")
@@ -30,8 +30,9 @@ def tokenizer():
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
     inner.train_from_iterator([" ".join(WORDS), *WORDS, *(f" {w}" for w in WORDS)], trainer)
-    made = PreTrainedTokenizerFast(
-        tokenizer_object=inner, eos_token="<|im_end|>", additional_special_tokens=["<|im_start|>"]
+    made = PreTrainedTokenizerFast(tokenizer_object=inner)
+    made.add_special_tokens(
+        {"eos_token": "<|im_end|>", "additional_special_tokens": ["<|im_start|>"]}
     )
     made.chat_template = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -45,9 +46,11 @@ def _tiny(family: str, vocabulary: int):
     import transformers as tf
 
     torch.manual_seed(7)
-    shape = dict(vocab_size=vocabulary, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                 num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512,
-                 tie_word_embeddings=False)  # fmt: skip
+    shape = {
+        "vocab_size": vocabulary, "hidden_size": 32, "intermediate_size": 64,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "max_position_embeddings": 512, "tie_word_embeddings": False,
+    }  # fmt: skip
     config = {
         "llama": lambda: tf.LlamaConfig(**shape),
         "qwen2": lambda: tf.Qwen2Config(**shape),

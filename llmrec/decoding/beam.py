@@ -1,24 +1,21 @@
 """Constrained beam search: beams follow the TitleTrie, a leaf is an item.
 
-One row a user: a step sends that user's live beams as new tokens of the same row under a tree
-mask, so the prompt's keys and values exist once and nothing is reordered. Which beams live, when
+A step sends each user's live beams as new columns behind that user's prompt, so nothing is
+reordered. Which beams live, when
 they finish and when the search stops is what Hugging Face's beam search does with an allowed-token
 mask and length penalty 0. Under scores renormalised over the allowed tokens a beam whose rest is
 forced costs no forward pass. No state outlives a call. Knows neither text nor metrics.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import count
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
-from transformers import DynamicCache
 
 from llmrec.decoding.open_items import OpenItems, child_log_probabilities
-from llmrec.model.forward import TreeBatch, forward_logits
+from llmrec.decoding.shared_prompt import SharedPrompt
 from llmrec.text.trie import TREE_ROOT
 
 Longs = npt.NDArray[np.int64]
@@ -63,8 +60,7 @@ class _Beams:
 
 @torch.inference_mode()
 def beam_search(
-    model: nn.Module,
-    prompts: Sequence[npt.NDArray[np.int32]],
+    prompts: SharedPrompt,
     open_items: OpenItems,
     *,
     beams: int,
@@ -78,7 +74,7 @@ def beam_search(
     if top_k > beams:
         raise ValueError(f"top_k = {top_k} items cannot come out of {beams} beams")
     users = len(prompts)
-    decoder = _SharedPrompt(model, prompts)
+    prompts.restart()
     state = _Beams(
         node=np.zeros((users, beams), np.int64),
         score=np.full((users, beams), -np.inf),
@@ -88,8 +84,8 @@ def beam_search(
     state.score[:, 0] = 0.0
     finished_score = np.full((users, beams), -np.inf)
     finished_node = np.full((users, beams), -1, np.int64)
-    logits = decoder.read_prompts()
-    while True:
+    logits = prompts.logits
+    for depth in count():
         user, beam, child, score = _candidates(state, open_items, logits, scoring)
         user, beam, child, score, place = _best(user, beam, child, score, keep=2 * beams)
         ends = np.diff(open_items.trie.children)[child] == 0
@@ -103,7 +99,8 @@ def beam_search(
                 _ranking(open_items, u, finished_node[u], finished_score[u], top_k)
                 for u in range(users)
             ]
-        logits = _advance(state, open_items, decoder, scoring)
+        logits = _advance(state, open_items, prompts, depth, scoring)
+    raise AssertionError("unreachable: every beam ends")
 
 
 def _candidates(
@@ -178,7 +175,7 @@ def _survivors(
 
 
 def _advance(
-    state: _Beams, open_items: OpenItems, decoder: "_SharedPrompt", scoring: Scoring
+    state: _Beams, open_items: OpenItems, prompts: SharedPrompt, depth: int, scoring: Scoring
 ) -> torch.Tensor:
     """Read the token of every live beam that needs it; sets their slots and columns."""
     needed = np.isfinite(state.score)
@@ -200,51 +197,7 @@ def _advance(
     grown[user, beam] = sees[user, column]
     state.sees = grown
     state.slot[user, beam] = np.arange(len(user))
-    return decoder.read(tokens, sees, user * width + column)
-
-
-class _SharedPrompt:
-    """U prompts read once; later tokens of a user attend to that user's prompt and own path."""
-
-    def __init__(self, model: nn.Module, prompts: Sequence[npt.NDArray[np.int32]]) -> None:
-        self.model = model
-        self.device = next(model.parameters()).device
-        self.lengths = np.array([len(p) for p in prompts], np.int64)
-        self.width = int(self.lengths.max())
-        self.ids = np.zeros((len(prompts), self.width), np.int64)
-        for row, prompt in enumerate(prompts):
-            self.ids[row, self.width - len(prompt) :] = prompt  # left padded
-        self.cache: Any = DynamicCache()
-        self.depth = 0
-
-    def read_prompts(self) -> torch.Tensor:
-        """(U, V) logits after each prompt."""
-        column = np.arange(self.width)
-        begins = self.width - self.lengths
-        positions = np.maximum(column - begins[:, None], 0)
-        real = column >= begins[:, None]
-        mask = np.tri(self.width, dtype=bool) & real[:, None, :]
-        mask[:, column, column] = True
-        self.real = real
-        at = np.arange(len(self.ids)) * self.width + self.width - 1
-        return self._forward(self.ids, positions, mask, at)
-
-    def read(self, tokens: Longs, sees: npt.NDArray[np.bool_], at: Longs) -> torch.Tensor:
-        """(T, V) logits after the tokens at flat places `at` of `tokens` (U, W).
-
-        sees (U, W, G + W): which generated columns, the new ones last, each may look at.
-        """
-        positions = np.broadcast_to((self.lengths + self.depth)[:, None], tokens.shape)
-        self.depth += 1
-        prompt = np.broadcast_to(self.real[:, None, :], (*tokens.shape, self.width))
-        return self._forward(tokens, positions, np.concatenate([prompt, sees], axis=2), at)
-
-    def _forward(
-        self, ids: Longs, positions: Longs, mask: npt.NDArray[np.bool_], at: Longs
-    ) -> torch.Tensor:
-        arrays = (ids, np.array(positions), mask[:, None], at)
-        batch = TreeBatch(*(torch.from_numpy(a) for a in arrays)).to(self.device)
-        return forward_logits(self.model, batch, self.cache)
+    return prompts.read(tokens, depth, sees, user * width + column)
 
 
 def _ranking(

@@ -1,8 +1,8 @@
 """Target likelihood: how probable the constrained decoder finds what the user really chose.
 
 A proper score over the catalog: at each step of the target's path the softmax runs over the
-tokens that lead to items open to the user, so the probabilities of all of them sum to 1. One
-forward pass a user, the head only where there is a choice. Knows neither files nor metrics.
+tokens that lead to items open to the user, so the probabilities of all of them sum to 1. The head
+is computed only where there is a choice. Knows neither files nor metrics.
 """
 
 from collections.abc import Sequence
@@ -11,11 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
 from llmrec.decoding.open_items import OpenItems, child_log_probabilities
-from llmrec.model.forward import collate, forward_logits
-from llmrec.text.tree import Segment, TokenTree
+from llmrec.decoding.shared_prompt import SharedPrompt
 
 Longs = npt.NDArray[np.int64]
 Doubles = npt.NDArray[np.float64]
@@ -25,9 +23,9 @@ Doubles = npt.NDArray[np.float64]
 class PathScores:
     """The choices on the paths of U users' targets: R choices among C children in all.
 
-    user (R,) whose; first (R,) where a choice's children begin, chosen (R,) index into C of the
-    true one; logits (C,) the language model's, children (C,) their nodes. `sharing` (U,): open
-    items with the target's very tokens, among which probability is divided. `reachable` (U,):
+    user (R,) whose a choice is; owner (C,) which choice a child belongs to; chosen (R,) index into
+    C of the true one; logits (C,) the language model's, children (C,) their nodes. `sharing` (U,):
+    open items with the target's very tokens, among which probability is divided. `reachable` (U,):
     False where the target is not open to the user (already seen).
     """
 
@@ -53,48 +51,62 @@ class PathScores:
         return np.where(self.reachable, total, np.inf)
 
 
-@torch.inference_mode()
 def path_scores(
-    model: nn.Module,
-    prompts: Sequence[npt.NDArray[np.int32]],
+    prompts: SharedPrompt,
     completions: Sequence[npt.NDArray[np.int32]],
     targets: Sequence[int],
     open_items: OpenItems,
 ) -> PathScores:
-    """Read each user's prompt and target once.
+    """Read each user's target behind the prompt.
 
-    prompts: U id arrays; completions: all N items' ids; targets: U positions.
+    completions: token ids of all N items; targets: U positions.
     """
-    device = next(model.parameters()).device
-    trie = open_items.trie
-    flats, predictors, users, children, owners, chosen = [], [], [], [], [], []
-    sharing = np.zeros(len(prompts), np.int64)
-    rows = total = 0
-    for u, (prompt, target) in enumerate(zip(prompts, targets, strict=True)):
-        ids = completions[target]
-        nodes = trie.walk(ids).astype(np.int64)
-        sharing[u] = len(open_items.items_at(u, int(nodes[-1])))
-        flat = TokenTree((Segment(prompt), Segment(ids, 0, int(target)))).flatten()
-        whose = np.full(len(ids), u)
-        child, owner = open_items.children(whose, nodes[:-1])
-        keep = np.flatnonzero(np.bincount(owner, minlength=len(ids)) > 1)
-        keep = keep if int(target) in open_items.items_at(u, int(nodes[-1])) else keep[:0]
-        mine = np.isin(owner, keep)
-        flats.append(flat)
-        predictors.append(flat.predictors[keep])
-        users.append(np.full(len(keep), u))
-        children.append(child[mine])
-        owners.append(rows + np.searchsorted(keep, owner[mine]))
-        chosen.append(total + np.flatnonzero(np.isin(child[mine], nodes[1:][keep])))
-        rows, total = rows + len(keep), total + int(mine.sum())
-    owner, child = np.concatenate(owners), np.concatenate(children)
-    logits = np.zeros(0)
-    if rows:
-        output = forward_logits(model, collate(flats, predictors).to(device))
-        tokens = torch.from_numpy(trie.tokens[child].astype(np.int64)).to(device)
-        picked = output[torch.from_numpy(owner).to(device), tokens]
-        logits = picked.double().cpu().numpy()
-    reachable = np.array([t in open_items.items_at(u, int(trie.walk(completions[t])[-1]))
-                          for u, t in enumerate(targets)])  # fmt: skip
-    return PathScores(np.concatenate(users), owner, np.concatenate(chosen), logits, child,
-                      sharing, reachable, open_items)  # fmt: skip
+    trie, users = open_items.trie, len(targets)
+    walks = [trie.walk(completions[target]).astype(np.int64) for target in targets]
+    sharing = np.zeros(users, np.int64)
+    reachable = np.zeros(users, bool)
+    for u, (walk, target) in enumerate(zip(walks, targets, strict=True)):
+        ending = open_items.items_at(u, int(walk[-1]))
+        sharing[u], reachable[u] = len(ending), int(target) in ending
+    # Every step of every path that can be answered, and among them those with a choice.
+    lengths = np.array([len(w) - 1 if ok else 0 for w, ok in zip(walks, reachable, strict=True)])
+    user = np.repeat(np.arange(users), lengths)
+    step = np.arange(len(user)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    nodes = np.array([walks[u][s] for u, s in zip(user, step, strict=True)], np.int64)
+    following = np.array([walks[u][s + 1] for u, s in zip(user, step, strict=True)], np.int64)
+    children, owner = open_items.children(user, nodes)
+    open_choice = np.bincount(owner, minlength=len(user)) > 1
+    kept = open_choice[owner]
+    children, owner = children[kept], (np.cumsum(open_choice) - 1)[owner[kept]]
+    user, step, following = user[open_choice], step[open_choice], following[open_choice]
+    logits = _logits(prompts, completions, targets, user, step)
+    tokens = torch.from_numpy(trie.tokens[children].astype(np.int64)).to(logits.device)
+    picked = logits[torch.from_numpy(owner).to(logits.device), tokens].double().cpu().numpy()
+    chosen = np.flatnonzero(children == following[owner])
+    return PathScores(user, owner, chosen, picked, children, sharing, reachable, open_items)
+
+
+def _logits(
+    prompts: SharedPrompt,
+    completions: Sequence[npt.NDArray[np.int32]],
+    targets: Sequence[int],
+    user: Longs,
+    step: Longs,
+) -> torch.Tensor:
+    """(R, V) logits that predict token `step[r]` of the target of `user[r]`; users ascending."""
+    read = step > 0
+    if not read.any():
+        return prompts.logits[torch.from_numpy(user).to(prompts.logits.device)]
+    width = int(step.max())
+    tokens = np.zeros((len(targets), width), np.int64)
+    for u, target in enumerate(targets):
+        begin = completions[target][:width]
+        tokens[u, : len(begin)] = begin
+    prompts.restart()
+    sees = np.broadcast_to(np.tri(width, dtype=bool), (len(targets), width, width))
+    later = prompts.read(tokens, np.arange(width), sees, user[read] * width + step[read] - 1)
+    logits = later.new_empty((len(user), later.shape[1]))
+    at = torch.from_numpy(read).to(later.device)
+    logits[at] = later
+    logits[~at] = prompts.logits[torch.from_numpy(user[~read]).to(later.device)]
+    return logits

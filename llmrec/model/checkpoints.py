@@ -4,6 +4,7 @@ A sealed folder holds a manifest with the SHA-256 of each of its files. Reading 
 folder whose manifest verifies. Knows files only, no torch.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -26,7 +27,8 @@ def seal(staged: Path, final: Path, **facts: Any) -> None:
     for path in files:
         _sync(path)
     hashes = {path.relative_to(staged).as_posix(): sha256_of(path) for path in files}
-    write_json(staged / MANIFEST, {"files": hashes, **facts})
+    manifest = json.loads(json.dumps({"files": hashes, **facts}))
+    write_json(staged / MANIFEST, {**manifest, "seal": _seal_of(manifest)})
     _sync(staged)
     if final.exists():
         aside = final.with_name(f"{STAGING}-old-{final.name}")
@@ -42,8 +44,10 @@ def seal(staged: Path, final: Path, **facts: Any) -> None:
 def problem(folder: Path) -> str | None:
     """What is wrong with a sealed folder, naming the file; None when it verifies."""
     try:
-        hashes = json.loads((folder / MANIFEST).read_text("utf-8"))["files"]
-        for name, expected in hashes.items():
+        manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+        if manifest.pop("seal") != _seal_of(manifest):
+            return f"{MANIFEST} differs from its hash"
+        for name, expected in manifest["files"].items():
             path = folder / name
             if not path.is_file():
                 return f"{name} is missing"
@@ -86,6 +90,10 @@ def clear_staging(root: Path) -> None:
     """Remove what an interrupted save left behind."""
     for leftover in root.glob(f"{STAGING}*"):
         shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _seal_of(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _by_step(root: Path, prefix: str) -> list[Path]:

@@ -13,6 +13,7 @@ from llmrec.data.catalog import Catalog
 from llmrec.data.records import Examples
 from llmrec.decoding.likelihood import PathScores, path_scores
 from llmrec.decoding.open_items import OpenItems
+from llmrec.decoding.shared_prompt import SharedPrompt
 from llmrec.model.loading import BaseModel, load_tokenizer
 from llmrec.recipe import Recipe
 from llmrec.stages.fetch import model_path
@@ -73,7 +74,7 @@ def scored_paths(
         closed = closed_items([histories[i] for i in batch], filter_seen)
         q = None if probabilities is None else probabilities[batch]
         yield batch, path_scores(
-            model, [prompts[i] for i in batch], encoder.completions,
+            SharedPrompt(model, [prompts[i] for i in batch]), encoder.completions,
             [int(t) for t in examples.targets[batch]], OpenItems(encoder.trie, closed, q),
         )  # fmt: skip
 

@@ -16,6 +16,7 @@ from llmrec.data.records import Examples
 from llmrec.decoding.beam import Scoring, beam_search
 from llmrec.decoding.likelihood import path_scores
 from llmrec.decoding.open_items import OpenItems
+from llmrec.decoding.shared_prompt import SharedPrompt
 from llmrec.model.forward import require_tree_support
 from llmrec.model.loading import load_model, load_tuned
 from llmrec.recipe import Recipe
@@ -75,10 +76,10 @@ class LanguageSystems:
                 closed = closed_items([histories[i] for i in batch], decode.filter_seen)
                 q = None if probabilities is None else probabilities[batch]
                 open_items = OpenItems(self.encoder.trie, closed, q)
-                texts = [prompts[i] for i in batch]
-                rankings = beam_search(model, texts, open_items, beams=decode.beams,
+                shared = SharedPrompt(model, [prompts[i] for i in batch])
+                rankings = beam_search(shared, open_items, beams=decode.beams,
                                        top_k=decode.top_k, scoring=scoring)  # fmt: skip
-                nll = path_scores(model, texts, self.encoder.completions,
+                nll = path_scores(shared, self.encoder.completions,
                                   test.targets[batch].tolist(), open_items).nll(weight)  # fmt: skip
                 answers = {
                     str(i): {"items": r.positions.tolist(), "scores": r.scores.tolist(),

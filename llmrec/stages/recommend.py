@@ -82,7 +82,11 @@ class _Answering:
         """All that the system's answers depend on, besides the versions of packages."""
         recipe = self.recipe
         decode = recipe.decode.model_dump(mode="json", exclude=set(_unused(system)))
-        known = {"decode": decode, "seed": recipe.seed, "data": sha256_of(self.folder.data / "manifest.json")}
+        known = {
+            "decode": decode,
+            "seed": recipe.seed,
+            "data": sha256_of(self.folder.data / "manifest.json"),
+        }
         if "tuned" in system:
             known |= recipe.model_dump(mode="json", include={"prompt", "model"})
         if system.startswith("tuned"):

@@ -13,6 +13,7 @@ from llmrec.data.records import ITEM_ID, TITLE
 from llmrec.decoding.beam import Scoring, beam_search
 from llmrec.decoding.grounding import Grounder
 from llmrec.decoding.open_items import OpenItems
+from llmrec.decoding.shared_prompt import SharedPrompt
 from llmrec.errors import DataError, LlmrecError
 from llmrec.model.forward import require_tree_support
 from llmrec.model.loading import load_model, load_tuned
@@ -76,7 +77,8 @@ class Recommender:
         for batch in batches([len(p) for p in prompts], decode.batch_size):
             closed = closed_items([positions[i] for i in batch], decode.filter_seen)
             answers = beam_search(
-                self.model, [prompts[i] for i in batch], OpenItems(self.encoder.trie, closed),
+                SharedPrompt(self.model, [prompts[i] for i in batch]),
+                OpenItems(self.encoder.trie, closed),
                 beams=max(decode.beams, top_k), top_k=top_k, scoring=Scoring(decode.renormalise),
             )  # fmt: skip
             rankings |= dict(zip(batch.tolist(), answers, strict=True))

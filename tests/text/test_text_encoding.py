@@ -85,7 +85,10 @@ def test_every_branch_of_a_row_reads_what_its_own_prompt_would(tokenizer):
 def test_inline_learns_each_title_where_it_stands(tokenizer):
     encoder = encoder_for(tokenizer)
     flat = inline(encoder, [3, 1, 4], 6).flatten()
-    assert flat.input_ids[:-1].tolist() == single(encoder, [3, 1, 4], 6).flatten().input_ids.tolist()[:-1]
+    assert (
+        flat.input_ids[:-1].tolist()
+        == single(encoder, [3, 1, 4], 6).flatten().input_ids.tolist()[:-1]
+    )
     learned = [tokenizer.decode(flat.labels[flat.branches == b]) for b in range(3)]
     assert learned == ["The Man II", "Last Summer", "River: the End<|im_end|>"]
     assert flat.mask.tolist() == np.tri(len(flat.input_ids), dtype=bool).tolist()

@@ -1,0 +1,63 @@
+"""Objectives against loops written here."""
+
+import math
+
+import numpy as np
+import torch
+
+from llmrec.model.objectives import (
+    restricted_log_probabilities,
+    segment_logsumexp,
+    trie_choices,
+)
+from llmrec.text.tree import Segment, TokenTree
+from llmrec.text.trie import TitleTrie
+
+COMPLETIONS = [np.array(s, np.int32) for s in ([5, 6, 2], [5, 7, 2], [5, 7, 8, 2], [9, 6, 2])]
+TRIE = TitleTrie.from_sequences(COMPLETIONS)
+
+
+def flat(*targets):
+    prompt = Segment(np.array([3, 4], np.int32))
+    branches = [Segment(COMPLETIONS[t], 0, t) for t in targets]
+    return TokenTree((prompt, *branches)).flatten()
+
+
+def test_msl_equals_a_loop_over_the_trie():
+    rows = [flat(2, 0), flat(3)]
+    kept, choices = trie_choices(rows, TRIE, COMPLETIONS)
+    logits = torch.randn(sum(map(len, kept)), 12, generator=torch.Generator().manual_seed(0))
+    values = restricted_log_probabilities(logits, choices, tau=2.0)
+    expected, row = [], 0
+    for target in (2, 0, 3):
+        ids = COMPLETIONS[target]
+        for step in range(len(ids)):
+            allowed = TRIE.allowed(ids[:step]).tolist()
+            if len(allowed) > 1:
+                z = [float(logits[row, token]) / 2.0 for token in allowed]
+                total = math.log(sum(map(math.exp, z)))
+                expected.append(z[allowed.index(int(ids[step]))] - total)
+                row += 1
+    np.testing.assert_allclose(values.numpy(), expected, atol=1e-5)
+
+
+def test_a_token_with_one_continuation_needs_no_logits():
+    kept, choices = trie_choices([flat(3)], TRIE, COMPLETIONS)
+    assert kept[0].tolist() == [0]  # 9 against 5; after 9 all is forced
+    assert choices.tokens.tolist() == [5, 9]
+
+
+def test_an_inline_title_starts_inside_its_completion():
+    tree = TokenTree((
+        Segment(np.array([3], np.int32)), Segment(COMPLETIONS[2][1:3], 0, target=2, start=1),
+    )).flatten()  # fmt: skip
+    kept, choices = trie_choices([tree], TRIE, COMPLETIONS)
+    assert kept[0].tolist() == [0, 1]
+    assert choices.tokens.tolist() == [6, 7, 2, 8]
+    assert choices.chosen.tolist() == [1, 3]
+
+
+def test_segment_logsumexp_is_stable():
+    values = torch.tensor([1000.0, 1000.0, -1000.0, 3.0])
+    result = segment_logsumexp(values, torch.tensor([0, 0, 1, 1]), 2)
+    torch.testing.assert_close(result, torch.tensor([1000.0 + math.log(2), 3.0]))
