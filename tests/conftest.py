@@ -8,11 +8,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 
-WORDS = (
+TEXT = (
     "the a of and in to man night day love last dark star city dead blue red time world girl boy "
     "house king return lost summer dance black white river big little first 1 2 3 II III : ! , . "
     "Someone watched these movies oldest first The movie they watched next"
-).split()  # noqa: SIM905  a list of these would be forty lines
+)
+WORDS = TEXT.split()
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +30,7 @@ def tokenizer():
         special_tokens=["<|im_end|>", "<|im_start|>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
-    inner.train_from_iterator([" ".join(WORDS), *WORDS, *(f" {w}" for w in WORDS)], trainer)
+    inner.train_from_iterator([TEXT, *WORDS, *(f" {w}" for w in WORDS)], trainer)
     made = PreTrainedTokenizerFast(tokenizer_object=inner)
     made.add_special_tokens(
         {"eos_token": "<|im_end|>", "additional_special_tokens": ["<|im_start|>"]}

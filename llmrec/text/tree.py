@@ -106,7 +106,7 @@ class TokenTree:
         mask &= np.tri(len(owner), dtype=bool)
 
         learned = [i for i, s in enumerate(self.segments) if s.target >= 0 and len(s.ids)]
-        before = [np.concatenate([[last[self.segments[i].parent]],
+        predictors = [np.concatenate([[last[self.segments[i].parent]],
                                   starts[i] + np.arange(lengths[i] - 1)])
                   for i in learned]  # fmt: skip
         return FlatTree(
@@ -114,7 +114,7 @@ class TokenTree:
             position_ids=(depths[owner] + inside).astype(np.int32),
             mask=mask,
             labels=_joined([self.segments[i].ids for i in learned]),
-            predictors=_joined(before),
+            predictors=_joined(predictors),
             branches=np.repeat(np.arange(len(learned)), lengths[learned]).astype(np.int32),
             targets=np.repeat([self.segments[i].target for i in learned], lengths[learned]).astype(
                 np.int32

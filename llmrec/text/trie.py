@@ -91,8 +91,8 @@ class TitleTrie:
         children.append(np.full(len(parents) + 1, first))
         rank = np.empty(count, np.int32)
         rank[order] = np.arange(count, dtype=np.int32)
-        as_ints = [np.concatenate(x).astype(np.int32) for x in (tokens, children, low, high)]
-        return TitleTrie(*as_ints, order.astype(np.int32), rank)
+        return TitleTrie(_joined(tokens), _joined(children), _joined(low), _joined(high),
+                         order.astype(np.int32), rank)  # fmt: skip
 
     def __len__(self) -> int:
         return len(self.items)
@@ -133,3 +133,7 @@ class TitleTrie:
         first_child, stop = self.children[node], self.children[node + 1]
         ends = self.low[first_child] if first_child < stop else self.high[node]
         return np.sort(self.items[self.low[node] : ends])
+
+
+def _joined(levels: list[npt.NDArray[np.integer]]) -> Ints:
+    return np.concatenate(levels).astype(np.int32)

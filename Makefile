@@ -1,0 +1,36 @@
+# `make demo` and `make test` each do all the set-up a fresh machine needs.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: setup demo test lint bench clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,gguf,report]'
+	touch $@
+
+demo: $(READY)
+	$(BIN)/llmrec fetch model smollm2-135m-instruct
+	$(BIN)/llmrec fetch data ml-100k
+	$(BIN)/llmrec run recipes/demo.yaml
+
+test: $(READY)
+	$(BIN)/llmrec fetch model smollm2-135m-instruct
+	$(BIN)/ruff check llmrec tests tools
+	$(BIN)/ruff format --check llmrec tests tools
+	$(BIN)/mypy
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+
+lint: $(READY)
+	$(BIN)/ruff check --fix llmrec tests tools
+	$(BIN)/ruff format llmrec tests tools
+	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/python tools/bench/decode.py
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache dist
