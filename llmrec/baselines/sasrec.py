@@ -38,11 +38,11 @@ class SASRec:
     layers: int = 2
     heads: int = 2
     max_length: int = 50
-    dropout: float = 0.2
-    learning_rate: float = 3e-3
+    dropout: float = 0.1
+    learning_rate: float = 5e-3
     weight_decay: float = 0.01
-    batch_size: int = 16
-    max_epochs: int = 13
+    batch_size: int = 24
+    max_epochs: int = 10
     patience: int = 5
     temperature: float = 1.0
 

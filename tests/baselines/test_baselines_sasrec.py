@@ -108,7 +108,7 @@ def test_pieces_of_a_batch_give_the_gradients_of_the_batch(monkeypatch):
     model = SASRec(hidden=8, max_length=5, max_epochs=1, dropout=0.0)
     history = [np.array([3, 4], np.int32)]
     whole = model.fit(train, CYCLE, valid, False, seed=1).probabilities(history)
-    monkeypatch.setattr(sasrec, "LOGITS", 2 * 6 * CYCLE)
+    monkeypatch.setattr(sasrec, "LOGITS", 7 * 6 * CYCLE)
     np.testing.assert_allclose(
         model.fit(train, CYCLE, valid, False, seed=1).probabilities(history), whole, atol=1e-5
     )
@@ -132,3 +132,9 @@ def test_every_transition_stands_in_one_window(sizes, max_length, seed):
     assert all(2 <= len(row) <= max_length + 1 for row in rows)
     found = sorted((a, b) for row in rows for a, b in itertools.pairwise(row))
     assert found == [(a, a + 1) for s in sequences for a in s[:-1]]
+
+
+def test_windows_begin_elsewhere_from_epoch_to_epoch():
+    rng = np.random.default_rng(0)
+    first = {len(windows([np.arange(30)], 10, rng)[0]) for _ in range(50)}
+    assert len(first) > 5

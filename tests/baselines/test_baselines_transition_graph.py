@@ -79,6 +79,16 @@ def test_equals_a_naive_loop(users, history, variant, filter_seen):
     assert ranking == naive_ranking(users, history, variant, filter_seen)
 
 
+@pytest.mark.parametrize(("advantage", "first"), [(0.24, 1), (0.26, 2)])
+def test_counts_are_worth_half_a_cosine_at_most(advantage, first):
+    # 0 -> 1 three times, 0 -> 2 once: log1p(3) / log1p(3) = 1 and log1p(1) / log1p(3) = 1/2,
+    # so item 1 is a quarter ahead before the cosines are added.
+    cosine = np.array([1.0, 0.5, 0.5 + advantage])
+    vectors = np.stack([cosine, np.sqrt(1 - cosine**2)], axis=1)
+    fitted = TransitionGraph().fit(sequences([[0, 1], [0, 1], [0, 1], [0, 2]]), 3, vectors)
+    assert fitted.scores([np.array([0], np.int32)])[0].argmax() == first
+
+
 def test_budgets_shortages_and_the_next_list_of_ten():
     # Out of 0: eight items, each once, so cosine alone orders them; each of those leads to 9.
     users = [[0, i, 9] for i in range(1, 9)]
