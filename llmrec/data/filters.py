@@ -7,17 +7,19 @@ import numpy as np
 import numpy.typing as npt
 
 from llmrec.data.records import Bools, Interactions, Longs
+from llmrec.data.sorting import rows_in_order
 
 
 def first_of_duplicates(interactions: Interactions) -> Bools:
     """(R,) True for the row of least `source_row` of each (user, item, timestamp)."""
-    keys = (interactions.source_row, interactions.timestamp, interactions.position,
-            interactions.user)  # fmt: skip
-    by_key = np.lexsort(keys)
+    keys: list[npt.NDArray[np.integer]] = [
+        interactions.user, interactions.position, interactions.timestamp
+    ]  # fmt: skip
+    by_key = rows_in_order([*keys, interactions.source_row])
     new = np.ones(len(interactions), dtype=np.bool_)
     if len(interactions) > 1:
         new[1:] = False
-        for column in keys[1:]:
+        for column in keys:
             new[1:] |= np.diff(column[by_key]) != 0
     keep = np.empty(len(interactions), dtype=np.bool_)
     keep[by_key] = new

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from llmrec.data.records import Bools, Examples, Interactions, Longs
+from llmrec.data.records import Bools, Examples, Interactions, Ints, Longs
+from llmrec.data.sorting import rows_in_order
 
 SOURCE_ROW_TIES, ITEM_TIES, SHUFFLED_TIES = "source_row", "item_id", "shuffle"
 TIE_RULES = (SOURCE_ROW_TIES, ITEM_TIES, SHUFFLED_TIES)
@@ -40,16 +41,16 @@ def order(interactions: Interactions, ties: str = SOURCE_ROW_TIES, seed: int = 0
     if ties == SOURCE_ROW_TIES:
         keys = [last]
     elif ties == ITEM_TIES:
-        keys = [last, interactions.position]
+        keys = [interactions.position, last]
     elif ties == SHUFFLED_TIES:
-        canonical = np.lexsort((last, interactions.position, interactions.timestamp,
-                                interactions.user))  # fmt: skip
+        canonical = rows_in_order([interactions.user, interactions.timestamp,
+                                   interactions.position, last])  # fmt: skip
         draw = np.empty(len(interactions), dtype=np.int64)
         draw[canonical] = np.random.default_rng(seed).permutation(len(interactions))
         keys = [draw]
     else:
         raise ValueError(f"ties is {ties!r}; allowed: {', '.join(TIE_RULES)}")
-    return interactions.take(np.lexsort((*keys, interactions.timestamp, interactions.user)))
+    return interactions.take(rows_in_order([interactions.user, interactions.timestamp, *keys]))
 
 
 def leave_one_out(ordered: Interactions) -> Split:
@@ -131,9 +132,13 @@ def sliding_window(
     in_catalog = _in_catalog(ordered, in_train)
 
     def examples(targets: Longs) -> Examples:
-        rows = targets[:, None] + np.arange(1 - window, 0)
-        offsets = np.arange(len(targets) + 1, dtype=np.int64) * (window - 1)
-        return _examples(ordered, rows.ravel(), offsets, targets, in_catalog)
+        width = window - 1
+        offsets = np.arange(len(targets) + 1, dtype=np.int64) * width
+        positions = np.zeros(0, np.int32)
+        if len(targets):
+            runs = np.lib.stride_tricks.sliding_window_view(ordered.position, width)
+            positions = runs[targets - width].ravel()
+        return _examples(ordered, positions, offsets, targets, in_catalog)
 
     return Split(examples(last[:low]), examples(last[low:high]), examples(last[high:]),
                  ordered.take(in_train))  # fmt: skip
@@ -199,23 +204,23 @@ def _split(
         start = start_of_row[targets]
         offsets = np.concatenate([[0], np.cumsum(targets - start)]).astype(np.int64)
         rows = np.arange(offsets[-1]) + np.repeat(start - offsets[:-1], targets - start)
-        return _examples(ordered, rows, offsets, targets, known)
+        return _examples(ordered, ordered.position[rows], offsets, targets, known)
 
     return Split(examples(train_targets), examples(valid_targets), examples(test_targets),
                  ordered.take(in_train))  # fmt: skip
 
 
 def _examples(
-    ordered: Interactions, rows: Longs, offsets: Longs, targets: Longs, known: Bools
+    ordered: Interactions, histories: Ints, offsets: Longs, targets: Longs, known: Bools
 ) -> Examples:
-    """Examples over history `rows` end to end and target rows; every history has a row."""
-    positions = ordered.position[targets]
+    """Examples over history positions end to end and target rows; every history has a row."""
+    chosen = ordered.position[targets]
     return Examples(
         user_ids=ordered.user_ids[ordered.user[targets]],
         offsets=offsets,
-        positions=ordered.position[rows],
-        targets=positions,
+        positions=histories,
+        targets=chosen,
         timestamps=ordered.timestamp[targets],
         tied=ordered.timestamp[targets] == ordered.timestamp[targets - 1],
-        cold=~known[positions],
+        cold=~known[chosen],
     )

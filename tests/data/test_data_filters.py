@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from llmrec.data.filters import compacted, first_of_duplicates, k_core, seeded_subset
 from llmrec.data.records import Interactions
+from llmrec.data.sorting import rows_in_order
 
 
 def rows_of(triples: list[tuple[int, int, int]]) -> Interactions:
@@ -79,3 +80,21 @@ def test_compacted_closes_gaps() -> None:
     codes, used = compacted(np.array([4, 1, 4], dtype=np.int32), 6)
     assert codes.tolist() == [1, 0, 1]
     assert used.tolist() == [1, 4]
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 3),
+            st.one_of(st.integers(-3, 3), st.sampled_from([-(2**63), 2**63 - 1, 2**40])),
+            st.integers(-2, 2),
+            st.integers(0, 1),
+        ),
+        min_size=1,
+        max_size=40,
+    )
+)
+def test_rows_in_order_is_a_stable_sort_by_all_columns(rows: list[tuple[int, ...]]) -> None:
+    columns = [np.array(column) for column in zip(*rows, strict=True)]
+    assert rows_in_order(columns).tolist() == sorted(range(len(rows)), key=rows.__getitem__)
+    assert rows_in_order([np.zeros(0, np.int64)] * 2).tolist() == []
