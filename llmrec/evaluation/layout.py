@@ -13,9 +13,12 @@ import numpy as np
 
 Form = Literal["text", "markdown", "latex"]
 
+UNDEFINED, INFINITE = "\u2013", "\u221e"  # an en dash, the sign of infinity
+
 _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#",
     "%": r"\%", "_": r"\_", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}",
+    UNDEFINED: "--", INFINITE: r"$\infty$",
 }  # fmt: skip
 
 
@@ -59,7 +62,7 @@ def _escaped(text: str) -> str:
 def number(value: float, decimals: int = 3, sign: bool = False) -> str:
     """`value` with a fixed number of decimals, a dash where it is undefined."""
     if not math.isfinite(value):
-        return "–" if math.isnan(value) else ("∞" if value > 0 else "-∞")  # noqa: RUF001
+        return UNDEFINED if math.isnan(value) else INFINITE if value > 0 else f"-{INFINITE}"
     text = f"{value:+.{decimals}f}" if sign else f"{value:.{decimals}f}"
     return text.replace("-", "", 1) if float(text) == 0 and text.startswith("-") else text
 

@@ -166,6 +166,18 @@ def metric_table(
     )
 
 
+def main_columns(k: int) -> list[tuple[str, str]]:
+    """The columns a reader needs first, at the cut-off k: for `MetricTable.only`."""
+    return [(metric, ALL) for metric in (NLL, f"HR@{k}", f"NDCG@{k}", f"MRR@{k}")]
+
+
+def group_columns(table: MetricTable, k: int) -> list[tuple[str, str]]:
+    """The same for the groups, where they are neither empty nor everything."""
+    examples = {column.group: column.examples for column in table.columns}
+    parts = [g for g in GROUPS[1:] if 0 < examples.get(g, 0) < examples.get(ALL, 0)]
+    return [(metric, group) for metric in (NLL, f"NDCG@{k}") for group in parts]
+
+
 def shown(cell: Interval, column: Column) -> str:
     """A cell as text; its count too where some of the column's examples have no value."""
     if not cell.n:

@@ -1,0 +1,229 @@
+"""`llmrec evaluate`: predictions in, `per_user.parquet` and `metrics.json` out.
+
+Values of every example first, then means with intervals, then paired tests of every system against
+the best baseline and of tuned against untuned. Which baseline is best is read off the same test
+examples, which can only favour the baseline. Imports neither torch nor transformers.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from llmrec.data.files import replacing, write_json
+from llmrec.data.records import COLD, TARGET, TIED, USER_ID, Examples
+from llmrec.evaluation.beyond import beyond_accuracy
+from llmrec.evaluation.comparison import compared, in_words
+from llmrec.evaluation.intervals import Floats
+from llmrec.evaluation.layout import as_json
+from llmrec.evaluation.metrics import METRICS, at_every_k
+from llmrec.evaluation.predictions import Predictions
+from llmrec.evaluation.rankings import answer_counts
+from llmrec.evaluation.table import (
+    ALL,
+    NLL,
+    MetricTable,
+    best_of,
+    main_columns,
+    metric_table,
+)
+from llmrec.stages.evaluation_inputs import TestSplit, read_predictions, read_test_split
+
+if TYPE_CHECKING:
+    from llmrec.recipe import Recipe
+    from llmrec.stages.folder import RunFolder
+
+log = logging.getLogger("llmrec")
+
+SYSTEM, EXAMPLE, TARGET_ITEM_ID = "system", "example", "target_item_id"
+VERSION = 1
+_PREFERRED_K = 10
+# What tuning brought, alone and under the same guide.
+_TUNING = (("tuned", "untuned"), ("tuned_guided", "untuned_guided"))
+
+PerUser = Mapping[str, Mapping[str, Floats]]
+
+
+def run(recipe: "Recipe", folder: "RunFolder") -> dict[str, Any]:
+    """Evaluate all predictions of a run; returns the table, the findings and the files written.
+
+    Raises DataError where data or predictions are missing or do not belong together.
+    """
+    split = read_test_split(folder)
+    predictions, notes = read_predictions(recipe, folder, split.examples)
+    ks, test = sorted(set(recipe.evaluate.k)), split.examples
+    per_user = {p.info.system: _values(p, split, ks) for p in predictions}
+    notes += _skipped(per_user) + _unmeasured(per_user, ks)
+    users, clusters = np.unique(test.user_ids, return_inverse=True)
+    samples, confidence, seed = (
+        recipe.evaluate.samples, recipe.evaluate.confidence, recipe.evaluate.seed,
+    )  # fmt: skip
+    table = metric_table(
+        per_user, groups_of(test.cold, test.tied), clusters, len(split.catalog),
+        samples=samples, confidence=confidence, seed=seed, notes=notes,
+    )  # fmt: skip
+    k = _main_k(table, ks)
+    best = _best_baselines(table, predictions, tested_metrics(k))
+    comparisons = [
+        comparison
+        for metric in tested_metrics(k)
+        for comparison in compared(
+            metric, _pairs(table.systems, best.get(metric)),
+            {system: values[metric] for system, values in per_user.items()},
+            clusters, samples=samples, confidence=confidence, seed=seed,
+        )
+    ]  # fmt: skip
+    _write_per_user(folder, per_user, split)
+    metrics = {
+        "version": VERSION,
+        "name": recipe.name,
+        "examples": len(test),
+        "users": len(users),
+        "catalog": len(split.catalog),
+        "evaluate": {"k": ks, "main_k": k, "samples": samples, "confidence": confidence,
+                     "seed": seed},
+        "best_baseline": best,
+        "table": table.to_json(),
+        "comparisons": [comparison.to_json() for comparison in comparisons],
+        "systems": {p.info.system: _described(p, split, k) for p in predictions},
+        "provenance": folder.provenance(recipe),
+    }  # fmt: skip
+    write_json(folder.metrics, as_json(metrics))
+    log.info("evaluate: %d systems on %d test examples", len(predictions), len(test))
+    return {
+        "table": table.only(main_columns(k)).render("text"),
+        "findings": "\n".join(in_words(comparison, confidence) for comparison in comparisons),
+        "metrics": str(folder.metrics),
+        "per_user": str(folder.per_user),
+    }
+
+
+def tested_metrics(k: int) -> tuple[str, ...]:
+    """The metrics that systems are compared in; each is one family of tests."""
+    return (NLL, f"NDCG@{k}", f"HR@{k}")
+
+
+def groups_of(
+    cold: npt.NDArray[np.bool_], tied: npt.NDArray[np.bool_]
+) -> dict[str, npt.NDArray[np.bool_]]:
+    """Which examples (E,) are in each group of columns."""
+    return {ALL: np.ones(len(cold), np.bool_), "warm": ~cold, "cold": cold, "tied": tied,
+            "untied": ~tied}  # fmt: skip
+
+
+def _values(predictions: Predictions, split: TestSplit, ks: Sequence[int]) -> dict[str, Floats]:
+    """Metric -> (E,); NaN throughout for a cut-off that no Ranking of the system reaches.
+
+    A list of 10 has no HR@20: what stands at 11 to 20 was not asked. A list that holds all that
+    can be recommended is complete at any cut-off.
+    """
+    rankings, test = predictions.rankings(), split.examples
+    values = at_every_k(rankings, test.targets, ks)
+    seen = np.array([len(np.unique(history)) for history in test.histories()])
+    lengths = answer_counts(rankings)
+    for k in ks:
+        if not (lengths >= np.clip(len(split.catalog) - seen, 1, k)).any():
+            for metric in METRICS:
+                values[f"{metric}@{k}"] = np.full(len(test), np.nan)
+    return {**values, NLL: predictions.nll}
+
+
+def _skipped(per_user: PerUser) -> list[str]:
+    """Examples that a system's mean NLL leaves out, systems with equal counts in one sentence."""
+    systems: dict[tuple[int, int], list[str]] = {}
+    for system, values in per_user.items():
+        undefined, ruled_out = int(np.isnan(values[NLL]).sum()), int(np.isinf(values[NLL]).sum())
+        if undefined < len(values[NLL]) and undefined + ruled_out:
+            systems.setdefault((undefined, ruled_out), []).append(system)
+    notes = []
+    for (undefined, ruled_out), names in systems.items():
+        parts = []
+        if ruled_out:
+            parts.append(f"{ruled_out} whose target was ruled out (its NLL would be infinite)")
+        if undefined:
+            parts.append(f"{undefined} without a value")
+        notes.append(f"NLL leaves out, for {', '.join(names)}: {' and '.join(parts)}.")
+    if len(systems) > 1:
+        notes.append("As these differ, compare NLL by the paired tests, which use shared examples.")
+    return notes
+
+
+def _unmeasured(per_user: PerUser, ks: Sequence[int]) -> list[str]:
+    notes = []
+    for k in ks:
+        short = [s for s, values in per_user.items() if np.isnan(values[f"HR@{k}"]).all()]
+        if short:
+            who = "all systems" if len(short) == len(per_user) else ", ".join(short)
+            notes.append(f"Not measured at {k}, as their lists are shorter: {who}.")
+    return notes
+
+
+def _main_k(table: MetricTable, ks: Sequence[int]) -> int:
+    """10 if every system was measured there, else the largest cut-off that most systems reach."""
+
+    def reached(k: int) -> int:
+        return sum(not np.isnan(mean) for mean in table.means(f"HR@{k}").values())
+
+    if _PREFERRED_K in ks and reached(_PREFERRED_K) == len(table.systems):
+        return _PREFERRED_K
+    return max(ks, key=lambda k: (reached(k), k))
+
+
+def _best_baselines(
+    table: MetricTable, predictions: Sequence[Predictions], metrics: Sequence[str]
+) -> dict[str, str]:
+    baselines = [p.info.system for p in predictions if p.info.kind == "baseline"]
+    best = {
+        metric: best_of(metric, {name: table.cell(name, metric).mean for name in baselines})
+        for metric in metrics
+    }
+    return {metric: system for metric, system in best.items() if system is not None}
+
+
+def _pairs(systems: Sequence[str], best: str | None) -> list[tuple[str, str]]:
+    pairs = [(system, best) for system in systems if best is not None and system != best]
+    return pairs + [pair for pair in _TUNING if set(pair) <= set(systems)]
+
+
+def _described(predictions: Predictions, split: TestSplit, k: int) -> dict[str, Any]:
+    info = predictions.info
+    beyond = beyond_accuracy(predictions.rankings(), split.counts, split.examples.histories(), k)
+    return {
+        "kind": info.kind,
+        "distribution": info.distribution,
+        "nll": {"finite": int(np.isfinite(predictions.nll).sum()),
+                "ruled_out": int(np.isinf(predictions.nll).sum()),
+                "undefined": int(np.isnan(predictions.nll).sum())},
+        "beyond": as_json(beyond),
+        "hyperparameters": info.hyperparameters,
+        "seconds": info.seconds,
+        "notes": info.notes,
+        "provenance": info.provenance,
+    }  # fmt: skip
+
+
+def _write_per_user(folder: "RunFolder", per_user: PerUser, split: TestSplit) -> None:
+    """One row for each system and test example; a metric that is undefined is NaN."""
+    test = split.examples
+    repeated = _of_examples(test, np.array(split.catalog.item_ids, object))
+    tables = [
+        pa.table({SYSTEM: pa.array([system] * len(test), pa.string()), **repeated, **values})
+        for system, values in per_user.items()
+    ]
+    with replacing(folder.per_user) as temporary:
+        pq.write_table(pa.concat_tables(tables), temporary)
+
+
+def _of_examples(test: Examples, item_ids: npt.NDArray[np.object_]) -> dict[str, Any]:
+    return {
+        USER_ID: pa.array(test.user_ids, pa.string()),
+        EXAMPLE: np.arange(len(test), dtype=np.int32),
+        TARGET: test.targets,
+        TARGET_ITEM_ID: pa.array(item_ids[test.targets], pa.string()),
+        COLD: test.cold,
+        TIED: test.tied,
+    }

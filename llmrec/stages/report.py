@@ -1,0 +1,158 @@
+"""`llmrec report`: `report.html` of a run, from what the other stages left there.
+
+Computes no metric: reads `metrics.json`, the predictions, the test split and the training log.
+Needs matplotlib (extra `report`) if there is a training log, and no torch.
+"""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from llmrec import recipe_loading
+from llmrec.data.files import replacing
+from llmrec.errors import DataError
+from llmrec.evaluation.beyond import BeyondAccuracy
+from llmrec.evaluation.comparison import Comparison
+from llmrec.evaluation.curve import loss_curve, validation_curve
+from llmrec.evaluation.layout import from_json
+from llmrec.evaluation.page import Recommendation, Report, Shelf, SystemFacts, Visitor, render
+from llmrec.evaluation.predictions import Predictions
+from llmrec.evaluation.table import MetricTable
+from llmrec.stages.evaluation_inputs import (
+    TestSplit,
+    read_metrics,
+    read_predictions,
+    read_test_split,
+)
+
+if TYPE_CHECKING:
+    from llmrec.recipe import Recipe
+    from llmrec.stages.folder import RunFolder
+
+log = logging.getLogger("llmrec")
+
+VISITORS, SHELVES, HISTORY = 3, 5, 10
+
+
+def run(recipe: "Recipe", folder: "RunFolder") -> dict[str, Any]:
+    """Write `folder.report`. Raises DataError where `evaluate` was not run on what is there."""
+    metrics, split = read_metrics(folder.metrics), read_test_split(folder)
+    predictions, _ = read_predictions(recipe, folder, split.examples)
+    page = render(_report(recipe, folder, metrics, split, predictions))
+    with replacing(folder.report) as temporary:
+        temporary.write_text(page, "utf-8")
+    log.info("report: %s", folder.report)
+    return {"report": str(folder.report)}
+
+
+def _report(
+    recipe: "Recipe",
+    folder: "RunFolder",
+    metrics: Mapping[str, Any],
+    split: TestSplit,
+    predictions: Sequence[Predictions],
+) -> Report:
+    evaluated, found = list(metrics["systems"]), [p.info.system for p in predictions]
+    if evaluated != found or metrics["examples"] != len(split.examples):
+        raise DataError(f"{folder.metrics} is of {', '.join(evaluated)}, but there are predictions "
+                        f"of {', '.join(found)}; run `llmrec evaluate` again.")  # fmt: skip
+    table, k = MetricTable.from_json(metrics["table"]), metrics["evaluate"]["main_k"]
+    lines, best = _log_lines(folder.train_log), metrics["best_baseline"]
+    curves = [
+        ("Loss of the training rows, by optimiser step.", loss_curve(lines)),
+        ("Target NLL of validation users with its interval; the best adapter is kept.",
+         validation_curve(lines, table.uniform_nll)),
+    ]  # fmt: skip
+    shown = _shown(predictions, next(iter(best.values()), None))
+    return Report(
+        name=metrics["name"],
+        data=recipe.data.source,
+        examples=metrics["examples"],
+        users=metrics["users"],
+        catalog=metrics["catalog"],
+        k=k,
+        table=table,
+        comparisons=tuple(Comparison.from_json(c) for c in metrics["comparisons"]),
+        best_baseline=best,
+        systems=tuple(_facts(name, said) for name, said in metrics["systems"].items()),
+        curves=tuple((caption, svg) for caption, svg in curves if svg is not None),
+        visitors=_visitors(split, shown, k, recipe.evaluate.seed),
+        facts=tuple(_flat(metrics.get("provenance") or {})),
+        recipe=recipe_loading.dump(recipe),
+    )
+
+
+def _facts(system: str, said: Mapping[str, Any]) -> SystemFacts:
+    figures = {name: from_json(value) for name, value in said["beyond"].items()}
+    counts = {name: int(said["beyond"][name]) for name in ("k", "answers")}
+    beyond = BeyondAccuracy(
+        k=counts["k"], coverage=figures["coverage"], gini=figures["gini"],
+        popularity=figures["popularity"], long_tail_share=figures["long_tail_share"],
+        novelty=figures["novelty"], invalid_share=figures["invalid_share"],
+        repeated_share=figures["repeated_share"], seen_share=figures["seen_share"],
+        answers=counts["answers"],
+    )  # fmt: skip
+    return SystemFacts(system, said["kind"] == "language_model", beyond,
+                       said["hyperparameters"], from_json(said["seconds"]))  # fmt: skip
+
+
+def _shown(predictions: Sequence[Predictions], best: str | None) -> list[Predictions]:
+    """The best baseline, then the language models, then other baselines, as many as fit."""
+    models = [p for p in predictions if p.info.kind == "language_model"]
+    first = [p for p in predictions if p.info.system == best]
+    rest = [p for p in predictions if p not in models and p not in first]
+    return (first + models + rest)[:SHELVES] if models else (first + rest)[:3]
+
+
+def _visitors(
+    split: TestSplit, shown: Sequence[Predictions], k: int, seed: int
+) -> tuple[Visitor, ...]:
+    """Examples of different users, drawn with the seed alone: no answer plays a part in it."""
+    test = split.examples
+    order = np.random.default_rng(seed).permutation(len(test))
+    firsts = np.sort(np.unique(test.user_ids[order], return_index=True)[1])[:VISITORS]
+    return tuple(_visitor(split, shown, k, int(row)) for row in order[firsts])
+
+
+def _visitor(split: TestSplit, shown: Sequence[Predictions], k: int, row: int) -> Visitor:
+    history, target = split.examples.history(row), int(split.examples.targets[row])
+    titles = split.catalog.titles
+    shelves = []
+    for predictions in shown:
+        items = [int(item) for item in predictions.ranking(row)[: min(k, 10)]]
+        known = tuple(
+            Recommendation(titles[item] if 0 <= item < len(titles) else None, item == target)
+            for item in items
+        )
+        shelves.append(Shelf(predictions.info.system, known, float(predictions.nll[row])))
+    return Visitor(
+        str(split.examples.user_ids[row]), tuple(split.catalog.titles_at(history[-HISTORY:])),
+        max(len(history) - HISTORY, 0), titles[target], tuple(shelves),
+    )  # fmt: skip
+
+
+def _log_lines(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    lines = []
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        try:
+            lines.append(dict(json.loads(line)))
+        except (ValueError, TypeError):
+            log.warning("report: %s:%d is no JSON object and was left out", path, number)
+    return [line for line in lines if "step" in line]
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested provenance as (name, text) lines."""
+    lines: list[tuple[str, str]] = []
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            lines += _flat(item, f"{prefix}{key} ")
+        elif item is not None:
+            lines.append((f"{prefix}{key}", item if isinstance(item, str) else json.dumps(item)))
+    return lines
