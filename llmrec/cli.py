@@ -1,4 +1,5 @@
-"""The command line: verbs and flags, nothing else. Every verb imports its stage when it is called.
+"""The command line: verbs and flags, nothing else. Every verb imports its stage when it is called,
+after the recipe has been read, so that a wrong recipe is told before torch is loaded.
 
 stdout is data, stderr is logs. Exit codes: 0 done, 1 failed, 2 recipe or usage, 3 data,
 75 interrupted and resumable, 130 Ctrl+C.
@@ -81,10 +82,11 @@ def prepare(
     recipe: RecipeName, overrides: Overrides = None, offline: Offline = False, as_json: Json = False
 ) -> None:
     """Read, filter and split the data."""
-    from llmrec.stages import prepare as stage
     from llmrec.stages.folder import open_run
 
     settings, folder = open_run(recipe, overrides or [])
+    from llmrec.stages import prepare as stage
+
     result = stage.run(settings, folder, offline)
     folder.keep(settings)
     terminal.show(result, as_json)
@@ -108,13 +110,20 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Fine-tune the model; goes on where it was interrupted."""
-    from llmrec.stages import train as stage
     from llmrec.stages.folder import open_run
 
     settings, folder = open_run(recipe, overrides or [])
+    from llmrec.stages import prompts
+    from llmrec.stages import train as stage
+
     result = stage.run(settings, folder, dry_run)
     if not dry_run:
         folder.keep(settings)
+    elif as_json:
+        result["prompt"] = prompts.render(settings, folder)
+    else:
+        rendered = prompts.render(settings, folder)
+        terminal.show(prompts.painted(rendered, terminal.can_colour()) + "\n", as_json)
     terminal.show(result, as_json)
 
 
@@ -134,10 +143,11 @@ def recommend(
     as_json: Json = False,
 ) -> None:
     """Recommend for the test split, or for histories of your own (one JSON line per item)."""
-    from llmrec.stages import recommend as stage
     from llmrec.stages.folder import open_run
 
     settings, folder = open_run(recipe, overrides or [])
+    from llmrec.stages import recommend as stage
+
     if histories is not None:
         terminal.show_lines(stage.raw(folder.root, histories, top_k))
         return
@@ -149,10 +159,11 @@ def recommend(
 @app.command()
 def evaluate(recipe: RecipeName, overrides: Overrides = None, as_json: Json = False) -> None:
     """Metrics per user, means, intervals and tests. Needs no torch."""
-    from llmrec.stages import evaluate as stage
     from llmrec.stages.folder import open_run
 
     settings, folder = open_run(recipe, overrides or [])
+    from llmrec.stages import evaluate as stage
+
     result = stage.run(settings, folder)
     folder.keep(settings)
     terminal.show(result, as_json)
@@ -176,10 +187,11 @@ def compare(
 @app.command()
 def report(recipe: RecipeName, overrides: Overrides = None, as_json: Json = False) -> None:
     """One page: table, training curve, three users."""
-    from llmrec.stages import report as stage
     from llmrec.stages.folder import open_run
 
     settings, folder = open_run(recipe, overrides or [])
+    from llmrec.stages import report as stage
+
     terminal.show(stage.run(settings, folder), as_json)
 
 

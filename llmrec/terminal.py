@@ -9,6 +9,7 @@ import math
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import Any, NoReturn
@@ -50,7 +51,9 @@ def _on_signal(number: int, _: FrameType | None) -> None:
 
 
 def quiet_libraries() -> None:
-    """No telemetry from the libraries, and no progress bars where nobody watches."""
+    """No telemetry or warnings to developers, and no progress bars where nobody watches."""
+    # What a library will change in its next version is no news to the person training a model.
+    warnings.filterwarnings("ignore", category=FutureWarning)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not sys.stderr.isatty():
