@@ -73,7 +73,8 @@ def fetch(
     """Bring a model or data set into the cache, verified."""
     from llmrec.stages import fetch as stage
 
-    result = stage.run(kind, name, offline)
+    with terminal.stdout_for_data():
+        result = stage.run(kind, name, offline)
     terminal.show(result if as_json else result["path"], as_json)
 
 
@@ -116,7 +117,8 @@ def train(
     from llmrec.stages import prompts
     from llmrec.stages import train as stage
 
-    result = stage.run(settings, folder, dry_run)
+    with terminal.stdout_for_data():
+        result = stage.run(settings, folder, dry_run)
     if not dry_run:
         folder.keep(settings)
     elif as_json:
@@ -149,9 +151,12 @@ def recommend(
     from llmrec.stages import recommend as stage
 
     if histories is not None:
-        terminal.show_lines(stage.raw(folder.root, histories, top_k))
+        with terminal.stdout_for_data():
+            rows = stage.raw(folder.root, histories, top_k)
+        terminal.show_lines(rows)
         return
-    result = stage.run(settings, folder)
+    with terminal.stdout_for_data():
+        result = stage.run(settings, folder)
     folder.keep(settings)
     terminal.show(result, as_json)
 
@@ -202,7 +207,9 @@ def run(recipe: RecipeName, overrides: Overrides = None, as_json: Json = False) 
     from llmrec.stages.folder import open_run
 
     settings, folder = open_run(recipe, overrides or [])
-    terminal.show(pipeline.run(settings, folder), as_json)
+    with terminal.stdout_for_data():
+        result = pipeline.run(settings, folder)
+    terminal.show(result, as_json)
 
 
 @app.command()

@@ -11,6 +11,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, redirect_stdout
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -69,6 +70,11 @@ def is_main_process() -> bool:
 def takes_colour() -> bool:
     """Whether stdout is a terminal that shows colour (NO_COLOR turns it off)."""
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+
+
+def stdout_for_data() -> AbstractContextManager[Any]:
+    """What libraries print meanwhile goes to stderr, so that stdout holds the result alone."""
+    return redirect_stdout(sys.stderr)
 
 
 def can_colour() -> bool:
