@@ -198,8 +198,8 @@ class Rows(Section):
 class Guidance(Section):
     """A baseline's item probabilities mixed into decoding, for the systems named *_guided."""
 
-    baseline: GuidingBaseline | None = "markov"
-    """Which baseline guides."""
+    baseline: GuidingBaseline | Literal["auto"] | None = "auto"
+    """Which baseline guides; auto: of those among `systems`, the likeliest in validation."""
     weight: Literal["auto"] | float = "auto"
     """Share of the language model, 0 to 1; auto: the best of `grid` in validation."""
     grid: Annotated[list[Share], Field(min_length=1)] = [tenth / 10 for tenth in range(11)]

@@ -48,8 +48,9 @@ class SharedPrompt:
 
     def restart(self) -> None:
         """Forget everything read behind the prompts."""
-        if self._cache.get_seq_length() > self._width:
-            self._cache.crop(self._width)
+        behind = self._cache.get_seq_length() - self._width
+        if behind:
+            self._cache.crop(-behind)
 
     @torch.inference_mode()
     def read(self, tokens: Longs, depth: Longs | int, sees: Bools, at: Longs) -> torch.Tensor:

@@ -7,6 +7,7 @@ validation is kept. How validation is done is a function handed in. Knows no rec
 """
 
 import json
+import logging
 import os
 import shutil
 import time
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from llmrec.errors import LlmrecError, RecipeError
@@ -36,6 +37,8 @@ from llmrec.text.tree import FlatTree, TokenTree
 from llmrec.text.trie import TitleTrie
 
 CHECKPOINT, BEST = "checkpoint-", "best-"
+PROGRESS_SECONDS = 30.0
+logger = logging.getLogger("llmrec")
 
 
 @dataclass(frozen=True)
@@ -104,11 +107,13 @@ class TreeTrainer(Trainer):
             )
         self.objective, self.validate, self.log_path = objective, validate, log_path
         self.root = Path(args.output_dir)
-        self.started, self.targets_seen, self._validated_at = time.monotonic(), 0, -1
+        self.started = self._told = time.monotonic()
+        self.targets_seen, self._validated_at = 0, -1
         super().__init__(
             model=model, args=args, train_dataset=_Rows(rows), eval_dataset=_Rows([]),
             data_collator=self._collate, callbacks=[_FiniteGradients()],
         )  # fmt: skip
+        self.remove_callback(PrinterCallback)  # prints to stdout, which is for data
         self.loss_is_scaled_for_ga = True  # compute_loss divides by the whole step's targets
 
     def _collate(self, items: list[tuple[int, FlatTree]]) -> dict[str, Any]:
@@ -130,6 +135,7 @@ class TreeTrainer(Trainer):
         targets = torch.tensor(sum(len(b["weights"]) for b in batches), device=device)
         if self.args.world_size > 1:
             targets = self.accelerator.gather(targets).sum()
+        self.targets_seen += int(targets)
         return batches, targets
 
     def compute_loss(
@@ -145,11 +151,10 @@ class TreeTrainer(Trainer):
         if not torch.isfinite(loss):
             worst = inputs["row_numbers"].tolist()
             raise LlmrecError(
-                f"the loss is {float(loss)} at step {self.state.global_step + 1}, in training rows "
-                f"{worst}; nothing was updated with it and the last checkpoint is good. Lower "
-                "train.learning_rate or look at these rows"
+                f"the loss is {float(loss.detach())} at step {self.state.global_step + 1}, in "
+                f"training rows {worst}; nothing was updated with it and the last checkpoint is "
+                "good. Lower train.learning_rate or look at these rows"
             )
-        self.targets_seen += len(values)
         # Gradients are averaged over processes, the loss is a sum over them.
         return loss * self.accelerator.num_processes
 
@@ -172,21 +177,32 @@ class TreeTrainer(Trainer):
         )
         return metrics
 
-    @property
-    def has_validated(self) -> bool:
-        """Whether the weights as they now are have been validated."""
-        return self._validated_at == self.state.global_step
-
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log as Hugging Face does, and one line to `log_path` for a training loss."""
         super().log(logs, *args, **kwargs)
         if "loss" in logs:
-            processes = self.accelerator.num_processes
+            now = time.monotonic()
             self._write_log({
                 "step": self.state.global_step, "loss": logs["loss"],
-                "grad_norm": logs.get("grad_norm"), "targets": self.targets_seen * processes,
-                "seconds": round(time.monotonic() - self.started, 1),
+                "grad_norm": logs.get("grad_norm"), "targets": self.targets_seen,
+                "seconds": round(now - self.started, 1),
             })  # fmt: skip
+            if now - self._told > PROGRESS_SECONDS:
+                self._told = now
+                logger.info("train: step %d of %d, loss %.3f, %d targets in %.0f s",
+                            self.state.global_step, self.state.max_steps, logs["loss"],
+                            self.targets_seen, now - self.started)  # fmt: skip
+
+    def go(self, checkpoint: Path | None) -> int:
+        """Train to the end, from `checkpoint` if there is one; returns the last step."""
+        if checkpoint is not None:
+            known = checkpoints.facts(checkpoint)
+            self.targets_seen = known["targets"]
+            self.started -= known["seconds"]
+        outcome = self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if self._validated_at != self.state.global_step:
+            self.evaluate()
+        return outcome.global_step
 
     def _write_log(self, line: dict[str, Any]) -> None:
         if self.args.should_save:
@@ -214,7 +230,10 @@ class TreeTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             (staging / name / "training_args.bin").unlink(missing_ok=True)
-            checkpoints.seal(staging / name, self.root / name, step=self.state.global_step)
+            checkpoints.seal(
+                staging / name, self.root / name, step=self.state.global_step,
+                targets=self.targets_seen, seconds=round(time.monotonic() - self.started, 1),
+            )  # fmt: skip
             checkpoints.prune(self.root, CHECKPOINT, keep=self.args.save_total_limit or 1)
             shutil.rmtree(staging, ignore_errors=True)
         self.accelerator.wait_for_everyone()

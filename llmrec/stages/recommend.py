@@ -31,6 +31,8 @@ from llmrec.stages import prepare
 from llmrec.stages.folder import RunFolder
 
 log = logging.getLogger("llmrec")
+# Baselines that give items probabilities; the first one guides when the recipe lists none.
+GUIDES = ("markov", "popularity", "recent_popularity", "item_knn", "sasrec")
 
 
 def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
@@ -126,8 +128,7 @@ class _Answering:
         """A language model's answers; None in a process that only helps."""
         hyperparameters, q, weight = {}, None, 1.0
         if system.endswith("_guided"):
-            guide = self.recipe.decode.guidance.baseline
-            assert guide is not None  # noqa: S101  the recipe has been checked
+            guide = self._guide()
             weight, by_weight = self._guidance_weight(system, guide)
             hyperparameters = {"guided_by": guide, "weight": weight, "valid_nll": by_weight}
             q = self._probabilities(guide, self.test)
@@ -148,6 +149,15 @@ class _Answering:
         )  # fmt: skip
         shutil.rmtree(parts)
         return predictions
+
+    def _guide(self) -> str:
+        """The baseline that guides: the recipe's, or the best in validation of those it lists."""
+        named = self.recipe.decode.guidance.baseline
+        if named not in (None, "auto"):
+            return named
+        listed = [system for system in self.recipe.systems if system in GUIDES]
+        tried = {name: self.fitted(name) for name in listed or GUIDES[:1]}
+        return min(tried, key=lambda name: (tried[name].value, name))
 
     def _guidance_weight(self, system: str, guide: str) -> tuple[float, dict[str, float]]:
         """The model's share, given or best in validation, and the mean NLL of each one tried."""

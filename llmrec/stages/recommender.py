@@ -1,6 +1,7 @@
 """The Recommender: a finished run, asked in Python with raw histories."""
 
 import json
+import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from llmrec.recipe import Recipe
 from llmrec.recipe_loading import load
 from llmrec.stages.folder import RunFolder
 from llmrec.stages.language import adapter_of, base_of, batches, closed_items, encoder_of
+
+log = logging.getLogger("llmrec")
 
 
 class Recommender:
@@ -49,6 +52,8 @@ class Recommender:
         recipe = load(folder.recipe, [])
         tuned = adapter_of(recipe, folder.adapter)
         base = base_of(recipe)
+        if not tuned.is_dir():
+            log.warning("%s has no trained weights: the untuned %s answers", root, base.source)
         model = load_tuned(base, tuned) if tuned.is_dir() else load_model(base)
         return cls(model, Catalog.read(folder.items), recipe)
 

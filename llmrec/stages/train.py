@@ -68,15 +68,13 @@ def run(recipe: Recipe, folder: RunFolder, dry_run: bool = False) -> dict[str, A
     )  # fmt: skip
     log.info("train: %d rows of shape %s, %d targets", len(rows), recipe.rows.shape,
              sum(row_targets(row) for row in rows))  # fmt: skip
-    outcome = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    if not trainer.has_validated:
-        trainer.evaluate()
+    steps = trainer.go(resume)
     if state.is_main_process:
         publish_best(folder.checkpoints, folder.adapter, settings=settings)
     state.wait_for_everyone()
     known = checkpoints.facts(folder.adapter)
     return {"adapter": str(folder.adapter), "step": known["step"], "valid_nll": known["nll"],
-            "steps": outcome.global_step, "skipped": False}  # fmt: skip
+            "steps": steps, "skipped": False}  # fmt: skip
 
 
 def training_rows(recipe: Recipe, encoder: PromptEncoder, train: Examples) -> list[TokenTree]:

@@ -135,5 +135,5 @@ class TitleTrie:
         return np.sort(self.items[self.low[node] : ends])
 
 
-def _joined(levels: list[npt.NDArray[np.integer]]) -> Ints:
+def _joined(levels: Sequence[npt.NDArray[np.integer]]) -> Ints:
     return np.concatenate(levels).astype(np.int32)

@@ -1,0 +1,127 @@
+"""Recommending: every system answers every test user, again with the same bytes, also when cut."""
+
+import json
+
+import numpy as np
+import pytest
+
+from llmrec import Recommender
+from llmrec.data.records import Examples
+from llmrec.errors import DataError, LlmrecError
+from llmrec.evaluation.predictions import Predictions
+from llmrec.stages import evaluate, recommend, train
+from llmrec.stages.recommender import read_histories
+
+
+@pytest.fixture
+def finished(recipe_of):
+    recipe, folder = recipe_of()
+    train.run(recipe, folder)
+    folder.keep(recipe)
+    return recipe, folder
+
+
+def test_every_system_answers_every_user_with_open_items(finished):
+    recipe, folder = finished
+    recommend.run(recipe, folder)
+    test = Examples.read(folder.examples("test"))
+    for system in recipe.systems:
+        answers = Predictions.read(folder.predictions(system))
+        assert answers.user_ids.tolist() == test.user_ids.tolist()
+        for index in range(len(test)):
+            ranking = answers.ranking(index)
+            assert len(set(ranking.tolist())) == len(ranking) > 0
+            assert not set(ranking.tolist()) & set(test.history(index).tolist())
+    guided = Predictions.read(folder.predictions("tuned_guided")).info.hyperparameters
+    assert guided["weight"] in recipe.decode.guidance.grid
+    assert guided["valid_nll"][f"{guided['weight']:g}"] == min(guided["valid_nll"].values())
+    metrics = evaluate.run(recipe, folder)
+    assert metrics
+
+
+def test_a_likelihood_of_all_items_sums_to_one(finished):
+    """Guidance with weight 0 is the baseline itself, with its very likelihood."""
+    recipe, folder = finished
+    recipe = recipe.model_copy(
+        update={"decode": recipe.decode.model_copy(
+            update={"guidance": recipe.decode.guidance.model_copy(update={"weight": 0.0})})}
+    )  # fmt: skip
+    recommend.run(recipe, folder)
+    guided = Predictions.read(folder.predictions("tuned_guided"))
+    markov = Predictions.read(folder.predictions("markov"))
+    np.testing.assert_allclose(guided.nll, markov.nll, atol=1e-6)
+    assert guided.items.tolist() == markov.items.tolist()
+
+
+def test_an_interrupted_run_goes_on_by_batch_to_the_same_answers(finished, monkeypatch):
+    recipe, folder = finished
+    recommend.run(recipe, folder)
+    whole = {s: folder.predictions(s).read_bytes() for s in recipe.systems}
+    for path in folder.predictions("x").parent.glob("*.parquet"):
+        path.unlink()
+
+    from llmrec.stages import language_systems
+
+    real, calls = language_systems.write_json, 0
+
+    def failing(path, value):
+        nonlocal calls
+        calls += 1
+        if calls in (3, 8):
+            raise KeyboardInterrupt
+        real(path, value)
+
+    monkeypatch.setattr(language_systems, "write_json", failing)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            recommend.run(recipe, folder)
+    recommend.run(recipe, folder)
+    for system in recipe.systems:
+        again = Predictions.read(folder.predictions(system))
+        folder.predictions(system).write_bytes(whole[system])
+        before = Predictions.read(folder.predictions(system))
+        assert again.items.tolist() == before.items.tolist()
+        assert again.scores.tolist() == before.scores.tolist()
+        np.testing.assert_array_equal(again.nll, before.nll)
+    assert not list(folder.predictions("x").parent.glob(".parts/*/*"))
+
+
+def test_what_stands_is_kept_and_what_changed_is_done_again(finished):
+    recipe, folder = finished
+    assert recommend.run(recipe, folder)["written"] == list(recipe.systems)
+    assert recommend.run(recipe, folder)["written"] == []
+    wider = recipe.model_copy(update={"decode": recipe.decode.model_copy(update={"beams": 8})})
+    assert recommend.run(wider, folder)["written"] == ["untuned", "tuned", "tuned_guided"]
+
+
+def test_tuned_without_training_says_what_to_do(recipe_of):
+    recipe, folder = recipe_of("systems=[tuned]")
+    with pytest.raises(LlmrecError, match="llmrec train"):
+        recommend.run(recipe, folder)
+
+
+def test_the_recommender_takes_ids_and_titles_and_gives_a_table(finished):
+    _, folder = finished
+    recommender = Recommender.from_pretrained(folder.adapter)
+    table = recommender.recommend([["i0", "The Man II"], ["dark city", "Last Sumer"]], top_k=3)
+    assert table.column_names == ["user", "rank", "item_id", "title", "score"]
+    rows = table.to_pylist()
+    assert [r["rank"] for r in rows] == [1, 2, 3, 1, 2, 3]
+    assert not {"i0", "i1"} & {r["item_id"] for r in rows[:3]}
+    scores = [r["score"] for r in rows[:3]]
+    assert scores == sorted(scores, reverse=True)
+    assert recommender.recommend([[]], top_k=20).num_rows == 12
+    with pytest.raises(DataError, match="'Unheard of' is neither"):
+        recommender.recommend([["i0", "Unheard of"]])
+    with pytest.raises(LlmrecError, match="no run of llmrec"):
+        Recommender.from_pretrained(folder.root.parent)
+
+
+def test_raw_histories_come_as_json_lines(finished):
+    _, folder = finished
+    lines = ['["i0", "i1"]\n', "\n", json.dumps({"user": "me", "history": ["Love"]})]
+    rows = recommend.raw(folder.root, lines, top_k=2)
+    assert [r["user"] for r in rows] == ["1", "1", "me", "me"]
+    for bad in ("{", '{"history": 3}', "3", '[["nested"]]'):
+        with pytest.raises(DataError, match="line 1"):
+            read_histories([bad])

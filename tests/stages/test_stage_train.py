@@ -1,0 +1,167 @@
+"""Training as a user runs it: what it leaves, how it goes on, and what it refuses."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from llmrec.data.catalog import Catalog
+from llmrec.data.records import Examples
+from llmrec.errors import LlmrecError, RecipeError
+from llmrec.model import checkpoints
+from llmrec.model.loading import load_model
+from llmrec.recipe_loading import dump
+from llmrec.stages import prepare, train
+from llmrec.stages.language import base_of, encoder_of
+from llmrec.stages.train import objective_of, training_rows
+
+
+def log_lines(folder):
+    return [json.loads(line) for line in folder.train_log.read_text("utf-8").splitlines()]
+
+
+def numbers(folder):
+    """The logged lines without the clock."""
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in log_lines(folder)]
+
+
+@pytest.mark.parametrize("shape", ["single", "all_targets", "inline"])
+@pytest.mark.parametrize("objective", ["sft", "msl"])
+def test_training_learns_and_leaves_a_plain_peft_adapter(recipe_of, shape, objective):
+    from peft import AutoPeftModelForCausalLM
+
+    recipe, folder = recipe_of(f"rows.shape={shape}", f"objective.name={objective}")
+    result = train.run(recipe, folder)
+    losses = [line["loss"] for line in log_lines(folder) if "loss" in line]
+    assert np.mean(losses[-2:]) < np.mean(losses[:2])
+    best = min(line["valid_nll"] for line in log_lines(folder) if "valid_nll" in line)
+    assert result["valid_nll"] == pytest.approx(best)
+    assert checkpoints.problem(folder.adapter) is None
+    assert not list(folder.root.rglob("training_args.bin"))
+    model = AutoPeftModelForCausalLM.from_pretrained(str(folder.adapter))
+    assert any("lora_B" in n and p.abs().sum() > 0 for n, p in model.named_parameters())
+
+
+def test_a_second_run_does_nothing_and_other_settings_are_refused(recipe_of):
+    recipe, folder = recipe_of()
+    train.run(recipe, folder)
+    before = (folder.adapter / "adapter_model.safetensors").stat().st_mtime_ns
+    assert train.run(recipe, folder)["skipped"]
+    assert (folder.adapter / "adapter_model.safetensors").stat().st_mtime_ns == before
+    with pytest.raises(LlmrecError, match="other settings"):
+        train.run(*recipe_of("train.learning_rate=0.02"))
+    (folder.adapter / "adapter_model.safetensors").write_bytes(b"damaged")
+    assert not train.run(recipe, folder)["skipped"]
+
+
+def test_the_loss_does_not_depend_on_how_a_step_is_cut(recipe_of):
+    recipe, folder = recipe_of("rows.shape=all_targets", "objective.name=msl")
+    prepare.run(recipe, folder)
+    encoder = encoder_of(recipe, Catalog.read(folder.items))
+    rows = training_rows(recipe, encoder, Examples.read(folder.examples("train")))[:6]
+    flats = [row.flatten() for row in rows]
+    objective, model = objective_of(recipe, encoder), load_model(base_of(recipe), "cpu")
+    targets = sum(flat.branch_count for flat in flats)
+    gradients = []
+    for size in (6, 4, 1):
+        model.zero_grad()
+        total = 0.0
+        for start in range(0, 6, size):
+            batch = objective.prepare(flats[start : start + size])
+            loss = -objective.branch_log_probabilities(model, batch).sum() / targets
+            loss.backward()
+            total += float(loss.detach())
+        gradients.append((total, torch.cat([p.grad.flatten() for p in model.parameters()])))
+    for total, gradient in gradients[1:]:
+        assert total == pytest.approx(gradients[0][0], abs=1e-5)
+        scale = float(gradients[0][1].abs().max())
+        torch.testing.assert_close(gradient / scale, gradients[0][1] / scale, rtol=0, atol=1e-5)
+
+
+def test_accumulation_gives_the_trajectory_of_the_whole_batch(recipe_of):
+    whole, folder_a = recipe_of("name=whole", "rows.shape=inline")
+    cut, folder_b = recipe_of(
+        "name=cut", "rows.shape=inline", "train.per_device_train_batch_size=2",
+        "train.gradient_accumulation_steps=2",
+    )  # fmt: skip
+    train.run(whole, folder_a)
+    train.run(cut, folder_b)
+    losses = [[x["loss"] for x in log_lines(f) if "loss" in x] for f in (folder_a, folder_b)]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+
+
+def test_killed_runs_go_on_to_the_very_same_bytes(recipe_of, tmp_path):
+    """SIGKILL at random moments, then the same command again, until it is done."""
+    straight, folder_a = recipe_of("name=straight")
+    train.run(straight, folder_a)
+    killed, folder_b = recipe_of("name=killed")
+    path = tmp_path / "killed.yaml"
+    path.write_text(dump(killed), "utf-8")
+    rng, landed = random.Random(1), 0
+    for attempt in range(12):
+        process = subprocess.Popen([sys.executable, "-m", "llmrec", "-q", "train", str(path)],
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)  # fmt: skip
+        if attempt < 3:
+            seen = 0
+            deadline = time.monotonic() + 60
+            while seen <= attempt * 3 and time.monotonic() < deadline and process.poll() is None:
+                time.sleep(0.02)
+                seen = len(log_lines(folder_b)) if folder_b.train_log.exists() else 0
+            time.sleep(rng.random() * 0.1)
+            process.send_signal(signal.SIGKILL)
+        _, errors = process.communicate()
+        landed += process.returncode == -signal.SIGKILL
+        if process.returncode == 0:
+            break
+        assert process.returncode == -signal.SIGKILL, errors.decode()
+    assert landed >= 2
+    assert numbers(folder_b) == numbers(folder_a)
+    assert (folder_b.adapter / "adapter_model.safetensors").read_bytes() == (
+        folder_a.adapter / "adapter_model.safetensors"
+    ).read_bytes()
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_and_names_the_rows(recipe_of):
+    recipe, folder = recipe_of("train.learning_rate=1e30", "train.max_grad_norm=0")
+    with pytest.raises(LlmrecError, match=r"(loss|gradient).*(rows|weights)"):
+        train.run(recipe, folder)
+    for saved in folder.checkpoints.glob("checkpoint-*/adapter_model.safetensors"):
+        assert all(torch.isfinite(t).all() for t in load_file(saved).values())
+
+
+def test_full_fine_tuning_trains_every_weight(recipe_of):
+    recipe, folder = recipe_of("model.lora=null", "train.learning_rate=0.001")
+    train.run(recipe, folder)
+    assert (folder.adapter / "model.safetensors").is_file()
+
+
+def test_a_dry_run_tells_and_trains_nothing(recipe_of):
+    recipe, folder = recipe_of("rows.shape=all_targets")
+    told = train.run(recipe, folder, dry_run=True)
+    assert told["rows"] == 48 or told["rows"] > 10
+    assert told["targets"] > told["rows"]
+    assert told["trainable_parameters"] < told["parameters"]
+    assert told["optimiser_steps"] >= 2 * told["rows"] // 4
+    assert not folder.adapter.exists()
+    assert not folder.checkpoints.exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.lora.target_modules=[no_such_layer]", "no_such_layer"),
+        ("model.quantization=4bit", "CUDA GPU"),
+        ("prompt.max_tokens=2000", "at most 512"),
+        ("prompt.max_tokens=20", "max_tokens = 20"),
+    ],
+)
+def test_a_recipe_this_model_or_machine_cannot_run_is_refused(recipe_of, override, message):
+    with pytest.raises(RecipeError, match=message):
+        train.run(*recipe_of(override))
