@@ -110,6 +110,7 @@ def render(report: Report) -> str:
         confidence=f"{report.table.confidence * 100:g}",
         headline=headline,
         told=told,
+        tuning=_tuning(report),
         main=main,
         groups=groups,
         standings=_standings(report),
@@ -172,6 +173,16 @@ def _headline(report: Report, models: set[str]) -> str:
         if names:
             parts.append(f"{_listed(names)} {phrase}")
     return f"By {metric}, {'; '.join(parts)}."
+
+
+def _tuning(report: Report) -> list[str]:
+    """What tuning brought in the first metric: comparisons with something else than a baseline."""
+    first = next((c.metric for c in report.comparisons), None)
+    return [
+        in_words(c, report.table.confidence)
+        for c in report.comparisons
+        if c.metric == first and c.reference != report.best_baseline.get(c.metric)
+    ]
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -77,6 +77,7 @@ def run(recipe: "Recipe", folder: "RunFolder") -> dict[str, Any]:
             clusters, samples=samples, confidence=confidence, seed=seed,
         )
     ]  # fmt: skip
+    models = {p.info.system for p in predictions if p.info.kind == "language_model"}
     _write_per_user(folder, per_user, split)
     metrics = {
         "version": VERSION,
@@ -96,7 +97,9 @@ def run(recipe: "Recipe", folder: "RunFolder") -> dict[str, Any]:
     log.info("evaluate: %d systems on %d test examples", len(predictions), len(test))
     return {
         "table": table.only(main_columns(k)).render("text"),
-        "findings": "\n".join(in_words(comparison, confidence) for comparison in comparisons),
+        "findings": "\n".join(
+            in_words(c, confidence) for c in comparisons if not models or c.system in models
+        ),
         "metrics": str(folder.metrics),
         "per_user": str(folder.per_user),
     }
