@@ -101,11 +101,11 @@ def _facts(system: str, said: Mapping[str, Any]) -> SystemFacts:
 
 
 def _shown(predictions: Sequence[Predictions], best: str | None) -> list[Predictions]:
-    """The best baseline, then the language models, then other baselines, as many as fit."""
+    """The best baseline and the language models; without any of these, the other baselines."""
     models = [p for p in predictions if p.info.kind == "language_model"]
-    first = [p for p in predictions if p.info.system == best]
-    rest = [p for p in predictions if p not in models and p not in first]
-    return (first + models + rest)[:SHELVES] if models else (first + rest)[:3]
+    baselines = [p for p in predictions if p.info.kind == "baseline"]
+    baselines.sort(key=lambda p: p.info.system != best)
+    return [*(baselines[:1] if models else baselines), *models][:SHELVES]
 
 
 def _visitors(
