@@ -243,7 +243,7 @@ class Decode(Section):
 class Evaluate(Section):
     """Metrics and their intervals."""
 
-    k: Annotated[list[Count], Field(min_length=1)] = [1, 5, 10, 20]
+    k: Annotated[list[Count], Field(min_length=1)] = [1, 5, 10]
     """Cut-offs of the ranking metrics."""
     samples: Annotated[int, Field(ge=100)] = 2000
     """Bootstrap samples."""

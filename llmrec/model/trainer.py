@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from llmrec.text.tree import FlatTree, TokenTree
 from llmrec.text.trie import TitleTrie
 
 CHECKPOINT, BEST = "checkpoint-", "best-"
+FILLER = -1
 PROGRESS_SECONDS = 30.0
 logger = logging.getLogger("llmrec")
 
@@ -118,21 +119,27 @@ class TreeTrainer(Trainer):
 
     def _collate(self, items: list[tuple[int, FlatTree]]) -> dict[str, Any]:
         batch = self.objective.prepare([row for _, row in items])
-        return {**batch, "row_numbers": torch.tensor([number for number, _ in items])}
+        counts = torch.tensor([row.branch_count for _, row in items])
+        numbers = torch.tensor([number for number, _ in items])
+        weights = (numbers != FILLER).float().repeat_interleave(counts)
+        return {**batch, "weights": weights, "row_numbers": numbers}
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
         rows = train_dataset if train_dataset is not None else self.train_dataset
         generator = torch.Generator().manual_seed(self.args.seed)
-        # Rows of like length share a batch, so that little is spent on padding.
-        return LengthGroupedSampler(
-            self.args.train_batch_size * self.args.gradient_accumulation_steps,
+        # Rows of like length share an optimiser step, so that little is spent on padding; grouping
+        # by the whole step keeps its rows the same however it is cut.
+        together = self.args.train_batch_size * self.args.world_size
+        grouped = LengthGroupedSampler(
+            together * self.args.gradient_accumulation_steps,
             lengths=[len(row) for row in rows.rows], generator=generator,
         )  # fmt: skip
+        return _Filled(grouped, together if self.args.world_size > 1 else 1)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         """The micro-batches of one optimiser step and the targets in them, over all processes."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        targets = torch.tensor(sum(len(b["weights"]) for b in batches), device=device)
+        targets = torch.tensor(sum(int(b["weights"].sum()) for b in batches), device=device)
         if self.args.world_size > 1:
             targets = self.accelerator.gather(targets).sum()
         self.targets_seen += int(targets)
@@ -147,7 +154,7 @@ class TreeTrainer(Trainer):
     ) -> Any:
         """Minus the log-probability of the batch's targets over the targets of the whole step."""
         values = self.objective.branch_log_probabilities(model, inputs)
-        loss = -values.sum() / num_items_in_batch
+        loss = -(values * inputs["weights"]).sum() / num_items_in_batch
         if not torch.isfinite(loss):
             worst = inputs["row_numbers"].tolist()
             raise LlmrecError(
@@ -240,7 +247,7 @@ class TreeTrainer(Trainer):
 
 
 class _Rows(torch.utils.data.Dataset):
-    """Token trees with their numbers; flattened when asked for."""
+    """Token trees with their numbers, flattened when asked for; FILLER is any row, not counted."""
 
     def __init__(self, rows: Sequence[TokenTree]) -> None:
         self.rows = rows
@@ -250,6 +257,23 @@ class _Rows(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> tuple[int, FlatTree]:
         return index, self.rows[index].flatten()
+
+
+class _Filled(Sampler):
+    """A sampler's indices and then fillers up to a multiple of `size`.
+
+    Processes must run equally many batches; accelerate would repeat rows for that, and count them.
+    """
+
+    def __init__(self, indices: Sampler, size: int) -> None:
+        self.indices, self.fillers = indices, -len(indices) % size
+
+    def __len__(self) -> int:
+        return len(self.indices) + self.fillers
+
+    def __iter__(self) -> Iterator[int]:
+        yield from self.indices
+        yield from [FILLER] * self.fillers
 
 
 class _FiniteGradients(TrainerCallback):

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from accelerate import PartialState
 from torch import nn
 
 from llmrec import shipped
@@ -21,6 +23,12 @@ from llmrec.text.encoding import PromptEncoder
 from llmrec.text.templates import PromptTemplate
 
 log = logging.getLogger("llmrec")
+
+
+def processes() -> PartialState:
+    """The processes that a launcher started, this one alone without a launcher."""
+    # Without `cpu` accelerate does not join processes on a machine that has no GPU.
+    return PartialState(cpu=not torch.cuda.is_available())
 
 
 def base_of(recipe: Recipe) -> BaseModel:

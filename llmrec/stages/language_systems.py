@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from accelerate import PartialState
 
 from llmrec.data.catalog import Catalog
 from llmrec.data.files import write_json
@@ -27,6 +26,7 @@ from llmrec.stages.language import (
     batches,
     closed_items,
     encoder_of,
+    processes,
     scored_paths,
 )
 
@@ -38,7 +38,7 @@ class LanguageSystems:
     """`untuned` is the base model as it came, `tuned` the base model with the run's adapter."""
 
     def __init__(self, recipe: Recipe, folder: RunFolder, catalog: Catalog) -> None:
-        self.recipe, self.state = recipe, PartialState()
+        self.recipe, self.state = recipe, processes()
         self.encoder = encoder_of(recipe, catalog)
         self.base = base_of(recipe)
         self.adapter = adapter_of(recipe, folder.adapter)

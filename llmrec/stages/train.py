@@ -31,7 +31,7 @@ from llmrec.model.trainer import CHECKPOINT, Objective, TreeTrainer, publish_bes
 from llmrec.recipe import Recipe
 from llmrec.stages import prepare
 from llmrec.stages.folder import RunFolder
-from llmrec.stages.language import base_of, encoder_of, scored_paths
+from llmrec.stages.language import base_of, encoder_of, processes, scored_paths
 from llmrec.text.encoding import PromptEncoder
 from llmrec.text.rows import SHAPES, windows
 from llmrec.text.tree import TokenTree
@@ -45,7 +45,7 @@ def run(recipe: Recipe, folder: RunFolder, dry_run: bool = False) -> dict[str, A
 
     With `dry_run`, returns what a run would do (see `preview`) and trains nothing.
     """
-    state = PartialState()
+    state = processes()
     with state.main_process_first():
         prepare.run(recipe, folder)
         encoder = encoder_of(recipe, Catalog.read(folder.items))
@@ -110,7 +110,7 @@ def validation_of(
 ) -> Callable[[nn.Module], dict[str, float]]:
     """Mean target likelihood on the validation users, which every process shares in."""
     valid = Examples.read(folder.examples("valid"))
-    state = PartialState()
+    state = processes()
 
     def measure(model: nn.Module) -> dict[str, float]:
         # Every process reads equally many batches, as sharded models demand: short shares repeat.
@@ -142,7 +142,7 @@ def preview(
                for h in train.histories()[:2000]]  # fmt: skip
     batch = recipe.train["per_device_train_batch_size"] * recipe.train.get(
         "gradient_accumulation_steps", 1
-    ) * PartialState().num_processes  # fmt: skip
+    ) * processes().num_processes  # fmt: skip
     model = load_model(base_of(recipe))
     total = sum(p.numel() for p in model.parameters())
     if recipe.model.lora:

@@ -1,6 +1,7 @@
 """Training as a user runs it: what it leaves, how it goes on, and what it refuses."""
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -165,3 +166,27 @@ def test_a_dry_run_tells_and_trains_nothing(recipe_of):
 def test_a_recipe_this_model_or_machine_cannot_run_is_refused(recipe_of, override, message):
     with pytest.raises(RecipeError, match=message):
         train.run(*recipe_of(override))
+
+
+def test_two_processes_give_the_trajectory_of_one(recipe_of, tmp_path):
+    """Two processes over gloo, with half the batch each."""
+    one, folder_a = recipe_of("name=one")
+    train.run(one, folder_a)
+    two, folder_b = recipe_of("name=two", "train.per_device_train_batch_size=2")
+    path = tmp_path / "two.yaml"
+    path.write_text(dump(two), "utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2",
+         "--master_port", "29731", "-m", "llmrec", "-q", "train", str(path), "--json"],
+        capture_output=True, text=True, timeout=300, env={**os.environ, "ACCELERATE_USE_CPU": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["steps"] == log_lines(folder_a)[-1]["step"]
+    ours, theirs = (
+        [(x["step"], x["loss"], x["targets"]) for x in log_lines(f) if "loss" in x]
+        for f in (folder_b, folder_a)
+    )
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+    valid = [[x["valid_nll"] for x in log_lines(f) if "valid_nll" in x]
+             for f in (folder_b, folder_a)]  # fmt: skip
+    np.testing.assert_allclose(valid[0], valid[1], rtol=1e-4)
