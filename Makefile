@@ -30,7 +30,7 @@ lint: $(READY)
 	$(BIN)/mypy
 
 bench: $(READY)
-	$(BIN)/python tools/bench/decode.py
+	$(BIN)/python tools/bench/decode.py --out results/decode.md
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache dist

@@ -68,7 +68,7 @@ class LanguageSystems:
         mine = [(number, batch) for number, batch in enumerate(plan)
                 if number % self.state.num_processes == self.state.process_index
                 and not _part(parts, number).exists()]  # fmt: skip
-        model = self._model(system) if mine else None
+        model = self.model_of(system) if mine else None
         told = time.monotonic()
         with self._adapter_off(model, system):
             for done, (number, batch) in enumerate(mine):
@@ -106,7 +106,7 @@ class LanguageSystems:
         """
         total = dict.fromkeys(grid, 0.0)
         counted = 0
-        model, decode = self._model(system), self.recipe.decode
+        model, decode = self.model_of(system), self.recipe.decode
         with self._adapter_off(model, system):
             for _, paths in scored_paths(
                 model, self.encoder, valid, filter_seen=decode.filter_seen,
@@ -117,7 +117,7 @@ class LanguageSystems:
                     total[weight] += float(paths.nll(weight)[paths.reachable].sum())
         return {weight: value / counted for weight, value in total.items()} if counted else {}
 
-    def _model(self, system: str) -> Any:
+    def model_of(self, system: str) -> Any:
         """The base model, with the adapter on it once a tuned system was asked for."""
         tuned = system.startswith("tuned")
         if tuned not in self._loaded and True in self._loaded and self._is_adapter:

@@ -11,6 +11,7 @@ import logging
 import shutil
 import time
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -37,7 +38,8 @@ GUIDES = ("markov", "popularity", "recent_popularity", "item_knn", "sasrec")
 
 def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     """Write `predictions/<system>.parquet` for each system that has none of these settings yet."""
-    prepare.run(recipe, folder)
+    with _main_process_first(recipe):
+        prepare.run(recipe, folder)
     answering = _Answering(recipe, folder)
     written, standing = [], []
     for system in recipe.systems:
@@ -45,13 +47,22 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
         if path.exists() and Predictions.read(path).info.provenance.get("settings") == settings:
             standing.append(system)
             continue
-        is_baseline = not system.startswith(("tuned", "untuned"))
-        predictions = (answering.baseline if is_baseline else answering.language_model)(system)
+        answer = answering.language_model if "tuned" in system else answering.baseline
+        predictions = answer(system)
         if predictions is not None:
             predictions.write(path)
         written.append(system)
         log.info("recommend: %s done", system)
     return {"written": written, "standing": standing, "folder": str(folder.predictions("x").parent)}
+
+
+def _main_process_first(recipe: Recipe) -> Any:
+    """Lets one process prepare before the others look; without a language model there is one."""
+    if not any("tuned" in system for system in recipe.systems):
+        return nullcontext()
+    from llmrec.stages.language import processes
+
+    return processes().main_process_first()
 
 
 @dataclass
@@ -89,6 +100,8 @@ class _Answering:
             "seed": recipe.seed,
             "data": sha256_of(self.folder.data / "manifest.json"),
         }
+        if system.endswith("_guided") and recipe.decode.guidance.baseline == "auto":
+            known["guides"] = [name for name in recipe.systems if name in GUIDES]
         if "tuned" in system:
             known |= recipe.model_dump(mode="json", include={"prompt", "model"})
         if system.startswith("tuned"):

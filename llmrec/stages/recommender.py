@@ -42,18 +42,18 @@ class Recommender:
         A run that was only prepared answers with its untuned base model.
         """
         root = Path(path)
-        root = root.parent if (root / "adapter_config.json").is_file() else root
-        folder = RunFolder(root)
+        folder = RunFolder(root if RunFolder(root).recipe.is_file() else root.parent)
         if not folder.recipe.is_file() or not folder.items.is_file():
             raise LlmrecError(
                 f"{path} is no run of llmrec: it lacks {folder.recipe.name} or "
-                f"{folder.items.relative_to(root)}; give the folder that `llmrec train` wrote"
+                f"{folder.items.relative_to(folder.root)}; give the folder that `llmrec train` "
+                "wrote"
             )
         recipe = load(folder.recipe, [])
         tuned = adapter_of(recipe, folder.adapter)
         base = base_of(recipe)
         if not tuned.is_dir():
-            log.warning("%s has no trained weights: the untuned %s answers", root, base.source)
+            log.warning("%s has no trained weights: the untuned %s answers", path, base.source)
         model = load_tuned(base, tuned) if tuned.is_dir() else load_model(base)
         return cls(model, Catalog.read(folder.items), recipe)
 
