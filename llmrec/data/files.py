@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 
-def _fsync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have the bytes of a file, or the names in a folder, on disk before going on."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -27,9 +28,9 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        _fsync(temporary)
+        sync(temporary)
         os.replace(temporary, path)
-        _fsync(path.parent)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from llmrec.data.files import sha256_of, write_json
+from llmrec.data.files import sha256_of, sync, write_json
 
 MANIFEST = "manifest.json"
 STAGING = ".staging"
@@ -25,11 +25,11 @@ def seal(staged: Path, final: Path, **facts: Any) -> None:
     """
     files = sorted(p for p in staged.rglob("*") if p.is_file() and p.name != MANIFEST)
     for path in files:
-        _sync(path)
+        sync(path)
     hashes = {path.relative_to(staged).as_posix(): sha256_of(path) for path in files}
     manifest = json.loads(json.dumps({"files": hashes, **facts}))
     write_json(staged / MANIFEST, {**manifest, "seal": _seal_of(manifest)})
-    _sync(staged)
+    sync(staged)
     if final.exists():
         aside = final.with_name(f"{STAGING}-old-{final.name}")
         shutil.rmtree(aside, ignore_errors=True)
@@ -38,7 +38,7 @@ def seal(staged: Path, final: Path, **facts: Any) -> None:
         shutil.rmtree(aside, ignore_errors=True)
     else:
         os.replace(staged, final)
-    _sync(final.parent)
+    sync(final.parent)
 
 
 def problem(folder: Path) -> str | None:
@@ -103,11 +103,3 @@ def _by_step(root: Path, prefix: str) -> list[Path]:
         if p.is_dir() and p.name.removeprefix(prefix).isdigit()
     }
     return [steps[step] for step in sorted(steps)]
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
