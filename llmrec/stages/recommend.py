@@ -105,7 +105,7 @@ class _Answering:
         if "tuned" in system:
             known |= recipe.model_dump(mode="json", include={"prompt", "model"})
         if system.startswith("tuned"):
-            known["adapter"] = self._adapter_hash()
+            known["adapter"] = self._adapter_hash
         return known
 
     def fitted(self, name: str) -> Tuned:
@@ -197,6 +197,7 @@ class _Answering:
         ]
         return np.concatenate(parts)
 
+    @cached_property
     def _adapter_hash(self) -> str:
         from llmrec.stages.language import adapter_of
 
@@ -207,7 +208,7 @@ class _Answering:
                 f"{adapter}: no trained weights, which the tuned systems need; run `llmrec train` "
                 "first or name an adapter in model.adapter"
             )
-        return hashlib.sha256(b"".join(w.read_bytes() for w in weights)).hexdigest()
+        return hashlib.sha256("".join(map(sha256_of, weights)).encode()).hexdigest()
 
     def _provenance(self, system: str) -> dict[str, Any]:
         return {**self.folder.provenance(self.recipe), "settings": self.settings(system)}
