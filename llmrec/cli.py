@@ -108,17 +108,24 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what training would do; train nothing.")
     ] = False,
+    only: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="STEP", help="One step of SOFT alone: sft, distill or soft."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Fine-tune the model; goes on where it was interrupted."""
+    """Fine-tune the model, with SOFT in three steps; goes on where it was interrupted."""
     from llmrec.stages.folder import open_run
 
     settings, folder = open_run(recipe, overrides or [])
-    from llmrec.stages import prompts
+    from llmrec.stages import pipeline, prompts
     from llmrec.stages import train as stage
 
     with terminal.stdout_for_data():
-        result = stage.run(settings, folder, dry_run)
+        if dry_run:
+            result = stage.preview(settings, folder)
+        else:
+            result = pipeline.train(settings, folder, only)
     if not dry_run:
         folder.keep(settings)
     elif as_json:
@@ -126,6 +133,20 @@ def train(
     else:
         rendered = prompts.render(settings, folder)
         terminal.show(prompts.painted(rendered, terminal.can_colour()) + "\n", as_json)
+    terminal.show(result, as_json)
+
+
+@app.command()
+def distill(recipe: RecipeName, overrides: Overrides = None, as_json: Json = False) -> None:
+    """The fine-tuned model's answers to its training prompts, for SOFT; goes on by batch."""
+    from llmrec.stages.folder import open_run
+
+    settings, folder = open_run(recipe, overrides or [])
+    from llmrec.stages import distill as stage
+
+    with terminal.stdout_for_data():
+        result = stage.run(settings, folder)
+    folder.keep(settings)
     terminal.show(result, as_json)
 
 

@@ -7,9 +7,11 @@ Strict: no key beyond these, no value of another kind. Knows nothing of YAML, fi
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
 
 from llmrec import training_arguments
+from llmrec.recipe_section import Count, Name, Section, Share, Word
+from llmrec.recipe_training import Lora, Objective, Rows, Soft, Validation
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 Baseline = Literal["popularity", "recent_popularity", "markov", "item_knn", "tgh", "sasrec"]
@@ -20,20 +22,6 @@ SYSTEMS: tuple[System, ...] = (
     "popularity", "recent_popularity", "markov", "item_knn", "tgh", "sasrec",
     "untuned", "tuned", "untuned_guided", "tuned_guided",
 )  # fmt: skip
-
-Count = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
-Word = Annotated[str, Field(min_length=1)]
-
-
-class Section(BaseModel):
-    """A part of a recipe: strict, frozen, closed."""
-
-    model_config = ConfigDict(
-        strict=True, extra="forbid", frozen=True, use_attribute_docstrings=True
-    )
 
 
 class Columns(Section):
@@ -81,7 +69,9 @@ class Data(Section):
     """Users and items with fewer interactions are dropped until none is left."""
     split: Literal["leave_one_out", "global_time", "sliding_window", "by_user"] = "leave_one_out"
     """How examples become train, valid and test."""
-    ratios: Annotated[list[Share], Field(min_length=3, max_length=3)] = [0.8, 0.1, 0.1]
+    ratios: Annotated[list[Share], Field(min_length=3, max_length=3)] = Field(
+        default=[0.8, 0.1, 0.1]
+    )
     """Shares of train, valid and test, for the splits that cut by share."""
     window: Annotated[int, Field(ge=2)] = 11
     """Interactions in a sliding window, the target included."""
@@ -104,28 +94,6 @@ class Data(Section):
         if abs(sum(ratios) - 1) > 1e-9 or ratios[0] == 0:
             raise ValueError("three shares that sum to 1, the first above 0")
         return ratios
-
-
-class Lora(Section):
-    """Low-rank adaptation through PEFT."""
-
-    r: Count = 8
-    """Rank."""
-    alpha: Count = 16
-    """Scale; the update is multiplied by alpha / r."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Dropout before the adapter; 0 keeps shared prompts exact."""
-    target_modules: str | list[str] = "all-linear"
-    """all-linear, or a list of module names such as [q_proj, v_proj]."""
-
-    @field_validator("target_modules", mode="wrap")
-    @classmethod
-    def _words(cls, value: Any, _: Any) -> str | list[str]:
-        if value == "all-linear":
-            return "all-linear"
-        if isinstance(value, list) and value and all(isinstance(v, str) and v for v in value):
-            return list(value)
-        raise ValueError("all-linear, or a list of module names")
 
 
 class Model(Section):
@@ -175,26 +143,6 @@ class Prompt(Section):
     """Longest prompt; the oldest titles are left out to keep to it."""
 
 
-class Objective(Section):
-    """The training loss."""
-
-    name: Literal["sft", "msl"] = "sft"
-    """sft: cross-entropy over the vocabulary; msl: over the tokens that continue a title of the
-    catalog."""
-    tau: Positive = 1.0
-    """Temperature of msl."""
-
-
-class Rows(Section):
-    """How training examples are laid out."""
-
-    shape: Literal["single", "all_targets", "inline"] = "single"
-    """single: one target after each prompt; all_targets: a branch after each item of the history;
-    inline: the titles inside the history are the targets."""
-    count: Count | None = None
-    """Training rows drawn; null: all."""
-
-
 class Guidance(Section):
     """A baseline's item probabilities mixed into decoding, for the systems named *_guided."""
 
@@ -202,7 +150,9 @@ class Guidance(Section):
     """Which baseline guides; auto: of those among `systems`, the likeliest in validation."""
     weight: Literal["auto"] | float = "auto"
     """Share of the language model, 0 to 1; auto: the best of `grid` in validation."""
-    grid: Annotated[list[Share], Field(min_length=1)] = [tenth / 10 for tenth in range(11)]
+    grid: Annotated[list[Share], Field(min_length=1)] = Field(
+        default=[tenth / 10 for tenth in range(11)]
+    )
     """Weights tried in validation."""
 
     @field_validator("weight", mode="wrap")
@@ -243,7 +193,7 @@ class Decode(Section):
 class Evaluate(Section):
     """Metrics and their intervals."""
 
-    k: Annotated[list[Count], Field(min_length=1)] = [1, 5, 10]
+    k: Annotated[list[Count], Field(min_length=1)] = Field(default=[1, 5, 10])
     """Cut-offs of the ranking metrics."""
     samples: Annotated[int, Field(ge=100)] = 2000
     """Bootstrap samples."""
@@ -272,11 +222,15 @@ class Recipe(Section):
     """The training loss."""
     rows: Rows = Rows()
     """Layout of training examples."""
-    train: dict[str, JsonValue] = dict(training_arguments.DEFAULTS)
+    train: dict[str, JsonValue] = Field(default=dict(training_arguments.DEFAULTS))
     """Names of transformers.TrainingArguments."""
+    soft: Soft | None = None
+    """Self-distillation and its curriculum; null: plain fine-tuning."""
+    validation: Validation = Validation()
+    """Which weights are kept."""
     decode: Decode = Decode()
     """Constrained beam search."""
-    systems: Annotated[list[System], Field(min_length=1)] = list(SYSTEMS)
+    systems: Annotated[list[System], Field(min_length=1)] = Field(default=list(SYSTEMS))
     """Rows of the table."""
     evaluate: Evaluate = Evaluate()
     """Metrics and intervals."""
@@ -301,6 +255,38 @@ class Recipe(Section):
         if len(set(systems)) != len(systems):
             raise ValueError("every system once")
         return systems
+
+    @model_validator(mode="after")
+    def _distilled(self) -> Self:
+        if self.soft is None:
+            return self
+        if self.model.lora is None:
+            raise ValueError(
+                "soft measures distances in the untuned model, which is the tuned one with its "
+                "adapter off; it needs model.lora"
+            )
+        if self.rows.shape == "inline":
+            raise ValueError(
+                "soft gives each prompt two answers, and a title inside a history cannot have "
+                "two; set rows.shape: single or all_targets"
+            )
+        if self.objective.name == "msl" and self.soft.distill.decode == "free":
+            raise ValueError(
+                "objective msl knows titles of the catalog alone and soft.distill.decode free "
+                "gives other text too; set decode: constrained or objective sft"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _ranked(self) -> Self:
+        validation = self.validation
+        constrained = validation.metric != "nll" and validation.answer == "constrained"
+        if constrained and validation.k > self.decode.beams:
+            raise ValueError(
+                f"validation.k = {validation.k} items cannot come out of decode.beams = "
+                f"{self.decode.beams}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _guided(self) -> Self:

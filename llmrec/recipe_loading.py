@@ -20,7 +20,8 @@ from llmrec.recipe_keys import allowed, keys_in, meant, purpose, section_of
 
 # Keys that name a file or folder. The first two may be a name of something else instead.
 SOURCE, BASE = ("data", "source"), ("model", "base")
-PATHS = (SOURCE, BASE, ("data", "items"), ("model", "adapter"), ("prompt", "file"))
+PATHS = (SOURCE, BASE, ("data", "items"), ("model", "adapter"), ("prompt", "file"),
+         ("soft", "sft_adapter"), ("soft", "answers"))  # fmt: skip
 MAX_BYTES = 4 * recipe_yaml.MAX_CHARACTERS
 SHOWN = 60
 
@@ -265,16 +266,17 @@ def _real_path(loc: tuple[int | str, ...], tree: Any) -> recipe_yaml.KeyPath:
 
 def _get(recipe: Recipe, path: tuple[str, ...]) -> Any:
     section, key = path
-    return recipe.model_dump(include={section})[section][key]
+    held = recipe.model_dump(include={section})[section]
+    return None if held is None else held[key]
 
 
 def _with_paths(recipe: Recipe, reading: _Reading, folder: Path) -> Recipe:
     """The recipe with every path in it made absolute."""
     tree = recipe.model_dump(mode="json")
     for section, key in PATHS:
-        value = tree[section][key]
-        if value is None:
+        if tree[section] is None or tree[section][key] is None:
             continue
+        value = tree[section][key]
         base = Path() if (section, key) in reading.overridden else folder
         path = Path(os.path.abspath(base / Path(value).expanduser()))
         if (section, key) == SOURCE:

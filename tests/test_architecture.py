@@ -17,8 +17,8 @@ ROOMS = {
     "stages": {"data", "evaluation", "text", "baselines", "model", "decoding"},
 }
 BELOW_STAGES = [room for room in ROOMS if room != "stages"]
-TOP = {"recipe", "recipe_keys", "recipe_loading", "recipe_yaml", "training_arguments", "shipped",
-       "terminal", "cli"}  # fmt: skip
+TOP = {"recipe", "recipe_section", "recipe_training", "recipe_keys", "recipe_loading",
+       "recipe_yaml", "training_arguments", "shipped", "terminal", "cli"}  # fmt: skip
 NO_TORCH = {"data", "evaluation"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -11,9 +11,10 @@ import pytest
 from pydantic import ValidationError
 
 from llmrec import training_arguments
-from llmrec.recipe import SYSTEMS, Recipe, Section
+from llmrec.recipe import SYSTEMS, Recipe
 from llmrec.recipe_keys import all_keys, allowed, schema
 from llmrec.recipe_loading import dump, load
+from llmrec.recipe_section import Section
 from llmrec.shipped import recipe_names
 
 DATA = {"source": "ml-100k"}

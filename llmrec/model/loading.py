@@ -4,6 +4,8 @@ Knows neither names of models nor where they are kept: it takes a local folder o
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -99,6 +101,27 @@ def with_new_lora(model: nn.Module, lora: Lora, seed: int) -> Any:
         return get_peft_model(model, config)
     except ValueError as error:
         raise RecipeError(f"model.lora: {_first(error)}") from None
+
+
+@contextmanager
+def adapter_off(model: nn.Module) -> Iterator[None]:
+    """While open, the LoRA adapters of `model` are off: the untuned base model answers.
+
+    The PEFT model may lie inside a distributed wrapper; without one nothing is switched. On
+    leaving, every module's training mode and every parameter's requires_grad are as on entry.
+    """
+    tuned = next((m for m in model.modules() if isinstance(m, PeftModel)), None)
+    modes = [(module, module.training) for module in model.modules()]
+    # Switched on again, PEFT calls every weight of the active adapter trainable, frozen or not.
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        with tuned.disable_adapter() if tuned is not None else nullcontext():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
 
 
 def _four_bit(base: BaseModel) -> Any:

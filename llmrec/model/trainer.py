@@ -3,15 +3,18 @@
 The loss is a mean over the targets of the whole optimiser step, whatever the batch layout,
 accumulation and number of processes. Checkpoints are sealed (see `checkpoints`), a non-finite loss
 or gradient stops the run before it reaches the weights, and the adapter that did best in
-validation is kept. How validation is done is a function handed in. Knows no recipe.
+validation is kept. How validation is done, and what each kind of target weighs in an epoch, are
+functions handed in. Knows no recipe.
 """
 
 import json
 import logging
+import math
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,12 +22,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Sampler
+from torch.nn.parallel import DistributedDataParallel
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from llmrec.errors import LlmrecError, RecipeError
 from llmrec.model import checkpoints
+from llmrec.model.curriculum import Mixture
 from llmrec.model.forward import TreeBatch, collate, forward_logits
 from llmrec.model.objectives import (
     Choices,
@@ -33,11 +36,12 @@ from llmrec.model.objectives import (
     restricted_log_probabilities,
     trie_choices,
 )
+from llmrec.model.row_order import FILLER, RowOrder, Rows, Weights
 from llmrec.text.tree import FlatTree, TokenTree
 from llmrec.text.trie import TitleTrie
 
 CHECKPOINT, BEST = "checkpoint-", "best-"
-FILLER = -1
+KINDS = ("real", "self")  # what the kinds of targets are called in the log
 PROGRESS_SECONDS = 30.0
 logger = logging.getLogger("llmrec")
 
@@ -52,7 +56,7 @@ class Objective:
     tau: float = 1.0
 
     def prepare(self, rows: Sequence[FlatTree]) -> dict[str, Any]:
-        """The batch of some rows, as tensors; `weights` (G,) is 1 for each of its G targets."""
+        """The batch of some rows, as tensors; `kinds` (G,) are those of its G targets."""
         branches, begin = [], 0
         for row in rows:
             branches.append(row.branches + begin)
@@ -70,7 +74,8 @@ class Objective:
         return {
             "input_ids": batch.input_ids, "position_ids": batch.position_ids, "mask": batch.mask,
             "at": batch.at, "branches": torch.from_numpy(of_token.astype(np.int64)),
-            "weights": torch.ones(begin), **extra,
+            "kinds": torch.from_numpy(np.concatenate([row.kinds for row in rows]).astype(int)),
+            **extra,
         }  # fmt: skip
 
     def branch_log_probabilities(self, model: torch.nn.Module, batch: dict[str, Any]) -> Tensor:
@@ -82,14 +87,27 @@ class Objective:
             values = restricted_log_probabilities(logits, choices, self.tau)
         else:
             values = log_probabilities(logits, batch["labels"])
-        return branch_sums(values, batch["branches"], len(batch["weights"]))
+        return branch_sums(values, batch["branches"], len(batch["kinds"]))
+
+
+@dataclass(frozen=True)
+class Validated:
+    """What a validation found.
+
+    `score`: lower is better, later numbers tell equal ones apart. `figures` go into the log.
+    """
+
+    score: tuple[float, ...]
+    figures: dict[str, float]
 
 
 class TreeTrainer(Trainer):
     """Trains on TokenTrees. `args.output_dir` is the folder of checkpoints.
 
-    `validate(model)` gives a dict with at least "nll", lower is better; every process calls it.
-    `log_path`: one JSON line for each logged step and each validation.
+    `validate(model)` is called by every process. `log_path`: one JSON line for each logged step,
+    validation and epoch. `curriculum(model, epoch, epochs)`, called before each epoch with the live
+    model, says what the kinds of targets weigh in it; without one every target weighs 1.
+    `patience`: training stops after so many validations in a row that were no better.
     """
 
     def __init__(
@@ -98,8 +116,10 @@ class TreeTrainer(Trainer):
         args: TrainingArguments,
         rows: Sequence[TokenTree],
         objective: Objective,
-        validate: Callable[[torch.nn.Module], dict[str, float]],
+        validate: Callable[[torch.nn.Module], Validated],
         log_path: Path,
+        curriculum: Callable[[torch.nn.Module, int, int], Mixture] | None = None,
+        patience: int | None = None,
     ) -> None:
         if args.n_gpu > 1:
             raise RecipeError(
@@ -107,42 +127,45 @@ class TreeTrainer(Trainer):
                 "`accelerate launch --config_file ddp.yaml -m llmrec train ...`"
             )
         self.objective, self.validate, self.log_path = objective, validate, log_path
+        self.curriculum, self.patience = curriculum, patience
         self.root = Path(args.output_dir)
         self.started = self._told = time.monotonic()
-        self.targets_seen, self._validated_at = 0, -1
+        self.targets_seen, self._validated_at = 0.0, -1
+        self._logged = read_log(log_path)
+        self._scores = [tuple(x["score"]) for x in self._logged if "score" in x]
+        self._loss_sums = torch.zeros(2, len(KINDS), dtype=torch.float64)  # losses; targets
         super().__init__(
-            model=model, args=args, train_dataset=_Rows(rows), eval_dataset=_Rows([]),
-            data_collator=self._collate, callbacks=[_FiniteGradients()],
+            model=model, args=args, train_dataset=Rows(rows), eval_dataset=Rows([]),
+            data_collator=self._collate, callbacks=[_FiniteGradients(), _Epochs(self)],
         )  # fmt: skip
         self.remove_callback(PrinterCallback)  # prints to stdout, which is for data
         self.loss_is_scaled_for_ga = True  # compute_loss divides by the whole step's targets
 
-    def _collate(self, items: list[tuple[int, FlatTree]]) -> dict[str, Any]:
-        batch = self.objective.prepare([row for _, row in items])
-        counts = torch.tensor([row.branch_count for _, row in items])
-        numbers = torch.tensor([number for number, _ in items])
-        weights = (numbers != FILLER).float().repeat_interleave(counts)
-        return {**batch, "weights": weights, "row_numbers": numbers}
+    def _collate(self, items: list[tuple[int, FlatTree, Weights]]) -> dict[str, Any]:
+        batch = self.objective.prepare([row for _, row, _ in items])
+        of_kind = torch.tensor(items[0][2])
+        counts = torch.tensor([row.branch_count for _, row, _ in items])
+        numbers = torch.tensor([number for number, _, _ in items])
+        counted = (numbers != FILLER).float().repeat_interleave(counts)
+        return {**batch, "weights": of_kind[batch["kinds"]] * counted, "row_numbers": numbers}
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
+    def _get_train_sampler(self, train_dataset: Any = None) -> RowOrder:
         rows = train_dataset if train_dataset is not None else self.train_dataset
-        generator = torch.Generator().manual_seed(self.args.seed)
-        # Rows of like length share an optimiser step, so that little is spent on padding; grouping
-        # by the whole step keeps its rows the same however it is cut.
+        # Grouped by the whole optimiser step, so its rows are the same however it is cut.
         together = self.args.train_batch_size * self.args.world_size
-        grouped = LengthGroupedSampler(
-            together * self.args.gradient_accumulation_steps,
-            lengths=[len(row) for row in rows.rows], generator=generator,
+        self._order = RowOrder(
+            [len(row) for row in rows.rows], together * self.args.gradient_accumulation_steps,
+            together if self.args.world_size > 1 else 1, self.args.seed,
         )  # fmt: skip
-        return _Filled(grouped, together if self.args.world_size > 1 else 1)
+        return self._order
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
-        """The micro-batches of one optimiser step and the targets in them, over all processes."""
+        """The micro-batches of one optimiser step and their summed weights, over all processes."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        targets = torch.tensor(sum(int(b["weights"].sum()) for b in batches), device=device)
+        targets = torch.tensor(sum(float(b["weights"].sum()) for b in batches), device=device)
         if self.args.world_size > 1:
             targets = self.accelerator.gather(targets).sum()
-        self.targets_seen += int(targets)
+        self.targets_seen += float(targets)
         return batches, targets
 
     def compute_loss(
@@ -152,9 +175,12 @@ class TreeTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """Minus the log-probability of the batch's targets over the targets of the whole step."""
+        """Minus the batch's weighted log-probabilities over the summed weights of the step."""
         values = self.objective.branch_log_probabilities(model, inputs)
         loss = -(values * inputs["weights"]).sum() / num_items_in_batch
+        counted = (inputs["weights"] > 0).double()
+        sums = torch.stack([-values.detach().double() * counted, counted]).cpu()
+        self._loss_sums.index_add_(1, inputs["kinds"].cpu(), sums)
         if not torch.isfinite(loss):
             worst = inputs["row_numbers"].tolist()
             raise LlmrecError(
@@ -167,22 +193,72 @@ class TreeTrainer(Trainer):
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Validate, log it, and keep the weights if they are the best so far."""
-        training = self.model.training
-        self.model.eval()
-        with torch.no_grad():
-            measured = self.validate(self.model_wrapped or self.model)
-        self.model.train(training)
+        with self._measuring() as model:
+            measured = self.validate(model)
         step = self._validated_at = self.state.global_step
-        self._write_log({"step": step, "valid_nll": measured["nll"],
-                         "low": measured.get("low"), "high": measured.get("high")})  # fmt: skip
-        best, _ = checkpoints.newest(self.root, BEST)
-        if best is None or measured["nll"] < checkpoints.facts(best)["nll"]:
-            self._keep_best(step, measured["nll"])
-        metrics = {f"eval_{name}": value for name, value in measured.items()}
+        self._write_log({"step": step, **measured.figures, "score": list(measured.score)})
+        better = not self._scores or measured.score < min(self._scores)
+        self._scores.append(measured.score)
+        if better or checkpoints.newest(self.root, BEST)[0] is None:
+            self._keep_best(step, measured)
+        metrics = {f"eval_{name}": value for name, value in measured.figures.items()}
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )
+        if self._has_stalled():
+            logger.info("train: no better validation in %s, stopping at step %d", self.patience,
+                        step)  # fmt: skip
+            self.control.should_training_stop = True
         return metrics
+
+    def begin_epoch(self) -> None:
+        """Weigh the kinds of targets for the epoch that begins, unless it was interrupted."""
+        epoch, step = int(self.state.epoch + 1e-6), self.state.global_step
+        if epoch > 0 and self.state.epoch - epoch < 1e-6:
+            # What an interruption right after the last step of the epoch before has left undone.
+            if not any("losses" in x and x["epoch"] == epoch - 1 for x in self._logged):
+                self.end_epoch()
+            validated = any("score" in x and x["step"] == step for x in self._logged)
+            if self.args.eval_strategy == "epoch" and not validated:
+                self.evaluate()
+            self._loss_sums.zero_()
+        self._order.epoch = epoch
+        if self.curriculum is None:
+            return
+        known = [x for x in self._logged if "weights" in x and x["epoch"] == epoch]
+        if known:
+            self._order.weights = tuple(known[-1]["weights"])
+            return
+        with self._measuring() as model:
+            mixture = self.curriculum(model, epoch, int(self.state.num_train_epochs))
+        self._order.weights = mixture.weights
+        self._write_log({"step": step, "epoch": epoch, "weights": list(mixture.weights),
+                         **mixture.facts})  # fmt: skip
+
+    def end_epoch(self) -> None:
+        """Log the mean loss of each kind of target over the epoch."""
+        sums = self.accelerator.reduce(self._loss_sums.to(self.args.device)).cpu()
+        self._loss_sums.zero_()
+        losses = {name: float(loss / count) if count else None
+                  for name, loss, count in zip(KINDS, *sums, strict=True)}  # fmt: skip
+        epoch = math.ceil(self.state.epoch - 1e-6) - 1
+        self._write_log({"step": self.state.global_step, "epoch": epoch, "losses": losses})
+
+    @contextmanager
+    def _measuring(self) -> Iterator[torch.nn.Module]:
+        """The live model in evaluation mode; its mode is put back afterwards."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                yield _without_ddp(self.model_wrapped or self.model)
+        finally:
+            self.model.train(training)
+
+    def _has_stalled(self) -> bool:
+        if self.patience is None or not self._scores:
+            return False
+        return len(self._scores) - 1 - self._scores.index(min(self._scores)) >= self.patience
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log as Hugging Face does, and one line to `log_path` for a training loss."""
@@ -191,7 +267,7 @@ class TreeTrainer(Trainer):
             now = time.monotonic()
             self._write_log({
                 "step": self.state.global_step, "loss": logs["loss"],
-                "grad_norm": logs.get("grad_norm"), "targets": self.targets_seen,
+                "grad_norm": logs.get("grad_norm"), "targets": round(self.targets_seen),
                 "seconds": round(now - self.started, 1),
             })  # fmt: skip
             if now - self._told > PROGRESS_SECONDS:
@@ -206,23 +282,29 @@ class TreeTrainer(Trainer):
             known = checkpoints.facts(checkpoint)
             self.targets_seen = known["targets"]
             self.started -= known["seconds"]
+            self._loss_sums += torch.tensor(known["loss_sums"], dtype=torch.float64)
+            if self._has_stalled():
+                return int(known["step"])
+        self.accelerator.wait_for_everyone()  # all have read the log before one writes
         outcome = self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if self._validated_at != self.state.global_step:
             self.evaluate()
         return outcome.global_step
 
     def _write_log(self, line: dict[str, Any]) -> None:
+        self._logged.append(line)
         if self.args.should_save:
             with self.log_path.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(line) + "\n")
 
-    def _keep_best(self, step: int, nll: float) -> None:
+    def _keep_best(self, step: int, measured: Validated) -> None:
         staged = self.root / f"{checkpoints.STAGING}-best"
         self.save_model(str(staged), _internal_call=True)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             (staged / "training_args.bin").unlink(missing_ok=True)  # a pickle; nothing reads it
-            checkpoints.seal(staged, self.root / f"{BEST}{step}", step=step, nll=nll)
+            checkpoints.seal(staged, self.root / f"{BEST}{step}", step=step,
+                             score=measured.score, figures=measured.figures)  # fmt: skip
             checkpoints.prune(self.root, BEST, keep=1)
         self.accelerator.wait_for_everyone()
 
@@ -240,40 +322,11 @@ class TreeTrainer(Trainer):
             checkpoints.seal(
                 staging / name, self.root / name, step=self.state.global_step,
                 targets=self.targets_seen, seconds=round(time.monotonic() - self.started, 1),
+                loss_sums=self._loss_sums.tolist(),
             )  # fmt: skip
             checkpoints.prune(self.root, CHECKPOINT, keep=self.args.save_total_limit or 1)
             shutil.rmtree(staging, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-
-
-class _Rows(torch.utils.data.Dataset):
-    """Token trees with their numbers, flattened when asked for; FILLER is any row, not counted."""
-
-    def __init__(self, rows: Sequence[TokenTree]) -> None:
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> tuple[int, FlatTree]:
-        return index, self.rows[index].flatten()
-
-
-class _Filled(Sampler):
-    """A sampler's indices and then fillers up to a multiple of `size`.
-
-    Processes must run equally many batches; accelerate would repeat rows for that, and count them.
-    """
-
-    def __init__(self, indices: Sampler, size: int) -> None:
-        self.indices, self.fillers = indices, -len(indices) % size
-
-    def __len__(self) -> int:
-        return len(self.indices) + self.fillers
-
-    def __iter__(self) -> Iterator[int]:
-        yield from self.indices
-        yield from [FILLER] * self.fillers
 
 
 class _FiniteGradients(TrainerCallback):
@@ -288,6 +341,32 @@ class _FiniteGradients(TrainerCallback):
                 )
 
 
+class _Epochs(TrainerCallback):
+    """Calls the trainer at both ends of an epoch; Hugging Face offers callbacks alone there."""
+
+    def __init__(self, trainer: TreeTrainer) -> None:
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.trainer.begin_epoch()
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.trainer.end_epoch()
+
+
+def _without_ddp(model: torch.nn.Module) -> torch.nn.Module:
+    # Its forward is a collective, and processes that search do not do equally many.
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a training log; none where there is no file."""
+    if not path.exists():
+        return []
+    lines = path.read_text("utf-8").splitlines()
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
 def publish_best(root: Path, adapter: Path, settings: dict[str, Any]) -> None:
     """Copy the best sealed weights under `root` to `adapter`, with the settings they came from."""
     best, skipped = checkpoints.newest(root, BEST)
@@ -297,4 +376,5 @@ def publish_best(root: Path, adapter: Path, settings: dict[str, Any]) -> None:
     shutil.rmtree(staged, ignore_errors=True)
     shutil.copytree(best, staged)
     known = checkpoints.facts(best)
-    checkpoints.seal(staged, adapter, step=known["step"], nll=known["nll"], settings=settings)
+    checkpoints.seal(staged, adapter, step=known["step"], score=known["score"],
+                     figures=known["figures"], settings=settings)  # fmt: skip

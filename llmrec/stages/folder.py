@@ -22,9 +22,13 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "numpy"
 
 @dataclass(frozen=True)
 class RunFolder:
-    """runs/<name>/. The properties are paths; nothing is made until a stage writes."""
+    """runs/<name>/. The properties are paths; nothing is made until a stage writes.
+
+    `part`: a folder inside that holds what is trained, where a run trains more than once.
+    """
 
     root: Path
+    part: str = ""
 
     @staticmethod
     def of(recipe: Recipe) -> "RunFolder":
@@ -60,17 +64,27 @@ class RunFolder:
     @property
     def adapter(self) -> Path:
         """The adapter that did best in validation."""
-        return self.root / "adapter"
+        return self.root / self.part / "adapter"
 
     @property
     def checkpoints(self) -> Path:
         """States that training can go on from."""
-        return self.root / "checkpoints"
+        return self.root / self.part / "checkpoints"
 
     @property
     def train_log(self) -> Path:
         """One JSON line for each logged step and each validation."""
-        return self.root / "train_log.jsonl"
+        return self.root / self.part / "train_log.jsonl"
+
+    @property
+    def sft(self) -> "RunFolder":
+        """The same run's fine-tuned adapter, whose answers SOFT distils."""
+        return RunFolder(self.root, "sft")
+
+    @property
+    def answers(self) -> Path:
+        """What the fine-tuned model answered to the training prompts."""
+        return self.root / "distilled"
 
     def predictions(self, system: str) -> Path:
         """What one system recommends for each test example."""

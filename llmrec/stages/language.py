@@ -1,5 +1,6 @@
 """From a recipe to a language model with its tokenizer and prompts; shared by the stages."""
 
+import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -8,17 +9,22 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from accelerate import PartialState
+from accelerate.utils import gather_object
 from torch import nn
 
 from llmrec import shipped
 from llmrec.data.catalog import Catalog
+from llmrec.data.files import sha256_of
 from llmrec.data.records import Examples
+from llmrec.decoding.beam import Ranking, Scoring, beam_search
 from llmrec.decoding.likelihood import PathScores, path_scores
 from llmrec.decoding.open_items import OpenItems
 from llmrec.decoding.shared_prompt import SharedPrompt
+from llmrec.errors import LlmrecError
 from llmrec.model.loading import BaseModel, load_tokenizer
-from llmrec.recipe import Recipe
+from llmrec.recipe import Decode, Recipe
 from llmrec.stages.fetch import model_path
+from llmrec.stages.parts import batches
 from llmrec.text.encoding import PromptEncoder
 from llmrec.text.templates import PromptTemplate
 
@@ -29,6 +35,21 @@ def processes() -> PartialState:
     """The processes that a launcher started, this one alone without a launcher."""
     # Without `cpu` accelerate does not join processes on a machine that has no GPU.
     return PartialState(cpu=not torch.cuda.is_available())
+
+
+def share_of(count: int) -> npt.NDArray[np.int64]:
+    """Which of `count` things this process does.
+
+    Processes do equally many, as sharded models demand, so some are done twice.
+    """
+    state = processes()
+    share = -(-count // state.num_processes)
+    return (np.arange(share) + state.process_index * share) % count
+
+
+def gathered(values: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.float64]:
+    """The rows that all processes found for their `share_of(count)`, (count, ...), in order."""
+    return np.array(gather_object(values.tolist()))[:count]
 
 
 def base_of(recipe: Recipe) -> BaseModel:
@@ -57,12 +78,6 @@ def encoder_of(recipe: Recipe, catalog: Catalog) -> PromptEncoder:
     )  # fmt: skip
 
 
-def batches(lengths: Sequence[int], size: int) -> list[npt.NDArray[np.int64]]:
-    """Indices in groups of `size` of like length, longest first, so that little is padding."""
-    order = np.argsort(-np.asarray(lengths), kind="stable")
-    return [order[i : i + size] for i in range(0, len(order), size)]
-
-
 def scored_paths(
     model: nn.Module,
     encoder: PromptEncoder,
@@ -87,6 +102,29 @@ def scored_paths(
         )  # fmt: skip
 
 
+def ranked_and_scored(
+    model: nn.Module,
+    encoder: PromptEncoder,
+    examples: Examples,
+    decode: Decode,
+    *,
+    weight: float = 1.0,
+    probabilities: npt.NDArray[np.float64] | None = None,
+) -> tuple[list[Ranking], npt.NDArray[np.float64]]:
+    """For one batch of E examples, what the constrained decoder ranks, and the target's NLL (E,).
+
+    `weight` of the model against `probabilities` (E, N), a baseline's, for guidance.
+    """
+    histories = examples.histories()
+    closed = closed_items(histories, decode.filter_seen)
+    open_items = OpenItems(encoder.trie, closed, probabilities)
+    shared = SharedPrompt(model, [encoder.prompt(history).ids for history in histories])
+    rankings = beam_search(shared, open_items, beams=decode.beams, top_k=decode.top_k,
+                           scoring=Scoring(decode.renormalise, weight))  # fmt: skip
+    paths = path_scores(shared, encoder.completions, examples.targets.tolist(), open_items)
+    return rankings, paths.nll(weight)
+
+
 def closed_items(
     histories: Sequence[npt.NDArray[np.int32]], filter_seen: bool
 ) -> list[npt.NDArray[np.int32]]:
@@ -97,3 +135,13 @@ def closed_items(
 def adapter_of(recipe: Recipe, own: Path) -> Path:
     """The adapter to recommend with: the recipe's, or else the run's own."""
     return Path(recipe.model.adapter) if recipe.model.adapter else own
+
+
+def weights_hash(tuned: Path) -> str:
+    """SHA-256 over the weights in an adapter's folder. Raises LlmrecError where there are none."""
+    weights = sorted(tuned.glob("*.safetensors"))
+    if not weights:
+        raise LlmrecError(
+            f"{tuned}: no trained weights; run `llmrec train` first or name another adapter"
+        )
+    return hashlib.sha256("".join(map(sha256_of, weights)).encode()).hexdigest()

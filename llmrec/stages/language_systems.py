@@ -1,7 +1,7 @@
 """The language model's systems: one model, its adapter on or off, asked batch by batch."""
 
 import logging
-import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -10,28 +10,22 @@ import numpy as np
 import numpy.typing as npt
 
 from llmrec.data.catalog import Catalog
-from llmrec.data.files import write_json
 from llmrec.data.records import Examples
-from llmrec.decoding.beam import Scoring, beam_search
-from llmrec.decoding.likelihood import path_scores
-from llmrec.decoding.open_items import OpenItems
-from llmrec.decoding.shared_prompt import SharedPrompt
 from llmrec.model.forward import require_tree_support
-from llmrec.model.loading import load_model, load_tuned
+from llmrec.model.loading import adapter_off, load_model, load_tuned
 from llmrec.recipe import Recipe
 from llmrec.stages.folder import RunFolder
 from llmrec.stages.language import (
     adapter_of,
     base_of,
-    batches,
-    closed_items,
     encoder_of,
     processes,
+    ranked_and_scored,
     scored_paths,
 )
+from llmrec.stages.parts import Batch, answer_in_parts, batches
 
 log = logging.getLogger("llmrec")
-PROGRESS_SECONDS = 30.0
 
 
 class LanguageSystems:
@@ -61,37 +55,28 @@ class LanguageSystems:
 
         Batches whose file stands are not done again. Returns when all processes are done.
         """
-        decode, histories = self.recipe.decode, test.histories()
-        prompts = [self.encoder.prompt(history).ids for history in histories]
-        scoring = Scoring(decode.renormalise, weight)
-        plan = batches([len(p) for p in prompts], decode.batch_size)
-        mine = [(number, batch) for number, batch in enumerate(plan)
-                if number % self.state.num_processes == self.state.process_index
-                and not _part(parts, number).exists()]  # fmt: skip
-        model = self.model_of(system) if mine else None
-        told = time.monotonic()
-        with self._adapter_off(model, system):
-            for done, (number, batch) in enumerate(mine):
-                begun = time.monotonic()
-                closed = closed_items([histories[i] for i in batch], decode.filter_seen)
+        decode, encoder = self.recipe.decode, self.encoder
+        lengths = [len(encoder.prompt(history).ids) for history in test.histories()]
+
+        def begin() -> Callable[[Batch], list[Any]]:
+            model = self.model_of(system)
+
+            def answer(batch: Batch) -> list[Any]:
                 q = None if probabilities is None else probabilities[batch]
-                open_items = OpenItems(self.encoder.trie, closed, q)
-                shared = SharedPrompt(model, [prompts[i] for i in batch])
-                rankings = beam_search(shared, open_items, beams=decode.beams,
-                                       top_k=decode.top_k, scoring=scoring)  # fmt: skip
-                nll = path_scores(shared, self.encoder.completions,
-                                  test.targets[batch].tolist(), open_items).nll(weight)  # fmt: skip
-                answers = {
-                    str(i): {"items": r.positions.tolist(), "scores": r.scores.tolist(),
-                             "nll": float(n) if np.isfinite(n) else None}
-                    for i, r, n in zip(batch, rankings, nll, strict=True)
-                }  # fmt: skip
-                seconds = time.monotonic() - begun
-                write_json(_part(parts, number), {"seconds": seconds, "answers": answers})
-                if time.monotonic() - told > PROGRESS_SECONDS:
-                    told = time.monotonic()
-                    log.info("recommend: %s, %d of %d batches", system, done + 1, len(mine))
-        self.state.wait_for_everyone()
+                with self._as(system, model):
+                    rankings, nll = ranked_and_scored(
+                        model, encoder, test.take(batch), decode, weight=weight, probabilities=q
+                    )
+                return [
+                    {"items": r.positions.tolist(), "scores": r.scores.tolist(),
+                     "nll": float(n) if np.isfinite(n) else None}
+                    for r, n in zip(rankings, nll, strict=True)
+                ]  # fmt: skip
+
+            return answer
+
+        plan = batches(lengths, decode.batch_size)
+        answer_in_parts(parts, plan, begin, self.state, f"recommend: {system}")
 
     def guided_nll(
         self,
@@ -107,7 +92,7 @@ class LanguageSystems:
         total = dict.fromkeys(grid, 0.0)
         counted = 0
         model, decode = self.model_of(system), self.recipe.decode
-        with self._adapter_off(model, system):
+        with self._as(system, model):
             for _, paths in scored_paths(
                 model, self.encoder, valid, filter_seen=decode.filter_seen,
                 batch_size=decode.batch_size, probabilities=probabilities,
@@ -134,10 +119,5 @@ class LanguageSystems:
     def _is_adapter(self) -> bool:
         return hasattr(self._loaded[True], "disable_adapter")
 
-    def _adapter_off(self, model: Any, system: str) -> Any:
-        off = system.startswith("untuned") and hasattr(model, "disable_adapter")
-        return model.disable_adapter() if off else nullcontext()
-
-
-def _part(parts: Path, number: int) -> Path:
-    return parts / f"{number:06d}.json"
+    def _as(self, system: str, model: Any) -> Any:
+        return adapter_off(model) if system.startswith("untuned") else nullcontext()

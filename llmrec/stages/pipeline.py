@@ -1,9 +1,14 @@
-"""`llmrec run`: every stage of a recipe in order. Each stage itself skips what is already done."""
+"""Stages in order: `llmrec run`, and the three trainings of SOFT behind one `llmrec train`.
+
+Each stage itself skips what is already done.
+"""
 
 import logging
 import time
+from collections.abc import Callable
 from typing import Any
 
+from llmrec.errors import RecipeError
 from llmrec.recipe import Recipe
 from llmrec.stages.folder import RunFolder
 
@@ -13,12 +18,12 @@ log = logging.getLogger("llmrec")
 def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     """Prepare, train, recommend, evaluate, report; the report's result and the seconds of each."""
     # Imported late: `train` and `recommend` bring torch.
-    from llmrec.stages import evaluate, prepare, recommend, report, train
+    from llmrec.stages import evaluate, prepare, recommend, report
 
     needs_training = any(system.startswith("tuned") for system in recipe.systems)
     stages = [("prepare", prepare.run)]
     if needs_training and recipe.model.adapter is None:
-        stages.append(("train", train.run))
+        stages.append(("train", train))
     stages += [("recommend", recommend.run), ("evaluate", evaluate.run), ("report", report.run)]
     seconds: dict[str, float] = {}
     result: dict[str, Any] = {}
@@ -30,3 +35,36 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
         seconds[name] = round(time.monotonic() - started, 1)
         log.info("%s: %s done in %.1f s", folder.root, name, seconds[name])
     return {**result, "run": str(folder.root), "seconds": seconds}
+
+
+def train(recipe: Recipe, folder: RunFolder, only: str | None = None) -> dict[str, Any]:
+    """Train as the recipe says: at once, or by the steps of SOFT where it has a section `soft`.
+
+    These are sft (an adapter under `sft/`), distill (its answers under `distilled/`) and soft (the
+    run's adapter); what the recipe hands in is not made. `only`: that step alone.
+    """
+    from llmrec.stages import distill
+    from llmrec.stages import train as training
+
+    soft = recipe.soft
+    if soft is None:
+        if only is not None:
+            raise RecipeError(f"--only {only}: training has steps only with a section `soft`")
+        return training.run(recipe, folder)
+    steps: dict[str, Callable[[], dict[str, Any]]] = {
+        "sft": lambda: training.run(recipe.model_copy(update={"soft": None}), folder.sft),
+        "distill": lambda: distill.run(recipe, folder),
+        "soft": lambda: training.run(recipe, folder),
+    }
+    if only is not None and only not in steps:
+        raise RecipeError(f"--only {only}: the steps are {', '.join(steps)}")
+    if soft.answers is not None:
+        given = {"sft", "distill"}
+    else:
+        given = {"sft"} if soft.sft_adapter is not None else set()
+    results = {}
+    for name, step in steps.items():
+        if only == name or (only is None and name not in given):
+            log.info("%s: %s", folder.root, name)
+            results[name] = step()
+    return {**results.pop("soft", {}), **results}

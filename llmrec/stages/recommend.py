@@ -8,7 +8,6 @@ by batch, so that an interrupted run goes on where it stopped, and processes sha
 import hashlib
 import json
 import logging
-import shutil
 import time
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -30,6 +29,7 @@ from llmrec.evaluation.predictions import Predictions, SystemInfo
 from llmrec.recipe import Recipe
 from llmrec.stages import prepare
 from llmrec.stages.folder import RunFolder
+from llmrec.stages.parts import collected, discard
 
 log = logging.getLogger("llmrec")
 # Baselines that give items probabilities; the first one guides when the recipe lists none.
@@ -149,10 +149,7 @@ class _Answering:
         self.language.answer(system, self.test, parts, weight, q)
         if not self.language.is_main_process:
             return None
-        answers = {int(i): a for part in sorted(parts.glob("*.json"))
-                   for i, a in json.loads(part.read_text("utf-8"))["answers"].items()}  # fmt: skip
-        seconds = sum(json.loads(p.read_text("utf-8"))["seconds"] for p in parts.glob("*.json"))
-        ordered = [answers[i] for i in range(len(self.test))]
+        ordered, seconds = collected(parts)
         info = SystemInfo(system, "language_model", True, hyperparameters, round(seconds, 2),
                           self._provenance(system))  # fmt: skip
         predictions = Predictions.of(
@@ -160,7 +157,7 @@ class _Answering:
             [np.array(a["scores"], np.float32) for a in ordered],
             np.array([np.inf if a["nll"] is None else a["nll"] for a in ordered]),
         )  # fmt: skip
-        shutil.rmtree(parts)
+        discard(parts)
         return predictions
 
     def _guide(self) -> str:
@@ -199,16 +196,9 @@ class _Answering:
 
     @cached_property
     def _adapter_hash(self) -> str:
-        from llmrec.stages.language import adapter_of
+        from llmrec.stages.language import adapter_of, weights_hash
 
-        adapter = adapter_of(self.recipe, self.folder.adapter)
-        weights = sorted(adapter.glob("*.safetensors"))
-        if not weights:
-            raise LlmrecError(
-                f"{adapter}: no trained weights, which the tuned systems need; run `llmrec train` "
-                "first or name an adapter in model.adapter"
-            )
-        return hashlib.sha256("".join(map(sha256_of, weights)).encode()).hexdigest()
+        return weights_hash(adapter_of(self.recipe, self.folder.adapter))
 
     def _provenance(self, system: str) -> dict[str, Any]:
         return {**self.folder.provenance(self.recipe), "settings": self.settings(system)}

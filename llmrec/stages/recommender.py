@@ -21,7 +21,8 @@ from llmrec.model.loading import load_model, load_tuned
 from llmrec.recipe import Recipe
 from llmrec.recipe_loading import load
 from llmrec.stages.folder import RunFolder
-from llmrec.stages.language import adapter_of, base_of, batches, closed_items, encoder_of
+from llmrec.stages.language import adapter_of, base_of, closed_items, encoder_of
+from llmrec.stages.parts import batches
 
 log = logging.getLogger("llmrec")
 

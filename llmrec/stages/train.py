@@ -4,54 +4,63 @@ Goes on from the newest whole checkpoint, and does nothing when an adapter of th
 stands already.
 """
 
-import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
-from accelerate.utils import gather_object
-from torch import nn
+from accelerate import DistributedType, PartialState
 from transformers import TrainingArguments
 
 from llmrec.data.catalog import Catalog
-from llmrec.data.files import write_json
+from llmrec.data.files import sha256_of, write_json
 from llmrec.data.records import Examples
 from llmrec.errors import LlmrecError, RecipeError
-from llmrec.evaluation.intervals import mean_interval
 from llmrec.model import checkpoints
 from llmrec.model.forward import require_tree_support
 from llmrec.model.loading import Lora, load_model, with_new_lora
-from llmrec.model.trainer import CHECKPOINT, Objective, TreeTrainer, publish_best
+from llmrec.model.trainer import CHECKPOINT, Objective, TreeTrainer, publish_best, read_log
 from llmrec.recipe import Recipe
 from llmrec.stages import prepare
+from llmrec.stages.answers import Answers, Question, hash_of
+from llmrec.stages.curriculum import curriculum_of
 from llmrec.stages.folder import RunFolder
-from llmrec.stages.language import base_of, encoder_of, processes, scored_paths
-from llmrec.text.encoding import PromptEncoder
-from llmrec.text.rows import SHAPES, windows
-from llmrec.text.tree import TokenTree
+from llmrec.stages.language import base_of, encoder_of, processes
+from llmrec.stages.training_rows import (
+    Window,
+    questions_of,
+    row_targets,
+    training_rows,
+    training_windows,
+    with_answers,
+)
+from llmrec.stages.validation import validation_of
+from llmrec.text.encoding import Ids, PromptEncoder
+from llmrec.text.rows import with_own_answers
 
 log = logging.getLogger("llmrec")
 SETTINGS = "settings.json"
 
 
-def run(recipe: Recipe, folder: RunFolder, dry_run: bool = False) -> dict[str, Any]:
+def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     """Train as the recipe says; returns what `adapter/` then holds.
 
-    With `dry_run`, returns what a run would do (see `preview`) and trains nothing.
+    With a section `soft` this is its last step alone: it needs the answers of `distill`.
     """
     state = processes()
-    with state.main_process_first():
-        prepare.run(recipe, folder)
-        encoder = encoder_of(recipe, Catalog.read(folder.items))
-    rows = training_rows(recipe, encoder, Examples.read(folder.examples("train")))
-    if dry_run:
-        return preview(recipe, folder, encoder, rows)
+    encoder, windows = _prepared(recipe, folder)
+    rows = training_rows(recipe, encoder, windows)
+    completions: Sequence[Ids] = encoder.completions
+    questions: list[Question] = []
+    if recipe.soft is not None:
+        questions = questions_of(recipe, encoder, windows)
+        answers = Answers.read(answers_of(recipe, folder))
+        answers.require_questions(questions, answers_of(recipe, folder))
+        rows, completions = with_answers(rows, answers, encoder)
     settings = _settings(recipe, folder)
     done = finished(folder, settings)
     if done is not None:
@@ -62,10 +71,16 @@ def run(recipe: Recipe, folder: RunFolder, dry_run: bool = False) -> dict[str, A
     require_tree_support(model, recipe.prompt.max_tokens)
     model = with_new_lora(model, _lora(recipe), recipe.seed) if recipe.model.lora else model
     resume = _resume_point(folder, settings, state)
+    curriculum = None
+    if recipe.soft is not None:
+        curriculum = curriculum_of(recipe, encoder, questions, read_log(folder.train_log))
     trainer = TreeTrainer(
-        model, _arguments(recipe, folder), rows, objective_of(recipe, encoder),
-        validation_of(recipe, folder, encoder), folder.train_log,
+        model, _arguments(recipe, folder), rows, objective_of(recipe, encoder, completions),
+        validation_of(recipe, folder, encoder), folder.train_log, curriculum,
+        recipe.validation.patience,
     )  # fmt: skip
+    if recipe.soft is not None or recipe.validation.metric != "nll":
+        _require_whole_weights(trainer.accelerator)
     log.info("train: %d rows of shape %s, %d targets", len(rows), recipe.rows.shape,
              sum(row_targets(row) for row in rows))  # fmt: skip
     steps = trainer.go(resume)
@@ -73,69 +88,55 @@ def run(recipe: Recipe, folder: RunFolder, dry_run: bool = False) -> dict[str, A
         publish_best(folder.checkpoints, folder.adapter, settings=settings)
     state.wait_for_everyone()
     known = checkpoints.facts(folder.adapter)
-    return {"adapter": str(folder.adapter), "step": known["step"], "valid_nll": known["nll"],
+    return {"adapter": str(folder.adapter), "step": known["step"], **known["figures"],
             "steps": steps, "skipped": False}  # fmt: skip
 
 
-def training_rows(recipe: Recipe, encoder: PromptEncoder, train: Examples) -> list[TokenTree]:
-    """Windows of the training sequences as token trees of the recipe's shape.
-
-    A window is `prompt.max_history` items and the one after; `rows.count` of them are drawn with
-    the recipe's seed, so a smaller count is a subset of a larger one.
-    """
-    shape = recipe.rows.shape
-    if shape != "single":
-        encoder.require_shared_prefixes()
-    sequences = [np.append(e.history, e.target).astype(np.int32) for e in train]
-    pieces = windows(sequences, recipe.prompt.max_history + 1)
-    if not pieces:
-        raise RecipeError("no training sequence has two items; there is nothing to train on")
-    order = np.random.default_rng(recipe.seed).permutation(len(pieces))[: recipe.rows.count]
-    return [SHAPES[shape](encoder, pieces[i][:-1], int(pieces[i][-1])) for i in order]
+def _require_whole_weights(accelerator: Any) -> None:
+    """Processes that search read the model unequally often, which sharded weights cannot take."""
+    plugin = accelerator.state.deepspeed_plugin
+    sharded = accelerator.distributed_type == DistributedType.FSDP or (
+        plugin is not None and plugin.zero_stage == 3
+    )
+    if sharded:
+        raise RecipeError(
+            "soft and validation.metric hr or ndcg let the live model search while it trains, and "
+            "under FSDP or ZeRO-3 no process holds it whole; launch with ddp or zero2"
+        )
 
 
-def row_targets(row: TokenTree) -> int:
-    """How many targets a row has."""
-    return sum(segment.target >= 0 for segment in row.segments)
+def _prepared(recipe: Recipe, folder: RunFolder) -> tuple[PromptEncoder, list[Window]]:
+    with processes().main_process_first():
+        prepare.run(recipe, folder)
+        encoder = encoder_of(recipe, Catalog.read(folder.items))
+    return encoder, training_windows(recipe, Examples.read(folder.examples("train")))
 
 
-def objective_of(recipe: Recipe, encoder: PromptEncoder) -> Objective:
-    """The recipe's objective over the encoder's titles."""
-    return Objective(recipe.objective.name, encoder.trie, encoder.completions,
+def answers_of(recipe: Recipe, folder: RunFolder) -> Path:
+    """The folder of the model's own answers: the recipe's, or else the run's."""
+    given = recipe.soft.answers if recipe.soft else None
+    return Path(given) if given else folder.answers
+
+
+def objective_of(
+    recipe: Recipe, encoder: PromptEncoder, completions: Sequence[Ids] | None = None
+) -> Objective:
+    """The recipe's objective over `completions`, by default those of the catalog's titles."""
+    return Objective(recipe.objective.name, encoder.trie, completions or encoder.completions,
                      recipe.objective.tau)  # fmt: skip
 
 
-def validation_of(
-    recipe: Recipe, folder: RunFolder, encoder: PromptEncoder
-) -> Callable[[nn.Module], dict[str, float]]:
-    """Mean target likelihood on the validation users, which every process shares in."""
-    valid = Examples.read(folder.examples("valid"))
-    state = processes()
+def preview(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
+    """What training would read, do and need: lengths, truncation, steps, parameters, disk.
 
-    def measure(model: nn.Module) -> dict[str, float]:
-        # Every process reads equally many batches, as sharded models demand: short shares repeat.
-        share = -(-len(valid) // state.num_processes)
-        mine = (np.arange(share) + state.process_index * share) % len(valid)
-        nll = np.empty(share)
-        scored = scored_paths(model, encoder, valid.take(mine), batch_size=recipe.decode.batch_size,
-                              filter_seen=recipe.decode.filter_seen)  # fmt: skip
-        for batch, paths in scored:
-            nll[batch] = paths.nll()
-        gathered = np.array(gather_object(nll.tolist()))[: len(valid)]
-        gathered = gathered[np.isfinite(gathered)]  # a repeated item cannot be recommended
-        if len(gathered) == 0:
-            raise LlmrecError("no validation target can be recommended: all are in the histories; "
-                              "set decode.filter_seen: false")  # fmt: skip
-        interval = mean_interval(gathered, seed=recipe.seed)
-        return {"nll": interval.mean, "low": interval.low, "high": interval.high}
-
-    return measure
-
-
-def preview(
-    recipe: Recipe, folder: RunFolder, encoder: PromptEncoder, rows: list[TokenTree]
-) -> dict[str, Any]:
-    """What training would read, do and need: lengths, truncation, steps, parameters, disk."""
+    With a section `soft` of its last step, the lengths as if the model answered the real titles.
+    """
+    encoder, windows = _prepared(recipe, folder)
+    rows = training_rows(recipe, encoder, windows)
+    if recipe.soft is not None:
+        own = [[s for s in row.segments if s.target >= 0] for row in rows]
+        rows = [with_own_answers(row, [s.ids for s in one], [s.target for s in one])
+                for row, one in zip(rows, own, strict=True)]  # fmt: skip
     lengths = np.array([len(row) for row in rows])
     train = Examples.read(folder.examples("train"))
     dropped = [encoder.prompt(h).dropped > max(0, len(h) - recipe.prompt.max_history)
@@ -175,7 +176,7 @@ def finished(folder: RunFolder, settings: dict[str, Any]) -> dict[str, Any] | No
             f"{folder.adapter} was trained with other settings or data; give the recipe another "
             "name, or remove that folder and the checkpoints beside it"
         )
-    return {"step": known["step"], "valid_nll": known["nll"]}
+    return {"step": known["step"], **known["figures"]}
 
 
 def _resume_point(folder: RunFolder, settings: dict[str, Any], state: PartialState) -> Path | None:
@@ -205,8 +206,7 @@ def _resume_point(folder: RunFolder, settings: dict[str, Any], state: PartialSta
 def _forget_after(folder: RunFolder, step: int) -> None:
     """Drop log lines and best weights of steps that will be run again."""
     if folder.train_log.exists():
-        lines = [json.loads(line) for line in folder.train_log.read_text("utf-8").splitlines()
-                 if line.endswith("}")]  # fmt: skip
+        lines = read_log(folder.train_log)
         kept = [json.dumps(line) + "\n" for line in lines if step and line["step"] <= step]
         folder.train_log.write_text("".join(kept), "utf-8")
     for best in folder.checkpoints.glob("best-*"):
@@ -237,9 +237,15 @@ def _lora(recipe: Recipe) -> Lora:
 
 def _settings(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     """All that the trained weights depend on, for telling whether a folder's weights are these."""
-    chosen = recipe.model_dump(include={"seed", "model", "prompt", "objective", "rows", "train"})
-    manifest = hashlib.sha256((folder.data / "manifest.json").read_bytes()).hexdigest()
-    return {**chosen, "data": manifest}
+    chosen = recipe.model_dump(
+        mode="json",
+        include={"seed", "model", "prompt", "objective", "rows", "train", "validation"},
+    )
+    chosen["data"] = sha256_of(folder.data / "manifest.json")
+    if recipe.soft is not None:
+        chosen["soft"] = recipe.soft.model_dump(mode="json", exclude={"sft_adapter", "answers"})
+        chosen["answers"] = hash_of(answers_of(recipe, folder))
+    return chosen
 
 
 def _existing(path: Path) -> Path:

@@ -77,6 +77,31 @@ class PromptEncoder:
         before, _, after = self._around_target
         return [np.concatenate([before, ids, after]).astype(np.int32) for ids in self.title_ids]
 
+    def title_tokens(self, text: str) -> Ids:
+        """Token ids of any text as if it were a title; as data, never control tokens."""
+        return self._encode([text], untrusted=True)[0]
+
+    def completion_of(self, text: str) -> Ids:
+        """Token ids of the answer `text`, the end token last."""
+        before, _, after = self._around_target
+        return np.concatenate([before, self.title_tokens(text), after]).astype(np.int32)
+
+    def written(self, tokens: Ids) -> str:
+        """The title in what a model wrote before its end token; the template's words taken off."""
+        text: str = self.tokenizer.decode(tokens.tolist(), skip_special_tokens=True)
+        before, after = self._words_around_target
+        return text.removeprefix(before).removesuffix(after).strip()
+
+    def standing_alone(self, text: str) -> Ids:
+        """Token ids of a text by itself: after the begin token, where the tokenizer has one.
+
+        For a text without tokens the end token stands, so that there is something to read.
+        """
+        begin = [] if self._bos is None else [self._bos]
+        ids = self.title_tokens(text)
+        ids = ids if len(ids) else np.array([self.tokenizer.eos_token_id], np.int32)
+        return np.concatenate([begin, ids]).astype(np.int32)
+
     @property
     def title_offset(self) -> int:
         """How many tokens of a completion stand before the title itself."""
@@ -132,12 +157,15 @@ class PromptEncoder:
 
     @cached_property
     def _around_target(self) -> tuple[Ids, Ids, Ids]:
-        spans = self.template.completion("")
-        at = next(i for i, span in enumerate(spans) if span.title is not None)
-        before, after = ("".join(s.text for s in part) for part in (spans[:at], spans[at + 1 :]))
-        ids = self._encode([before, after], untrusted=False)
+        ids = self._encode(list(self._words_around_target), untrusted=False)
         end = np.array([self.tokenizer.eos_token_id], np.int32)
         return ids[0], end[:0], np.concatenate([ids[1], end])
+
+    @cached_property
+    def _words_around_target(self) -> tuple[str, str]:
+        spans = self.template.completion("")
+        at = next(i for i, span in enumerate(spans) if span.title is not None)
+        return "".join(s.text for s in spans[:at]), "".join(s.text for s in spans[at + 1 :])
 
     def _laid_out(
         self, shown: Ids

@@ -16,6 +16,7 @@ from llmrec.text.encoding import PromptEncoder
 from llmrec.text.tree import Segment, TokenTree
 
 Positions = Sequence[int] | npt.NDArray[np.int32]
+Asked = tuple[npt.NDArray[np.int32], int]
 RowBuilder = Callable[[PromptEncoder, Positions, int], TokenTree]
 
 
@@ -63,6 +64,36 @@ def inline(encoder: PromptEncoder, history: Positions, target: int) -> TokenTree
     segments.append(Segment(prompt.ids[begin:], len(segments) - 1))
     segments.append(Segment(encoder.completions[target], len(segments) - 1, target))
     return TokenTree(tuple(segments))
+
+
+def questions(shape: str, encoder: PromptEncoder, history: Positions, target: int) -> list[Asked]:
+    """What a row of that shape asks, in the order of its targets: history shown, and the truth.
+
+    Shape `inline` asks inside the history, where no prompt ends; ValueError.
+    """
+    if shape == "single":
+        return [(np.asarray(history, np.int32), target)]
+    if shape == "all_targets":
+        shown = encoder.prompt(history).history
+        following = [*shown[1:].tolist(), target]
+        return [(shown[: i + 1], item) for i, item in enumerate(following)]
+    raise ValueError(f"rows of shape {shape} cannot be asked one target at a time")
+
+
+def with_own_answers(
+    row: TokenTree, answers: Sequence[npt.NDArray[np.int32]], targets: Sequence[int]
+) -> TokenTree:
+    """Beside each target of `row` a second branch: what a model itself answered there (kind 1).
+
+    answers: token ids of a completion for each target, in order; `targets`: where the completion
+    stands among all completions.
+    """
+    asked = [segment for segment in row.segments if segment.target >= 0]
+    own = [
+        Segment(ids, segment.parent, target, kind=1)
+        for segment, ids, target in zip(asked, answers, targets, strict=True)
+    ]
+    return TokenTree((*row.segments, *own))
 
 
 SHAPES: dict[str, RowBuilder] = {

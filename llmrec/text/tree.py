@@ -6,8 +6,8 @@ tree's mask computes, for every path, what it would compute for that path alone,
 prompt once. Knows neither text nor models.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -21,13 +21,15 @@ class Segment:
     """A run of tokens that follows the end of segment `parent` (ROOT: it starts the row).
 
     `target` >= 0 marks tokens to be predicted: they are tokens `start`, `start + 1`, ... of the
-    completion of the catalog item at position `target`. `target` = ROOT: only read.
+    completion of the catalog item at position `target`. `target` = ROOT: only read. `kind` tells
+    apart targets that are weighted differently: 0 real ones, 1 a model's own answers.
     """
 
     ids: Ids
     parent: int = ROOT
     target: int = -1
     start: int = 0
+    kind: int = 0
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class FlatTree:
     input_ids (S,), position_ids (S,), mask (S, S): row i may see column j. For predicted token t:
     `labels` (T,) its id, `predictors` (T,) the row index of the token before it on its path,
     `branches` (T,) the number, from 0, of the predicted segment it lies in, `targets` (T,) the
-    item's position and `steps` (T,) its index inside that item's completion.
+    item's position and `steps` (T,) its index inside that item's completion. `kinds` (G,): the
+    kind of each of the G predicted segments.
     """
 
     input_ids: Ids
@@ -48,6 +51,7 @@ class FlatTree:
     branches: Ids
     targets: Ids
     steps: Ids
+    kinds: Ids
 
     @property
     def branch_count(self) -> int:
@@ -85,6 +89,17 @@ class TokenTree:
             path.append(self.segments[path[-1]].parent)
         return path[::-1]
 
+    def only(self, kinds: Collection[int]) -> "TokenTree":
+        """The tree without the predicted segments of other kinds, which must be leaves."""
+        kept = [i for i, s in enumerate(self.segments) if s.target < 0 or s.kind in kinds]
+        place = {old: new for new, old in enumerate(kept)} | {ROOT: ROOT}
+        try:
+            return TokenTree(tuple(
+                replace(self.segments[i], parent=place[self.segments[i].parent]) for i in kept
+            ))  # fmt: skip
+        except KeyError as error:
+            raise ValueError(f"segment {error} has children, so it cannot be left out") from None
+
     def flatten(self) -> FlatTree:
         """Lay the segments end to end."""
         count = len(self.segments)
@@ -120,6 +135,7 @@ class TokenTree:
                 np.int32
             ),
             steps=_joined([self.segments[i].start + np.arange(lengths[i]) for i in learned]),
+            kinds=np.array([self.segments[i].kind for i in learned], np.int32),
         )
 
 

@@ -64,9 +64,9 @@ def test_an_interrupted_run_goes_on_by_batch_to_the_same_answers(finished, monke
     for path in folder.predictions("x").parent.glob("*.parquet"):
         path.unlink()
 
-    from llmrec.stages import language_systems
+    from llmrec.stages import parts
 
-    real, calls = language_systems.write_json, 0
+    real, calls = parts.write_json, 0
 
     def failing(path, value):
         nonlocal calls
@@ -75,7 +75,7 @@ def test_an_interrupted_run_goes_on_by_batch_to_the_same_answers(finished, monke
             raise KeyboardInterrupt
         real(path, value)
 
-    monkeypatch.setattr(language_systems, "write_json", failing)
+    monkeypatch.setattr(parts, "write_json", failing)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             recommend.run(recipe, folder)

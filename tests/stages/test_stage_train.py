@@ -21,7 +21,8 @@ from llmrec.model.loading import load_model
 from llmrec.recipe_loading import dump
 from llmrec.stages import prepare, train
 from llmrec.stages.language import base_of, encoder_of
-from llmrec.stages.train import objective_of, training_rows
+from llmrec.stages.train import objective_of
+from llmrec.stages.training_rows import training_rows, training_windows
 
 
 def log_lines(folder):
@@ -66,7 +67,8 @@ def test_the_loss_does_not_depend_on_how_a_step_is_cut(recipe_of):
     recipe, folder = recipe_of("rows.shape=all_targets", "objective.name=msl")
     prepare.run(recipe, folder)
     encoder = encoder_of(recipe, Catalog.read(folder.items))
-    rows = training_rows(recipe, encoder, Examples.read(folder.examples("train")))[:6]
+    windows = training_windows(recipe, Examples.read(folder.examples("train")))
+    rows = training_rows(recipe, encoder, windows)[:6]
     flats = [row.flatten() for row in rows]
     objective, model = objective_of(recipe, encoder), load_model(base_of(recipe), "cpu")
     targets = sum(flat.branch_count for flat in flats)
@@ -145,7 +147,7 @@ def test_full_fine_tuning_trains_every_weight(recipe_of):
 
 def test_a_dry_run_tells_and_trains_nothing(recipe_of):
     recipe, folder = recipe_of("rows.shape=all_targets")
-    told = train.run(recipe, folder, dry_run=True)
+    told = train.preview(recipe, folder)
     assert told["rows"] == 48 or told["rows"] > 10
     assert told["targets"] > told["rows"]
     assert told["trainable_parameters"] < told["parameters"]

@@ -1,0 +1,80 @@
+"""Answers made batch by batch, each batch a file, so that an interrupted stage goes on by batch.
+
+Processes share the batches. The batches are cut from the whole list, never from what is left, so
+that neither an interruption nor the number of processes changes an answer.
+"""
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llmrec.data.files import write_json
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+log = logging.getLogger("llmrec")
+PROGRESS_SECONDS = 30.0
+Batch = npt.NDArray[np.int64]
+
+
+def batches(lengths: Sequence[int], size: int) -> list[Batch]:
+    """Indices in groups of `size` of like length, longest first, so that little is padding."""
+    order = np.argsort(-np.asarray(lengths), kind="stable")
+    return [order[i : i + size] for i in range(0, len(order), size)]
+
+
+def answer_in_parts(
+    parts: Path,
+    plan: Sequence[Batch],
+    begin: Callable[[], Callable[[Batch], list[Any]]],
+    state: "PartialState",
+    what: str,
+) -> None:
+    """Answer every batch of `plan` that has no file under `parts`.
+
+    `begin()` is called if there is anything to do, and gives the function that answers a batch: one
+    JSON value for each index in it. Returns when all processes are done.
+    """
+    mine = [(number, batch) for number, batch in enumerate(plan)
+            if number % state.num_processes == state.process_index
+            and not _part(parts, number).exists()]  # fmt: skip
+    answer = begin() if mine else None
+    told = time.monotonic()
+    for done, (number, batch) in enumerate(mine):
+        assert answer is not None  # noqa: S101  there is something to do
+        started = time.monotonic()
+        answers = {str(i): a for i, a in zip(batch.tolist(), answer(batch), strict=True)}
+        write_json(_part(parts, number),
+                   {"seconds": time.monotonic() - started, "answers": answers})  # fmt: skip
+        if time.monotonic() - told > PROGRESS_SECONDS:
+            told = time.monotonic()
+            log.info("%s, %d of %d batches", what, done + 1, len(mine))
+    state.wait_for_everyone()
+
+
+def collected(parts: Path) -> tuple[list[Any], float]:
+    """All answers in order, and the seconds they took."""
+    answers: dict[int, Any] = {}
+    seconds = 0.0
+    for path in sorted(parts.glob("*.json")):
+        part = json.loads(path.read_text("utf-8"))
+        answers |= {int(i): answer for i, answer in part["answers"].items()}
+        seconds += part["seconds"]
+    return [answers[i] for i in range(len(answers))], seconds
+
+
+def discard(parts: Path) -> None:
+    """Remove the files once what they held stands elsewhere."""
+    shutil.rmtree(parts, ignore_errors=True)
+
+
+def _part(parts: Path, number: int) -> Path:
+    return parts / f"{number:06d}.json"

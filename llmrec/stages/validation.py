@@ -1,0 +1,68 @@
+"""Validation while training: how good the live model is on the validation users."""
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from llmrec.data.records import Examples
+from llmrec.errors import LlmrecError
+from llmrec.evaluation.intervals import mean_interval
+from llmrec.evaluation.metrics import hit_rate, ndcg
+from llmrec.model.trainer import Validated
+from llmrec.recipe import Recipe
+from llmrec.stages.folder import RunFolder
+from llmrec.stages.language import gathered, ranked_and_scored, scored_paths, share_of
+from llmrec.stages.parts import batches
+from llmrec.text.encoding import PromptEncoder
+
+
+def validation_of(
+    recipe: Recipe, folder: RunFolder, encoder: PromptEncoder
+) -> Callable[[nn.Module], Validated]:
+    """A function of the live model, which every process calls and shares in.
+
+    It always gives the mean target likelihood, and HR and NDCG where the recipe chooses by one.
+    """
+    valid = Examples.read(folder.examples("valid"))
+    wanted, decode = recipe.validation, recipe.decode
+    mine = share_of(len(valid))
+    shown = valid.take(mine)
+    # A ranking is as long as the cut-off, whatever the table's will be.
+    ranked = decode.model_copy(update={"top_k": wanted.k})
+
+    def likelihoods(model: nn.Module) -> npt.NDArray[np.float64]:
+        values = np.empty((len(mine), 1))
+        for batch, paths in scored_paths(model, encoder, shown, batch_size=decode.batch_size,
+                                         filter_seen=decode.filter_seen):  # fmt: skip
+            values[batch, 0] = paths.nll()
+        return values
+
+    def rankings(model: nn.Module) -> npt.NDArray[np.float64]:
+        values = np.empty((len(mine), 3))
+        lengths = [len(encoder.prompt(history).ids) for history in shown.histories()]
+        for batch in batches(lengths, decode.batch_size):
+            asked = shown.take(batch)
+            found, values[batch, 0] = ranked_and_scored(model, encoder, asked, ranked)
+            lists = [ranking.positions for ranking in found]
+            values[batch, 1] = hit_rate(lists, asked.targets, wanted.k)
+            values[batch, 2] = ndcg(lists, asked.targets, wanted.k)
+        return values
+
+    def measure(model: nn.Module) -> Validated:
+        found = (likelihoods if wanted.metric == "nll" else rankings)(model)
+        values = gathered(found, len(valid))
+        nll = values[np.isfinite(values[:, 0]), 0]  # a repeated item cannot be recommended
+        if len(nll) == 0:
+            raise LlmrecError("no validation target can be recommended: all are in the histories; "
+                              "set decode.filter_seen: false")  # fmt: skip
+        interval = mean_interval(nll, seed=recipe.seed)
+        figures = {"valid_nll": interval.mean, "low": interval.low, "high": interval.high}
+        if wanted.metric == "nll":
+            return Validated((interval.mean,), figures)
+        at_k = dict(zip(("hr", "ndcg"), values[:, 1:].mean(axis=0).tolist(), strict=True))
+        figures |= {f"valid_{name}@{wanted.k}": value for name, value in at_k.items()}
+        return Validated((-at_k[wanted.metric], interval.mean), figures)
+
+    return measure
