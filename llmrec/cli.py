@@ -11,6 +11,7 @@ from typing import Annotated, Optional
 import typer
 
 from llmrec import terminal
+from llmrec.errors import RecipeError
 
 app = typer.Typer(
     help="Turn a language model into a recommender for your catalog, and learn whether it is "
@@ -112,11 +113,24 @@ def train(
         Optional[str],  # noqa: UP045
         typer.Option(metavar="STEP", help="One step of SOFT alone: sft, distill or soft."),
     ] = None,
+    sweep: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="SECTION.KEY=V1,V2,...", help="Train once for each of these values."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Fine-tune the model, with SOFT in three steps; goes on where it was interrupted."""
     from llmrec.stages.folder import open_run
 
+    if sweep is not None:
+        if dry_run or only is not None:
+            raise RecipeError("--sweep trains whole recipes; leave out --dry-run and --only")
+        from llmrec.stages import sweep as sweep_stage
+
+        with terminal.stdout_for_data():
+            reached = sweep_stage.run(recipe, overrides or [], sweep)
+        terminal.show(reached, as_json)
+        return
     settings, folder = open_run(recipe, overrides or [])
     from llmrec.stages import pipeline, prompts
     from llmrec.stages import train as stage

@@ -10,14 +10,18 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, JsonValue, field_validator, model_validator
 
 from llmrec import training_arguments
-from llmrec.recipe_section import Count, Name, Section, Share, Word
+from llmrec.recipe_section import Count, Name, NotNegative, Section, Share, Word
 from llmrec.recipe_training import Lora, Objective, Rows, Soft, Validation
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 Baseline = Literal["popularity", "recent_popularity", "markov", "item_knn", "tgh", "sasrec"]
 # Those whose scores are probabilities of items, so that they can guide a language model.
 GuidingBaseline = Literal["popularity", "recent_popularity", "markov", "item_knn", "sasrec"]
-System = Literal[Baseline, "untuned", "tuned", "untuned_guided", "tuned_guided"]
+System = Literal[
+    Baseline, "untuned", "tuned", "untuned_guided", "tuned_guided",
+    "untuned_grounded", "tuned_grounded",
+]  # fmt: skip
+# What a recipe that names none gets: free text to ground is written far more slowly.
 SYSTEMS: tuple[System, ...] = (
     "popularity", "recent_popularity", "markov", "item_knn", "tgh", "sasrec",
     "untuned", "tuned", "untuned_guided", "tuned_guided",
@@ -164,6 +168,30 @@ class Guidance(Section):
         raise ValueError("auto, or a number from 0 to 1")
 
 
+class Grounding(Section):
+    """Free text and the items nearest to it in the untuned model's embedding (BIGRec, arXiv
+    2308.08434), for the systems named *_grounded."""
+
+    beams: Count = 4
+    """Beams of a free answer; the best one is grounded."""
+    max_new_tokens: Count = 64
+    """Longest free answer."""
+    fusion: GuidingBaseline | None = None
+    """Baseline whose probabilities are fused with the distances; null: none."""
+    gamma: Literal["auto"] | float = "auto"
+    """Weight of fusion, at least 0; auto: the best of `grid` in validation, by NDCG at top_k."""
+    grid: Annotated[list[NotNegative], Field(min_length=1)] = Field(default=[0, 0.1, 0.3, 1, 3, 10])
+    """Weights tried in validation."""
+
+    @field_validator("gamma", mode="wrap")
+    @classmethod
+    def _auto_or_weight(cls, value: Any, _: Any) -> Any:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if value == "auto" or (number and 0 <= value < float("inf")):
+            return value
+        raise ValueError("auto, or a number from 0")
+
+
 class Decode(Section):
     """Constrained beam search."""
 
@@ -179,6 +207,8 @@ class Decode(Section):
     """Users decoded at a time; changes speed alone."""
     guidance: Guidance = Guidance()
     """Guidance by a baseline."""
+    grounding: Grounding = Grounding()
+    """Free text, grounded."""
 
     @model_validator(mode="after")
     def _enough_beams(self) -> Self:

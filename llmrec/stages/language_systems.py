@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from llmrec.model.forward import require_tree_support
 from llmrec.model.loading import adapter_off, load_model, load_tuned
 from llmrec.recipe import Recipe
 from llmrec.stages.folder import RunFolder
+from llmrec.stages.grounded import Grounded
 from llmrec.stages.language import (
     adapter_of,
     base_of,
@@ -77,6 +79,28 @@ class LanguageSystems:
 
         plan = batches(lengths, decode.batch_size)
         answer_in_parts(parts, plan, begin, self.state, f"recommend: {system}")
+
+    def write(self, system: str, examples: Examples, parts: Path) -> None:
+        """Free answers for every example, to be grounded; one file a batch under `parts`."""
+        histories = examples.histories()
+        lengths = [len(self.encoder.prompt(history).ids) for history in histories]
+
+        def begin() -> Callable[[Batch], list[Any]]:
+            model = self.model_of(system)
+
+            def answer(batch: Batch) -> list[Any]:
+                with self._as(system, model):
+                    return list(self.grounded.written(model, [histories[i] for i in batch]))
+
+            return answer
+
+        plan = batches(lengths, self.recipe.decode.batch_size)
+        answer_in_parts(parts, plan, begin, self.state, f"recommend: {system}")
+
+    @cached_property
+    def grounded(self) -> Grounded:
+        """What ranks items by free answers."""
+        return Grounded(self.recipe, self.encoder)
 
     def guided_nll(
         self,

@@ -41,13 +41,12 @@ def train(recipe: Recipe, folder: RunFolder, only: str | None = None) -> dict[st
     """Train as the recipe says: at once, or by the steps of SOFT where it has a section `soft`.
 
     These are sft (an adapter under `sft/`), distill (its answers under `distilled/`) and soft (the
-    run's adapter); what the recipe hands in is not made. `only`: that step alone.
+    run's adapter). `only`: that step alone.
     """
     from llmrec.stages import distill
     from llmrec.stages import train as training
 
-    soft = recipe.soft
-    if soft is None:
+    if recipe.soft is None:
         if only is not None:
             raise RecipeError(f"--only {only}: training has steps only with a section `soft`")
         return training.run(recipe, folder)
@@ -58,13 +57,18 @@ def train(recipe: Recipe, folder: RunFolder, only: str | None = None) -> dict[st
     }
     if only is not None and only not in steps:
         raise RecipeError(f"--only {only}: the steps are {', '.join(steps)}")
-    if soft.answers is not None:
-        given = {"sft", "distill"}
-    else:
-        given = {"sft"} if soft.sft_adapter is not None else set()
     results = {}
-    for name, step in steps.items():
-        if only == name or (only is None and name not in given):
-            log.info("%s: %s", folder.root, name)
-            results[name] = step()
+    for name in steps_of(recipe) if only is None else [only]:
+        log.info("%s: %s", folder.root, name)
+        results[name] = steps[name]()
     return {**results.pop("soft", {}), **results}
+
+
+def steps_of(recipe: Recipe) -> list[str]:
+    """The steps of SOFT that `train` goes through; what the recipe hands in is not made."""
+    soft = recipe.soft
+    if soft is None:
+        return []
+    if soft.answers is not None:
+        return ["soft"]
+    return ["distill", "soft"] if soft.sft_adapter is not None else ["sft", "distill", "soft"]

@@ -47,8 +47,7 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
         if path.exists() and Predictions.read(path).info.provenance.get("settings") == settings:
             standing.append(system)
             continue
-        answer = answering.language_model if "tuned" in system else answering.baseline
-        predictions = answer(system)
+        predictions = answering.of(system)
         if predictions is not None:
             predictions.write(path)
         written.append(system)
@@ -118,6 +117,12 @@ class _Answering:
             )  # fmt: skip
         return self.tuned[name]
 
+    def of(self, system: str) -> Predictions | None:
+        """A system's answers for the test split; None in a process that only helps."""
+        if system.endswith("_grounded"):
+            return self.grounded(system)
+        return self.language_model(system) if "tuned" in system else self.baseline(system)
+
     def baseline(self, system: str) -> Predictions:
         """A baseline's answers for the test split."""
         begun = time.monotonic()
@@ -145,7 +150,7 @@ class _Answering:
             weight, by_weight = self._guidance_weight(system, guide)
             hyperparameters = {"guided_by": guide, "weight": weight, "valid_nll": by_weight}
             q = self._probabilities(guide, self.test)
-        parts = self.folder.predictions(system).parent / ".parts" / f"{system}-{self._key(system)}"
+        parts = self._parts(system)
         self.language.answer(system, self.test, parts, weight, q)
         if not self.language.is_main_process:
             return None
@@ -159,6 +164,60 @@ class _Answering:
         )  # fmt: skip
         discard(parts)
         return predictions
+
+    def grounded(self, system: str) -> Predictions | None:
+        """A language model's free answers, grounded; None in a process that only helps."""
+        settings = self.recipe.decode.grounding
+        begun, language = time.monotonic(), self.language
+        wanted = {"test": self.test}
+        chosen_in_validation = settings.fusion is not None and settings.gamma == "auto"
+        if chosen_in_validation:
+            wanted["valid"] = self.valid
+        parts = {split: self._parts(system, split) for split in wanted}
+        for split, examples in wanted.items():
+            language.write(system, examples, parts[split])
+        if not language.is_main_process:
+            return None
+        model, place = language.model_of(system), language.grounded
+        texts = {split: collected(where)[0] for split, where in parts.items()}
+        said: dict[str, Any] = {
+            "answers_that_are_titles": float(np.mean([place.is_title(t) for t in texts["test"]]))
+        }
+        gamma, fusion = 0.0, None
+        if settings.fusion is not None:
+            gamma, by_gamma = float(settings.gamma) if settings.gamma != "auto" else 0.0, {}
+            if chosen_in_validation:
+                by_gamma = self._ndcg_by_gamma(model, place, texts["valid"])
+                gamma = max(by_gamma, key=lambda g: (by_gamma[g], -g))
+            fusion = self._probabilities(settings.fusion, self.test)
+            said |= {"fused_with": settings.fusion, "gamma": gamma,
+                     "valid_ndcg": {f"{g:g}": value for g, value in by_gamma.items()}}  # fmt: skip
+        rankings = place.rankings(model, texts["test"], self.test.histories(),
+                                  self.recipe.decode.top_k, fusion, gamma)  # fmt: skip
+        info = SystemInfo(system, "language_model", False, said,
+                          round(time.monotonic() - begun, 2), self._provenance(system))  # fmt: skip
+        for where in parts.values():
+            discard(where)
+        return Predictions.of(
+            info, self.test.user_ids, [r.positions for r in rankings],
+            [r.scores for r in rankings], np.full(len(self.test), np.nan),
+        )  # fmt: skip
+
+    def _ndcg_by_gamma(self, model: Any, place: Any, texts: list[str]) -> dict[float, float]:
+        """NDCG at top_k in validation for each weight of the grid."""
+        settings, valid = self.recipe.decode.grounding, self.valid
+        q = self._probabilities(str(settings.fusion), valid)
+        found = {}
+        for gamma in settings.grid:
+            ranks = place.ranks(model, texts, valid.histories(), valid.targets, q, gamma)
+            hit = ranks < self.recipe.decode.top_k
+            found[gamma] = float(np.where(hit, 1 / np.log2(ranks + 2.0), 0.0).mean())
+        return found
+
+    def _parts(self, system: str, split: str = "test") -> Path:
+        """Where answers are kept batch by batch until all are there."""
+        name = f"{system}-{split}-{self._key(system)}"
+        return self.folder.predictions(system).parent / ".parts" / name
 
     def _guide(self) -> str:
         """The baseline that guides: the recipe's, or the best in validation of those it lists."""
@@ -211,8 +270,12 @@ class _Answering:
 def _unused(system: str) -> list[str]:
     """Keys of `decode` that make no difference to a system."""
     if "tuned" not in system:
+        return ["beams", "renormalise", "batch_size", "guidance", "grounding"]
+    if system.endswith("_grounded"):
         return ["beams", "renormalise", "batch_size", "guidance"]
-    return ["batch_size"] if system.endswith("_guided") else ["batch_size", "guidance"]
+    if system.endswith("_guided"):
+        return ["batch_size", "grounding"]
+    return ["batch_size", "guidance", "grounding"]
 
 
 def raw(run_dir: Path, lines: Iterable[str], top_k: int = 10) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from llmrec.evaluation.metrics import hit_rate, ndcg
 from llmrec.model.trainer import Validated
 from llmrec.recipe import Recipe
 from llmrec.stages.folder import RunFolder
+from llmrec.stages.grounded import Grounded
 from llmrec.stages.language import gathered, ranked_and_scored, scored_paths, share_of
 from llmrec.stages.parts import batches
 from llmrec.text.encoding import PromptEncoder
@@ -50,8 +51,25 @@ def validation_of(
             values[batch, 2] = ndcg(lists, asked.targets, wanted.k)
         return values
 
+    grounded = Grounded(recipe, encoder)
+
+    def groundings(model: nn.Module) -> npt.NDArray[np.float64]:
+        values = np.empty((len(mine), 3))
+        values[:, 0] = likelihoods(model)[:, 0]
+        histories = shown.histories()
+        for batch in batches(list(map(len, histories)), decode.batch_size):
+            asked = [histories[i] for i in batch]
+            texts = grounded.written(model, asked)
+            lists = [r.positions for r in grounded.rankings(model, texts, asked, wanted.k)]
+            values[batch, 1] = hit_rate(lists, shown.targets[batch], wanted.k)
+            values[batch, 2] = ndcg(lists, shown.targets[batch], wanted.k)
+        return values
+
     def measure(model: nn.Module) -> Validated:
-        found = (likelihoods if wanted.metric == "nll" else rankings)(model)
+        if wanted.metric == "nll":
+            found = likelihoods(model)
+        else:
+            found = (rankings if wanted.answer == "constrained" else groundings)(model)
         values = gathered(found, len(valid))
         nll = values[np.isfinite(values[:, 0]), 0]  # a repeated item cannot be recommended
         if len(nll) == 0:

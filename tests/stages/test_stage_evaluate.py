@@ -349,6 +349,36 @@ def test_report(evaluated, tmp_path):
     assert folder.report.read_text("utf-8") == page
 
 
+def test_report_draws_the_curriculum_of_a_log_that_has_one(evaluated):
+    folder = evaluated[0]
+
+    def page(lines):
+        folder.train_log.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+        report.run(recipe(), folder)
+        return folder.report.read_text("utf-8")
+
+    plain = [
+        {"step": 2, "loss": 5.0, "grad_norm": 1.0, "targets": 8, "seconds": 0.5},
+        {"step": 2, "valid_nll": 3.0, "low": 2.5, "high": 3.5, "valid_hr@10": 0.1,
+         "valid_ndcg@10": 0.05, "score": [-0.05, 3.0]},
+        {"step": 2, "epoch": 0, "losses": {"real": 5.0, "self": None}},
+    ]  # fmt: skip
+    assert page(plain).count("<svg ") == 2
+    begun = {"step": 0, "epoch": 0, "weights": [0.5, 0.5], "lambda": 0.5}
+    fixed = page([begun, *plain])
+    assert fixed.count("<svg ") == 3
+    assert "distance / untuned" not in fixed
+    probed = {"distance": 7.0, "probe_equal_to_truth": 0.0, "distance_untuned": 7.0}
+    ended = {"step": 2, "epoch": 0, "losses": {"real": 5.0, "self": 4.0}}
+    full = page([{**begun, **probed, "<b>": "<script>"}, *plain[:2], ended])
+    assert full.count("<svg ") == 4
+    assert "distance / untuned" in full
+    assert full.index("curriculum curve") < full.index("branch losses curve")
+    assert "<script" not in full
+    hidden = page([{**begun, **dict.fromkeys(probed, "<script>")}, *plain])
+    assert "<script" not in hidden
+
+
 def test_report_refuses_metrics_of_other_predictions(tmp_path):
     folder = made(tmp_path)
     evaluate.run(recipe(), folder)
