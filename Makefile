@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo demo-soft test lint bench clean
 
 setup: $(READY)
 
@@ -16,6 +16,11 @@ demo: $(READY)
 	$(BIN)/llmrec fetch model smollm2-135m-instruct
 	$(BIN)/llmrec fetch data ml-100k
 	$(BIN)/llmrec run recipes/demo.yaml
+
+demo-soft: $(READY)
+	$(BIN)/llmrec fetch model smollm2-135m-instruct
+	$(BIN)/llmrec fetch data ml-100k
+	$(BIN)/llmrec run recipes/soft_ml100k.yaml
 
 test: $(READY)
 	$(BIN)/llmrec fetch model smollm2-135m-instruct
@@ -31,6 +36,7 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python tools/bench/decode.py --out results/decode.md
+	$(BIN)/python tools/bench/soft.py --out results/soft-bench.md
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache dist

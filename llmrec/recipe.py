@@ -18,10 +18,11 @@ Baseline = Literal["popularity", "recent_popularity", "markov", "item_knn", "tgh
 # Those whose scores are probabilities of items, so that they can guide a language model.
 GuidingBaseline = Literal["popularity", "recent_popularity", "markov", "item_knn", "sasrec"]
 System = Literal[
-    Baseline, "untuned", "tuned", "untuned_guided", "tuned_guided",
+    Baseline, "untuned", "tuned", "tuned_sft", "untuned_guided", "tuned_guided",
     "untuned_grounded", "tuned_grounded",
 ]  # fmt: skip
-# What a recipe that names none gets: free text to ground is written far more slowly.
+# What a recipe that names none gets. Free text to ground is written far more slowly, and tuned_sft
+# is what SOFT began with.
 SYSTEMS: tuple[System, ...] = (
     "popularity", "recent_popularity", "markov", "item_knn", "tgh", "sasrec",
     "untuned", "tuned", "untuned_guided", "tuned_guided",
@@ -323,4 +324,6 @@ class Recipe(Section):
         guided = [system for system in self.systems if system.endswith("_guided")]
         if guided and self.decode.guidance.baseline is None:
             raise ValueError(f"system {guided[0]} needs decode.guidance.baseline")
+        if "tuned_sft" in self.systems and self.soft is None:
+            raise ValueError("system tuned_sft is the first step of SOFT; it needs section soft")
         return self

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A short training run under each accelerate file this machine can use, then one comparison of the
-# adapters' validation likelihoods: they should agree to about two decimals.
+# A short training run under each accelerate file this machine can use, SOFT's three steps under
+# those that keep the model whole: the validation likelihoods should agree to about two decimals.
 #   tools/gpu_check.sh            after `make setup`; needs at least one CUDA GPU, uses all it sees
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -18,4 +18,13 @@ for file in $files; do
         -m llmrec train recipes/sft_ml100k.yaml name="$file" output_dir="$out" rows.count=256 \
         data.subset.valid=64 train.per_device_train_batch_size=$((16 / count)) \
         train.gradient_accumulation_steps=1 train.bf16=true --json
+done
+for file in $files; do
+    case $file in fsdp2 | zero3) continue ;; esac
+    count=$gpus
+    [ "$file" = one_gpu ] && count=1
+    echo "== SOFT, $file on $count GPU(s)"
+    $bin/accelerate launch --config_file "recipes/accelerate/$file.yaml" --num_processes "$count" \
+        -m llmrec train recipes/soft_ml100k.yaml name="soft-$file" output_dir="$out" \
+        train.per_device_train_batch_size=$((8 / count)) train.bf16=true --json
 done

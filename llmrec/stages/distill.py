@@ -23,7 +23,13 @@ from llmrec.recipe_training import Distill
 from llmrec.stages import prepare
 from llmrec.stages.answers import FILE, Answers
 from llmrec.stages.folder import RunFolder
-from llmrec.stages.language import base_of, encoder_of, processes, weights_hash
+from llmrec.stages.language import (
+    base_of,
+    encoder_of,
+    processes,
+    sft_adapter_of,
+    weights_hash,
+)
 from llmrec.stages.own_answers import Answering, Embedding
 from llmrec.stages.parts import Batch, answer_in_parts, batches, collected, discard
 from llmrec.stages.training_rows import questions_of, training_windows
@@ -45,7 +51,7 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
         encoder = encoder_of(recipe, Catalog.read(folder.items))
     windows = training_windows(recipe, Examples.read(folder.examples("train")))
     questions = questions_of(recipe, encoder, windows)
-    adapter = Path(soft.sft_adapter) if soft.sft_adapter else folder.sft.adapter
+    adapter = sft_adapter_of(recipe, folder)
     settings = _settings(recipe, folder, adapter)
     standing = _standing(folder.answers, settings)
     if standing is not None:

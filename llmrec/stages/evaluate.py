@@ -42,8 +42,9 @@ log = logging.getLogger("llmrec")
 SYSTEM, EXAMPLE, TARGET_ITEM_ID = "system", "example", "target_item_id"
 VERSION = 1
 _PREFERRED_K = 10
-# What tuning brought, alone and under the same guide.
-_TUNING = (("tuned", "untuned"), ("tuned_guided", "untuned_guided"))
+# What tuning brought, alone, under the same guide and grounded; and SOFT over its first step.
+_TUNING = (("tuned", "untuned"), ("tuned_guided", "untuned_guided"),
+           ("tuned_grounded", "untuned_grounded"), ("tuned", "tuned_sft"))  # fmt: skip
 
 PerUser = Mapping[str, Mapping[str, Floats]]
 

@@ -24,6 +24,7 @@ from llmrec.errors import LlmrecError
 from llmrec.model.loading import BaseModel, load_tokenizer
 from llmrec.recipe import Decode, Recipe
 from llmrec.stages.fetch import model_path
+from llmrec.stages.folder import RunFolder
 from llmrec.stages.parts import batches
 from llmrec.text.encoding import PromptEncoder
 from llmrec.text.templates import PromptTemplate
@@ -132,9 +133,17 @@ def closed_items(
     return [history if filter_seen else history[:0] for history in histories]
 
 
-def adapter_of(recipe: Recipe, own: Path) -> Path:
-    """The adapter to recommend with: the recipe's, or else the run's own."""
-    return Path(recipe.model.adapter) if recipe.model.adapter else own
+def adapter_of(recipe: Recipe, folder: RunFolder, system: str = "tuned") -> Path:
+    """The adapter that a tuned system answers with: the recipe's, or else the run's own."""
+    if system == "tuned_sft":
+        return sft_adapter_of(recipe, folder)
+    return Path(recipe.model.adapter) if recipe.model.adapter else folder.adapter
+
+
+def sft_adapter_of(recipe: Recipe, folder: RunFolder) -> Path:
+    """The fine-tuned adapter whose answers SOFT distils: the recipe's, or else the run's own."""
+    given = recipe.soft.sft_adapter if recipe.soft else None
+    return Path(given) if given else folder.sft.adapter
 
 
 def weights_hash(tuned: Path) -> str:

@@ -37,8 +37,8 @@ class LanguageSystems:
         self.recipe, self.state = recipe, processes()
         self.encoder = encoder_of(recipe, catalog)
         self.base = base_of(recipe)
-        self.adapter = adapter_of(recipe, folder.adapter)
-        self._loaded: dict[bool, Any] = {}
+        self.folder = folder
+        self._loaded: tuple[Path | None, Any] = (None, None)
 
     @property
     def is_main_process(self) -> bool:
@@ -127,21 +127,18 @@ class LanguageSystems:
         return {weight: value / counted for weight, value in total.items()} if counted else {}
 
     def model_of(self, system: str) -> Any:
-        """The base model, with the adapter on it once a tuned system was asked for."""
+        """The model of a system; one with an adapter serves as the untuned one too, adapter off."""
         tuned = system.startswith("tuned")
-        if tuned not in self._loaded and True in self._loaded and self._is_adapter:
-            return self._loaded[True]  # `untuned` is then the same model, adapter off
-        if tuned not in self._loaded:
+        adapter = adapter_of(self.recipe, self.folder, system) if tuned else None
+        if adapter is None and hasattr(self._loaded[1], "disable_adapter"):
+            return self._loaded[1]
+        if self._loaded[1] is None or self._loaded[0] != adapter:
             log.info("recommend: loading %s", self.base.source)
-            self._loaded.clear()
-            model = load_tuned(self.base, self.adapter) if tuned else load_model(self.base)
+            self._loaded = (adapter, None)  # the one before goes first
+            model = load_tuned(self.base, adapter) if adapter else load_model(self.base)
             require_tree_support(model, self.recipe.prompt.max_tokens)
-            self._loaded[tuned] = model
-        return self._loaded[tuned]
-
-    @property
-    def _is_adapter(self) -> bool:
-        return hasattr(self._loaded[True], "disable_adapter")
+            self._loaded = (adapter, model)
+        return self._loaded[1]
 
     def _as(self, system: str, model: Any) -> Any:
         return adapter_off(model) if system.startswith("untuned") else nullcontext()

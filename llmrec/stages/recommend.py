@@ -71,6 +71,7 @@ class _Answering:
     recipe: Recipe
     folder: RunFolder
     tuned: dict[str, Tuned] = field(default_factory=dict)
+    adapters: dict[Path, str] = field(default_factory=dict)
 
     @cached_property
     def catalog(self) -> Catalog:
@@ -104,7 +105,7 @@ class _Answering:
         if "tuned" in system:
             known |= recipe.model_dump(mode="json", include={"prompt", "model"})
         if system.startswith("tuned"):
-            known["adapter"] = self._adapter_hash
+            known["adapter"] = self._adapter_hash(system)
         return known
 
     def fitted(self, name: str) -> Tuned:
@@ -253,11 +254,13 @@ class _Answering:
         ]
         return np.concatenate(parts)
 
-    @cached_property
-    def _adapter_hash(self) -> str:
+    def _adapter_hash(self, system: str) -> str:
         from llmrec.stages.language import adapter_of, weights_hash
 
-        return weights_hash(adapter_of(self.recipe, self.folder.adapter))
+        adapter = adapter_of(self.recipe, self.folder, system)
+        if adapter not in self.adapters:
+            self.adapters[adapter] = weights_hash(adapter)
+        return self.adapters[adapter]
 
     def _provenance(self, system: str) -> dict[str, Any]:
         return {**self.folder.provenance(self.recipe), "settings": self.settings(system)}

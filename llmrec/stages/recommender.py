@@ -51,7 +51,7 @@ class Recommender:
                 "wrote"
             )
         recipe = load(folder.recipe, [])
-        tuned = adapter_of(recipe, folder.adapter)
+        tuned = adapter_of(recipe, folder)
         base = base_of(recipe)
         if not tuned.is_dir():
             log.warning("%s has no trained weights: the untuned %s answers", path, base.source)

@@ -5,7 +5,6 @@ from typing import Any
 
 from llmrec.errors import RecipeError
 from llmrec.recipe_loading import load
-from llmrec.stages import pipeline
 from llmrec.stages.folder import RunFolder
 
 
@@ -18,6 +17,10 @@ def run(reference: str, overrides: Sequence[str], swept: str) -> list[dict[str, 
     """
     key, equals, text = swept.partition("=")
     values = text.split(",")
+    from llmrec.stages import pipeline  # brings torch, which reading recipes does not need
+    from llmrec.stages.language import sft_adapter_of
+    from llmrec.stages.train import answers_of
+
     if not equals or not key or not all(values):
         raise RecipeError(f"--sweep {swept}: written section.key=value,value,...")
     if len(set(values)) < len(values):
@@ -26,8 +29,8 @@ def run(reference: str, overrides: Sequence[str], swept: str) -> list[dict[str, 
     folder = RunFolder.of(first)
     given = []
     if first.soft is not None and key.startswith("soft.") and not key.startswith("soft.distill"):
-        given = [f"soft.sft_adapter={first.soft.sft_adapter or folder.sft.adapter}",
-                 f"soft.answers={first.soft.answers or folder.answers}"]  # fmt: skip
+        given = [f"soft.sft_adapter={sft_adapter_of(first, folder)}",
+                 f"soft.answers={answers_of(first, folder)}"]  # fmt: skip
     recipes = [
         load(reference, [*overrides, f"{key}={value}", *given,
                          f"name={first.name}-{key.rpartition('.')[2]}-{value}"])

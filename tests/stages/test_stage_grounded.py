@@ -12,7 +12,9 @@ from llmrec.evaluation.predictions import Predictions
 from llmrec.model.loading import load_model
 from llmrec.model.states import text_states
 from llmrec.model.trainer import read_log
-from llmrec.stages import evaluate, recommend, train
+from llmrec.recipe_loading import load
+from llmrec.stages import evaluate, pipeline, recommend, train
+from llmrec.stages.folder import RunFolder
 from llmrec.stages.grounded import Grounded
 from llmrec.stages.item_states import item_states
 from llmrec.stages.language import base_of, encoder_of
@@ -107,3 +109,34 @@ def test_weights_can_be_chosen_by_grounding(recipe_of):
 def test_settings_that_cannot_be_are_refused(recipe_of, override):
     with pytest.raises(RecipeError, match=r"decode\.grounding"):
         recipe_of(override)
+
+
+def test_the_papers_protocol_runs_through_on_reviews_like_amazons(tmp_path, tiny_base):
+    """The shipped recipe for a GPU, its data and model made small and nothing else changed."""
+    reviews = tmp_path / "Video_Games.jsonl"
+    with reviews.open("w", encoding="utf-8") as stream:
+        for user in range(30):
+            for step in range(14):
+                stream.write(json.dumps({
+                    "user_id": f"u{user}", "parent_asin": f"g{(user + step) % 16}", "rating": 5.0,
+                    "timestamp": 1000 * (user + step), "title": "Great", "text": "Fun",
+                }) + "\n")  # fmt: skip
+    with (tmp_path / "meta_Video_Games.jsonl").open("w", encoding="utf-8") as stream:
+        for item in range(16):
+            stream.write(json.dumps({"parent_asin": f"g{item}", "title": f"Star {item}"}) + "\n")
+    recipe = load("soft_video_games", [
+        f"data.source={reviews}", f"output_dir={tmp_path / 'runs'}", "data.subset.train=24",
+        "data.subset.valid=6", "data.subset.test=8", f"model.base={tiny_base}",
+        "model.dtype=float32", "train.num_train_epochs=1", "train.gradient_accumulation_steps=1",
+        "soft.probe=4", "soft.distill.max_new_tokens=4", "decode.grounding.max_new_tokens=4",
+        "prompt.max_tokens=400", "evaluate.samples=100", "train.dataloader_pin_memory=false",
+        "systems=[popularity, tuned_grounded]",
+    ])  # fmt: skip
+    folder = RunFolder.of(recipe)
+    pipeline.run(recipe, folder)
+    assert folder.report.exists()
+    metrics = json.loads(folder.metrics.read_text("utf-8"))
+    assert metrics["evaluate"]["k"] == [1, 5, 10, 20, 50]
+    assert set(metrics["systems"]) == {"popularity", "tuned_grounded"}
+    logged = [line for line in read_log(folder.train_log) if "score" in line]
+    assert "valid_hr@10" in logged[0]

@@ -14,6 +14,7 @@ import pytest
 from llmrec.data.catalog import Catalog
 from llmrec.data.records import Examples
 from llmrec.errors import DataError, LlmrecError, RecipeError
+from llmrec.evaluation.predictions import Predictions
 from llmrec.model import checkpoints
 from llmrec.model.curriculum import adaptive
 from llmrec.model.row_order import RowOrder
@@ -390,3 +391,22 @@ def test_a_wrong_sweep_is_told_before_anything_is_trained(recipe_of, tmp_path, s
     with pytest.raises(RecipeError, match=said):
         sweep.run(str(path), [], swept)
     assert not folder.root.exists()
+
+
+def test_the_table_holds_what_soft_began_with(recipe_of):
+    systems = "systems=[popularity, untuned, tuned_sft, tuned]"
+    recipe, folder = recipe_of(*ALL, systems)
+    pipeline.run(recipe, folder)
+    metrics = json.loads(folder.metrics.read_text("utf-8"))
+    assert list(metrics["systems"]) == ["popularity", "untuned", "tuned_sft", "tuned"]
+    pairs = {(c["system"], c["reference"]) for c in metrics["comparisons"]}
+    assert {("tuned", "tuned_sft"), ("tuned", "untuned")} <= pairs
+    plain, other = recipe_of("rows.shape=all_targets", "objective.name=msl", "name=plain",
+                             "systems=[tuned]")  # fmt: skip
+    pipeline.run(plain, other)  # the first step of SOFT is plain fine-tuning and nothing else
+    first = Predictions.read(folder.predictions("tuned_sft"))
+    same = Predictions.read(other.predictions("tuned"))
+    np.testing.assert_array_equal(first.nll, same.nll)
+    assert first.items.tolist() == same.items.tolist()
+    with pytest.raises(RecipeError, match="tuned_sft"):
+        recipe_of("systems=[tuned_sft]")
