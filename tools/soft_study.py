@@ -31,7 +31,7 @@ from llmrec.stages.answers import Answers
 from llmrec.stages.folder import RunFolder
 
 SEEDS = (0, 1, 2)
-ALPHAS = (1.0, 10.0)
+ALPHAS = (10.0, 100.0)
 COMMON = {
     "model": {"lora": {"r": 8}},
     "rows": {"shape": "all_targets"},
@@ -289,7 +289,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--runs", type=Path, required=True)
     options.add_argument("--beauty", type=Path, help="folder of Amazon Beauty's Parquet files")
-    options.add_argument("--better", default="a1", choices=[a for a in ARMS if ARMS[a].soft],
+    options.add_argument("--better", default="a10", choices=[a for a in ARMS if ARMS[a].soft],
                          help="SOFT's arm for the other objective and data")  # fmt: skip
     options.add_argument("--only", action="append", help="cells to run, such as ml-msl-s0")
     options.add_argument("--out", type=Path, help="write the tables here")

@@ -17,7 +17,12 @@ from llmrec.data.files import replacing
 from llmrec.errors import DataError
 from llmrec.evaluation.beyond import BeyondAccuracy
 from llmrec.evaluation.comparison import Comparison
-from llmrec.evaluation.curve import loss_curve, validation_curve
+from llmrec.evaluation.curve import (
+    branch_losses_curve,
+    curriculum_curve,
+    loss_curve,
+    validation_curve,
+)
 from llmrec.evaluation.layout import from_json
 from llmrec.evaluation.page import Recommendation, Report, Shelf, SystemFacts, Visitor, render
 from llmrec.evaluation.predictions import Predictions
@@ -66,6 +71,11 @@ def _report(
         ("Loss of the training rows, by optimiser step.", loss_curve(lines)),
         ("Target NLL of validation users with its interval; the best adapter is kept.",
          validation_curve(lines, table.uniform_nll)),
+        ("λ, the weight of the model's own answers as each epoch began (real targets: 1 - λ). "
+         "Where a probe was asked: the distance of the answers from the truth, over the untuned "
+         "model's, and the share of answers that were the truth.", curriculum_curve(lines)),
+        ("Mean loss over each epoch of the real targets and of the model's own answers; a gap "
+         "where a kind had no weight.", branch_losses_curve(lines)),
     ]  # fmt: skip
     shown = _shown(predictions, next(iter(best.values()), None))
     return Report(

@@ -11,7 +11,12 @@ import pytest
 from llmrec.errors import LlmrecError
 from llmrec.evaluation.beyond import beyond_accuracy
 from llmrec.evaluation.comparison import compared
-from llmrec.evaluation.curve import loss_curve, validation_curve
+from llmrec.evaluation.curve import (
+    branch_losses_curve,
+    curriculum_curve,
+    loss_curve,
+    validation_curve,
+)
 from llmrec.evaluation.page import Recommendation, Report, Shelf, SystemFacts, Visitor, render
 from llmrec.evaluation.table import metric_table
 
@@ -30,6 +35,21 @@ LINES = [
     {"step": 20, "valid_nll": 7.2, "low": 7.0, "high": 7.4},
     {"step": 40, "valid_nll": 6.9, "low": None, "high": None},
 ]
+
+BEGUN = [
+    {"step": 0, "epoch": 0, "weights": [0.0, 1.0], "lambda": 1.0, "distance": 5.0,
+     "distance_untuned": 5.0, "probe_equal_to_truth": 0.0},
+    {"step": 9, "epoch": 1, "weights": [0.4, 0.6], "lambda": 0.6, "distance": 4.0,
+     "distance_untuned": 5.0, "probe_equal_to_truth": 0.25},
+    {"step": 18, "epoch": 2, "weights": [1.0, 0.0], "lambda": 0.0, "distance": 6.0,
+     "distance_untuned": 5.0, "probe_equal_to_truth": 0.5},
+]  # fmt: skip
+ENDED = [
+    {"step": 9, "epoch": 0, "losses": {"real": None, "self": 3.0}},
+    {"step": 18, "epoch": 1, "losses": {"real": 2.5, "self": 2.0}},
+    {"step": 27, "epoch": 2, "losses": {"real": 2.0, "self": None}},
+]
+PROBE = ["distance / untuned", "equal to the truth"]
 
 
 class Elements(html.parser.HTMLParser):
@@ -135,19 +155,89 @@ def test_without_baselines_or_models_the_page_still_stands():
 
 
 def test_curves_are_drawn_repeatably_in_the_colour_of_the_page():
-    first, second = loss_curve(LINES), validation_curve(LINES, 7.4)
-    assert first == loss_curve(LINES)
-    assert second == validation_curve(LINES, 7.4)
-    for svg in (first, second):
+    def drawn():
+        return [loss_curve(LINES), validation_curve(LINES, 7.4), curriculum_curve(BEGUN),
+                branch_losses_curve(ENDED)]  # fmt: skip
+
+    svgs = drawn()
+    assert svgs == drawn()
+    for svg in svgs:
         assert svg.startswith("<svg ")
         assert svg.endswith("</svg>")
         assert "currentColor" in svg
         assert "<style" not in svg
         assert "<metadata" not in svg
-    ids = [set(re.findall(r' id="([^"]*)"', svg)) for svg in (first, second)]
-    assert not ids[0] & ids[1]
+        assert "#010203" not in svg
+    ids = [name for svg in svgs for name in re.findall(r' id="([^"]*)"', svg)]
+    assert len(ids) == len(set(ids))
     assert loss_curve(LINES[2:]) is None
     assert validation_curve(LINES[:2], 7.4) is None
+
+
+def labels(svg):
+    """The texts of a drawing that are no numbers."""
+    texts = map(str.strip, Elements(svg).texts)
+    return [text for text in texts if text and not re.fullmatch(r"\d+(\.\d+)?", text)]
+
+
+def points(svg):
+    """How many points each line has, by the colours of the markers; the legend draws one more."""
+    used = re.findall(r'<use [^>]*style="fill: (#\w+)', svg)
+    return sorted((used.count(colour) - 1 for colour in set(used)), reverse=True)
+
+
+def test_the_curriculum_is_drawn_with_what_is_known():
+    across = "epoch, the first is 0"
+    full = curriculum_curve([*LINES, *BEGUN, *ENDED])
+    assert labels(full) == [across, "share", "λ, own answers", *PROBE]
+    assert points(full) == [3, 3, 3]
+    assert ">1.2<" in full  # the distance has grown past the untuned one, and stays in sight
+    bare = curriculum_curve([{k: x[k] for k in ("step", "epoch", "lambda")} for x in BEGUN])
+    assert labels(bare) == [across, "share", "λ, own answers"]
+    assert ">1.2<" not in bare
+    assert ">1.0<" in bare
+    assert curriculum_curve([*LINES, *ENDED]) is None
+
+
+def test_epochs_are_whole_numbers_and_each_counts_once():
+    one = curriculum_curve(BEGUN[:1])
+    texts = [text.strip() for text in Elements(one).texts if text.strip()]
+    assert texts[:2] == ["0", "epoch, the first is 0"]  # a single tick below the drawing
+    # An interrupted training can log an epoch again; its last word holds.
+    stale = [{**x, "lambda": 0.9} for x in BEGUN] + [{**x, "losses": {"self": 9.0}} for x in ENDED]
+    assert curriculum_curve([*stale, *BEGUN[::-1]]) == curriculum_curve(BEGUN)
+    assert branch_losses_curve([*stale, *ENDED[::-1]]) == branch_losses_curve(ENDED)
+
+
+def test_losses_of_each_kind_are_drawn_if_there_are_own_answers():
+    svg = branch_losses_curve([*LINES, *BEGUN, *ENDED])
+    assert labels(svg) == ["epoch, the first is 0", "mean loss, nats", "real targets",
+                           "own answers"]  # fmt: skip
+    assert points(svg) == [2, 2]  # nothing where a kind had no weight
+    only = branch_losses_curve(ENDED[:1])
+    assert labels(only) == ["epoch, the first is 0", "mean loss, nats", "own answers"]
+    plain = [{**x, "losses": {"real": 2.0, "self": None}} for x in ENDED]
+    assert branch_losses_curve([*LINES, *BEGUN, *plain]) is None
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), float("inf"), *HOSTILE])
+def test_a_log_value_that_is_no_number_is_a_gap(value):
+    keys = ("distance", "distance_untuned", "probe_equal_to_truth")
+    assert labels(curriculum_curve([{**x, **dict.fromkeys(keys, value)} for x in BEGUN])) == [
+        "epoch, the first is 0", "share", "λ, own answers"
+    ]  # fmt: skip
+    some = curriculum_curve([*BEGUN[:2], {**BEGUN[2], **dict.fromkeys(keys, value)}])
+    assert points(some) == [3, 2, 2]
+    odd = {**ENDED[1], "losses": {"real": value, "self": value}}
+    assert points(branch_losses_curve([ENDED[0], odd, ENDED[2]])) == [1, 1]
+    assert curriculum_curve([{**x, "lambda": value} for x in BEGUN]) is None
+    assert branch_losses_curve([{**x, "losses": value} for x in ENDED]) is None
+    assert curriculum_curve([{**x, "epoch": value} for x in BEGUN]) is None
+
+
+def test_a_distance_of_zero_has_no_share():
+    zero = [{**x, "distance": 0.0, "distance_untuned": 0.0} for x in BEGUN]
+    assert PROBE[0] not in labels(curriculum_curve(zero))
 
 
 def test_missing_matplotlib_names_the_extra(monkeypatch):
