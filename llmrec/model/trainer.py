@@ -130,7 +130,7 @@ class TreeTrainer(Trainer):
         self.curriculum, self.patience = curriculum, patience
         self.root = Path(args.output_dir)
         self.started = self._told = time.monotonic()
-        self.targets_seen, self._validated_at = 0.0, -1
+        self.targets_seen, self._validated_at, self._resumed_at = 0.0, -1, -1
         self._logged = read_log(log_path)
         self._scores = [tuple(x["score"]) for x in self._logged if "score" in x]
         self._loss_sums = torch.zeros(2, len(KINDS), dtype=torch.float64)  # losses; targets
@@ -214,7 +214,7 @@ class TreeTrainer(Trainer):
     def begin_epoch(self) -> None:
         """Weigh the kinds of targets for the epoch that begins, unless it was interrupted."""
         epoch, step = int(self.state.epoch + 1e-6), self.state.global_step
-        if epoch > 0 and self.state.epoch - epoch < 1e-6:
+        if step == self._resumed_at and self.state.epoch - epoch < 1e-6:
             # What an interruption right after the last step of the epoch before has left undone.
             if not any("losses" in x and x["epoch"] == epoch - 1 for x in self._logged):
                 self.end_epoch()
@@ -237,12 +237,16 @@ class TreeTrainer(Trainer):
 
     def end_epoch(self) -> None:
         """Log the mean loss of each kind of target over the epoch."""
-        sums = self.accelerator.reduce(self._loss_sums.to(self.args.device)).cpu()
+        sums = self._loss_sums_of_all()
         self._loss_sums.zero_()
         losses = {name: float(loss / count) if count else None
                   for name, loss, count in zip(KINDS, *sums, strict=True)}  # fmt: skip
         epoch = math.ceil(self.state.epoch - 1e-6) - 1
         self._write_log({"step": self.state.global_step, "epoch": epoch, "losses": losses})
+
+    def _loss_sums_of_all(self) -> torch.Tensor:
+        """(2, kinds) summed losses and numbers of targets of the epoch so far."""
+        return self.accelerator.reduce(self._loss_sums.to(self.args.device)).cpu()
 
     @contextmanager
     def _measuring(self) -> Iterator[torch.nn.Module]:
@@ -282,9 +286,11 @@ class TreeTrainer(Trainer):
             known = checkpoints.facts(checkpoint)
             self.targets_seen = known["targets"]
             self.started -= known["seconds"]
-            self._loss_sums += torch.tensor(known["loss_sums"], dtype=torch.float64)
+            self._resumed_at = int(known["step"])
+            if self.args.process_index == 0:  # they are those of all processes
+                self._loss_sums += torch.tensor(known["loss_sums"], dtype=torch.float64)
             if self._has_stalled():
-                return int(known["step"])
+                return self._resumed_at
         self.accelerator.wait_for_everyone()  # all have read the log before one writes
         outcome = self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if self._validated_at != self.state.global_step:
@@ -316,13 +322,13 @@ class TreeTrainer(Trainer):
             super()._save_checkpoint(model, trial)
         finally:
             self.args.output_dir = str(self.root)
-        self.accelerator.wait_for_everyone()
+        sums = self._loss_sums_of_all().tolist()
         if self.args.should_save:
             (staging / name / "training_args.bin").unlink(missing_ok=True)
             checkpoints.seal(
                 staging / name, self.root / name, step=self.state.global_step,
                 targets=self.targets_seen, seconds=round(time.monotonic() - self.started, 1),
-                loss_sums=self._loss_sums.tolist(),
+                loss_sums=sums,
             )  # fmt: skip
             checkpoints.prune(self.root, CHECKPOINT, keep=self.args.save_total_limit or 1)
             shutil.rmtree(staging, ignore_errors=True)

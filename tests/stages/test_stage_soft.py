@@ -224,6 +224,9 @@ def test_two_processes_distil_and_train_what_one_does(recipe_of, tmp_path):
     for name in ("lambda", "distance"):
         np.testing.assert_allclose([e[name] for e in epochs_of(folder_b)],
                                    [e[name] for e in epochs_of(folder_a)], rtol=1e-4)  # fmt: skip
+    for a, b in zip(epochs_of(folder_a), epochs_of(folder_b), strict=True):
+        for kind, loss in a["losses"].items():
+            assert b["losses"][kind] == (loss and pytest.approx(loss, rel=1e-4))
     losses = [[x["loss"] for x in read_log(f.train_log) if "loss" in x]
               for f in (folder_a, folder_b)]  # fmt: skip
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
