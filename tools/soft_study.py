@@ -7,6 +7,8 @@ rate and batch; they differ in what is named here and in nothing else.
     python tools/soft_study.py --runs runs/soft_study --out results/soft.md
     python tools/soft_study.py --runs runs/soft_study --beauty FOLDER --out results/soft.md
     python tools/soft_study.py --only ml-msl-s0 --runs runs/soft_study    # a part of it
+    python tools/soft_study.py --runs runs/big --set model.base=meta-llama/Llama-3.2-3B \
+        --set rows.count=400 --set train.bf16=true                # a machine that affords more
 """
 
 import argparse
@@ -124,7 +126,7 @@ def recipe_of(cell: Cell, arm: Arm, given: argparse.Namespace):
     path = given.runs / "recipes" / f"{tree['name']}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(tree, indent=1), "utf-8")  # JSON is YAML
-    recipe = load(path)
+    recipe = load(path, given.set)
     return recipe, RunFolder.of(recipe)
 
 
@@ -270,7 +272,7 @@ def page(given: argparse.Namespace) -> str:
         ("MovieLens-100K, cross-entropy over the vocabulary (`sft`)", "ml", "sft"),
         ("Amazon Beauty, cross-entropy over allowed tokens (`msl`)", "beauty", "msl"),
     ]
-    lines = []
+    lines = [_made_with(given), ""]
     for title, data, objective in groups:
         group = [c for c in cells(given.beauty, given.better)
                  if (c.data, c.objective) == (data, objective) and _finished(c, given)]  # fmt: skip
@@ -278,6 +280,14 @@ def page(given: argparse.Namespace) -> str:
             lines += [f"## {title}", "", *table(group, given), "Distilled answers:", "",
                       *distilled(group, given), "By epoch:", "", *curves(group, given)]  # fmt: skip
     return "\n".join(lines)
+
+
+def _made_with(given: argparse.Namespace) -> str:
+    recipe, folder = recipe_of(next(cells(given.beauty, given.better)), ARMS["sft"], given)
+    known = folder.provenance(recipe)
+    packages = ", ".join(f"{name} {version}" for name, version in known["packages"].items())
+    changed = f"; changed in every arm: {', '.join(given.set)}" if given.set else ""
+    return f"llmrec {known['llmrec']}, Python {known['python']}, {packages}{changed}."
 
 
 def _finished(cell: Cell, given: argparse.Namespace) -> bool:
@@ -292,6 +302,8 @@ def main() -> None:
     options.add_argument("--better", default="a10", choices=[a for a in ARMS if ARMS[a].soft],
                          help="SOFT's arm for the other objective and data")  # fmt: skip
     options.add_argument("--only", action="append", help="cells to run, such as ml-msl-s0")
+    options.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE",
+                         help="changed in every arm alike")  # fmt: skip
     options.add_argument("--out", type=Path, help="write the tables here")
     given = options.parse_args()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s")
