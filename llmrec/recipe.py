@@ -296,11 +296,6 @@ class Recipe(Section):
                 "soft measures distances in the untuned model, which is the tuned one with its "
                 "adapter off; it needs model.lora"
             )
-        if self.rows.shape == "inline":
-            raise ValueError(
-                "soft gives each prompt two answers, and a title inside a history cannot have "
-                "two; set rows.shape: single or all_targets"
-            )
         if self.objective.name == "msl" and self.soft.distill.decode == "free":
             raise ValueError(
                 "objective msl knows titles of the catalog alone and soft.distill.decode free "

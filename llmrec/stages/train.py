@@ -134,9 +134,11 @@ def preview(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     encoder, windows = _prepared(recipe, folder)
     rows = training_rows(recipe, encoder, windows)
     if recipe.soft is not None:
-        own = [[s for s in row.segments if s.target >= 0] for row in rows]
-        rows = [with_own_answers(row, [s.ids for s in one], [s.target for s in one])
-                for row, one in zip(rows, own, strict=True)]  # fmt: skip
+        rows = [
+            with_own_answers(row, [s.target for s in row.segments if s.target >= 0],
+                             encoder.completions)
+            for row in rows
+        ]  # fmt: skip
     lengths = np.array([len(row) for row in rows])
     train = Examples.read(folder.examples("train"))
     dropped = [encoder.prompt(h).dropped > max(0, len(h) - recipe.prompt.max_history)

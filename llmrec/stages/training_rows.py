@@ -84,7 +84,7 @@ def with_answers(
     paired, begin = [], 0
     for row in rows:
         own = targets[begin : begin + row_targets(row)]
-        paired.append(with_own_answers(row, [completions[t] for t in own], own))
+        paired.append(with_own_answers(row, own, completions))
         begin += len(own)
     return paired, completions
 

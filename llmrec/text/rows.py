@@ -67,32 +67,28 @@ def inline(encoder: PromptEncoder, history: Positions, target: int) -> TokenTree
 
 
 def questions(shape: str, encoder: PromptEncoder, history: Positions, target: int) -> list[Asked]:
-    """What a row of that shape asks, in the order of its targets: history shown, and the truth.
-
-    Shape `inline` asks inside the history, where no prompt ends; ValueError.
-    """
+    """What a row of that shape asks, in the order of its targets: history shown, and the truth."""
     if shape == "single":
         return [(np.asarray(history, np.int32), target)]
-    if shape == "all_targets":
-        shown = encoder.prompt(history).history
-        following = [*shown[1:].tolist(), target]
-        return [(shown[: i + 1], item) for i, item in enumerate(following)]
-    raise ValueError(f"rows of shape {shape} cannot be asked one target at a time")
+    shown = encoder.prompt(history).history
+    following = [*shown[1:].tolist(), target]
+    return [(shown[: i + 1], item) for i, item in enumerate(following)]
 
 
 def with_own_answers(
-    row: TokenTree, answers: Sequence[npt.NDArray[np.int32]], targets: Sequence[int]
+    row: TokenTree, targets: Sequence[int], completions: Sequence[npt.NDArray[np.int32]]
 ) -> TokenTree:
     """Beside each target of `row` a second branch: what a model itself answered there (kind 1).
 
-    answers: token ids of a completion for each target, in order; `targets`: where the completion
-    stands among all completions.
+    `targets`: for each of the row's, in order, which of the `completions` that was. Where the row
+    learns a part of a completion, as inside a history, the branch holds that part of the answer's.
     """
     asked = [segment for segment in row.segments if segment.target >= 0]
-    own = [
-        Segment(ids, segment.parent, target, kind=1)
-        for segment, ids, target in zip(asked, answers, targets, strict=True)
-    ]
+    own = []
+    for segment, target in zip(asked, targets, strict=True):
+        left_out = len(completions[segment.target]) - segment.start - len(segment.ids)
+        ids = completions[target][segment.start : len(completions[target]) - left_out]
+        own.append(Segment(ids, segment.parent, target, segment.start, kind=1))
     return TokenTree((*row.segments, *own))
 
 

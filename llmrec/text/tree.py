@@ -90,15 +90,20 @@ class TokenTree:
         return path[::-1]
 
     def only(self, kinds: Collection[int]) -> "TokenTree":
-        """The tree without the predicted segments of other kinds, which must be leaves."""
-        kept = [i for i, s in enumerate(self.segments) if s.target < 0 or s.kind in kinds]
-        place = {old: new for new, old in enumerate(kept)} | {ROOT: ROOT}
-        try:
-            return TokenTree(tuple(
-                replace(self.segments[i], parent=place[self.segments[i].parent]) for i in kept
-            ))  # fmt: skip
-        except KeyError as error:
-            raise ValueError(f"segment {error} has children, so it cannot be left out") from None
+        """The tree that predicts these kinds alone: other leaves are left out, other inner segments
+        are only read.
+        """
+        parents = {segment.parent for segment in self.segments}
+        place: dict[int, int] = {ROOT: ROOT}
+        kept: list[Segment] = []
+        for index, segment in enumerate(self.segments):
+            other = segment.target >= 0 and segment.kind not in kinds
+            if other and index not in parents:
+                continue
+            place[index] = len(kept)
+            target = ROOT if other else segment.target
+            kept.append(replace(segment, parent=place[segment.parent], target=target))
+        return TokenTree(tuple(kept))
 
     def flatten(self) -> FlatTree:
         """Lay the segments end to end."""

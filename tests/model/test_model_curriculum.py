@@ -57,7 +57,7 @@ def pairs(count):
         true = number % 4
         row = TokenTree((Segment(prompt), Segment(COMPLETIONS[true], 0, true)))
         own = (number + 1) % 4
-        rows.append(with_own_answers(row, [COMPLETIONS[own]], [own]))
+        rows.append(with_own_answers(row, [own], COMPLETIONS))
     return rows
 
 
@@ -118,11 +118,13 @@ def test_an_epochs_order_hangs_on_seed_and_epoch_alone():
 def test_own_answers_must_be_as_many_as_targets():
     row = pairs(1)[0]
     with pytest.raises(ValueError, match="argument"):
-        with_own_answers(row, [COMPLETIONS[0]], [0])
+        with_own_answers(row, [0], COMPLETIONS)
 
 
-def test_only_leaves_can_be_left_out():
+def test_a_target_that_others_follow_is_still_read_when_it_is_not_learned():
     tree = TokenTree((Segment(COMPLETIONS[0]), Segment(COMPLETIONS[1], 0, 1),
                       Segment(COMPLETIONS[2], 1, 2, kind=1)))  # fmt: skip
-    with pytest.raises(ValueError, match="segment 1 has children"):
-        tree.only([1])
+    own = tree.only([1])
+    assert [s.target for s in own.segments] == [-1, -1, 2]
+    assert own.paths() == [[0, 1, 2]]
+    assert [s.target for s in tree.only([0]).segments] == [-1, 1]

@@ -10,7 +10,15 @@ from llmrec import shipped
 from llmrec.data.catalog import clean_title
 from llmrec.errors import RecipeError
 from llmrec.text.encoding import PromptEncoder
-from llmrec.text.rows import all_targets, inline, single, windows
+from llmrec.text.rows import (
+    SHAPES,
+    all_targets,
+    inline,
+    questions,
+    single,
+    windows,
+    with_own_answers,
+)
 from llmrec.text.templates import PromptTemplate
 
 MOVIE = PromptTemplate.from_file(shipped.prompts() / "next_item" / "movie.jinja")
@@ -141,3 +149,34 @@ def test_the_real_tokenizer_splits_control_tokens_and_keeps_titles(smollm2):
 def test_windows_are_cut_from_the_end_and_do_not_overlap():
     pieces = windows([np.arange(7), np.arange(2), np.arange(1)], 3)
     assert [p.tolist() for p in pieces] == [[1, 2, 3], [4, 5, 6], [0, 1]]
+
+
+@pytest.mark.parametrize("shape", ["single", "all_targets", "inline"])
+def test_own_answers_hang_where_the_true_titles_are_learned(tokenizer, shape):
+    encoder = encoder_for(tokenizer)
+    history, target = [3, 1, 4], 6
+    row = SHAPES[shape](encoder, history, target)
+    asked = questions(shape, encoder, history, target)
+    truths = [s.target for s in row.segments if s.target >= 0]
+    wanted = [item for _, item in asked]
+    assert truths == wanted
+    own = [(truth + 1) % len(encoder.titles) for truth in truths]
+    paired = with_own_answers(row, own, encoder.completions)
+    both = paired.flatten()
+    alone = paired.only([1]).flatten()
+    assert both.kinds.tolist() == [0] * len(own) + [1] * len(own)
+    assert alone.kinds.tolist() == [1] * len(own)
+    real = row.flatten()
+    for branch, (truth, answer) in enumerate(zip(truths, own, strict=True)):
+        shown = alone.labels[alone.branches == branch]
+        learned = real.labels[real.branches == branch]
+        whole = len(learned) == len(encoder.completions[truth])
+        expected = encoder.completions[answer] if whole else encoder.title_ids[answer]
+        assert shown.tolist() == expected.tolist()
+        # Both stand behind the very same tokens.
+        paths = []
+        for flat, b in ((real, branch), (alone, branch)):
+            first = flat.predictors[flat.branches == b][0]
+            paths.append(flat.input_ids[flat.mask[first]].tolist())
+        assert paths[0] == paths[1]
+    assert paired.only([0]).flatten().labels.tolist() == real.labels.tolist()

@@ -122,7 +122,7 @@ def pair_rows(encoder, prompts, drawn) -> list[FlatTree]:
     rows = []
     for prompt, (real, own) in zip(prompts, drawn, strict=True):
         row = TokenTree((Segment(prompt), Segment(encoder.completions[real], 0, real)))
-        rows.append(with_own_answers(row, [encoder.completions[own]], [own]).flatten())
+        rows.append(with_own_answers(row, [own], encoder.completions).flatten())
     return rows
 
 
