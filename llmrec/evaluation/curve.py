@@ -115,7 +115,6 @@ def branch_losses_curve(lines: Sequence[Mapping[str, Any]]) -> str | None:
 
 def _by_epoch(lines: Sequence[Mapping[str, Any]], key: str) -> list[Mapping[str, Any]]:
     """The lines with `key` in order of their epochs, the last where an epoch has several."""
-    # A training that was interrupted can end an epoch twice.
     last = {line["epoch"]: line for line in lines
             if key in line and isinstance(line.get("epoch"), int)}  # fmt: skip
     return [last[epoch] for epoch in sorted(last)]

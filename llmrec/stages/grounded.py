@@ -1,7 +1,6 @@
 """Grounding in a stage: what a model writes freely, and the catalog items nearest to it."""
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -53,7 +52,7 @@ class Grounded:
 
     def is_title(self, text: str) -> bool:
         """Whether the text is a catalog title to the letter."""
-        return text in self._position_of
+        return text in self.encoder.position_of
 
     def _places(
         self, model: Any, texts: Sequence[str]
@@ -62,7 +61,7 @@ class Grounded:
         if self._table is None:
             self._table = item_states(self.recipe, self.encoder, model)
         states = np.zeros((len(texts), self._table.shape[1]), np.float32)
-        known = np.array([self._position_of.get(text, -1) for text in texts], np.int64)
+        known = np.array([self.encoder.position_of.get(text, -1) for text in texts], np.int64)
         states[known >= 0] = self._table[known[known >= 0]]
         others = np.flatnonzero(known < 0)
         if len(others):
@@ -71,7 +70,3 @@ class Grounded:
 
     def _closed(self, histories: Histories) -> list[npt.NDArray[np.int32]]:
         return closed_items(histories, self.recipe.decode.filter_seen)
-
-    @cached_property
-    def _position_of(self) -> dict[str, int]:
-        return {title: position for position, title in enumerate(self.encoder.titles)}

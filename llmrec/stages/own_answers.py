@@ -6,7 +6,6 @@ training. Nothing is closed to these answers: an item of the history can be one.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -58,11 +57,7 @@ class Answering:
 
     def _beam(self, tokens: npt.NDArray[np.int32], score: float) -> Beam:
         text = self.encoder.written(tokens)
-        return Beam(text, self._position_of.get(text, -1), score)
-
-    @cached_property
-    def _position_of(self) -> dict[str, int]:
-        return {title: position for position, title in enumerate(self.encoder.titles)}
+        return Beam(text, self.encoder.position_of.get(text, -1), score)
 
 
 class Embedding:

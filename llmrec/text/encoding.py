@@ -77,6 +77,11 @@ class PromptEncoder:
         before, _, after = self._around_target
         return [np.concatenate([before, ids, after]).astype(np.int32) for ids in self.title_ids]
 
+    @cached_property
+    def position_of(self) -> dict[str, int]:
+        """The position of each title, to the letter."""
+        return {title: position for position, title in enumerate(self.titles)}
+
     def title_tokens(self, text: str) -> Ids:
         """Token ids of any text as if it were a title; as data, never control tokens."""
         return self._encode([text], untrusted=True)[0]

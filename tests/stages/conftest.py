@@ -56,3 +56,20 @@ def recipe_of(tmp_path, tiny_base, small_log):
         return recipe, RunFolder.of(recipe)
 
     return make
+
+
+@pytest.fixture
+def written_parts(monkeypatch):
+    """The batches whose files stages write, as they come; the third and the eighth interrupt."""
+    from llmrec.stages import parts
+
+    real, written = parts.write_json, []
+
+    def failing(path, value):
+        written.append(path)
+        if len(written) in (3, 8):
+            raise KeyboardInterrupt
+        real(path, value)
+
+    monkeypatch.setattr(parts, "write_json", failing)
+    return written

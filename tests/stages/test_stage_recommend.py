@@ -57,25 +57,13 @@ def test_a_likelihood_of_all_items_sums_to_one(finished):
     assert guided.items.tolist() == markov.items.tolist()
 
 
-def test_an_interrupted_run_goes_on_by_batch_to_the_same_answers(finished, monkeypatch):
+def test_an_interrupted_run_goes_on_by_batch_to_the_same_answers(finished, request):
     recipe, folder = finished
     recommend.run(recipe, folder)
     whole = {s: folder.predictions(s).read_bytes() for s in recipe.systems}
     for path in folder.predictions("x").parent.glob("*.parquet"):
         path.unlink()
-
-    from llmrec.stages import parts
-
-    real, calls = parts.write_json, 0
-
-    def failing(path, value):
-        nonlocal calls
-        calls += 1
-        if calls in (3, 8):
-            raise KeyboardInterrupt
-        real(path, value)
-
-    monkeypatch.setattr(parts, "write_json", failing)
+    request.getfixturevalue("written_parts")  # from here on
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             recommend.run(recipe, folder)
