@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llmrec.baselines.distribution import Distribution, Floats, Histories
+from llmrec.data.candidates import candidate_nll
 from llmrec.data.records import Ints
 
 # Scores held at once: 2**22 float64 are 32 MiB.
@@ -29,8 +30,8 @@ class Scorer(Protocol):
 class Predictions:
     """For U users: `positions` (U, k) best first, padded with -1; `scores` (U, k), padded -inf.
 
-    `nll` (U,) is -log p(target) in nats: NaN where the scorer is no distribution, inf where the
-    target is an item that was filtered as seen.
+    `nll` (U,) is -log p(target) in nats, given candidates over these alone: NaN where the scorer
+    is no distribution, inf where the target is an item that was filtered as seen.
     """
 
     positions: Ints
@@ -59,6 +60,24 @@ def top_k(scores: npt.NDArray[np.floating], k: int) -> tuple[Ints, npt.NDArray[n
     return positions, best
 
 
+def top_k_of(
+    candidates: Ints, scores: npt.NDArray[np.floating], k: int
+) -> tuple[Ints, npt.NDArray[np.float32]]:
+    """The k best of each row's candidates (U, C) by their scores (U, C); both results (U, k).
+
+    Equal scores stand in the order of their positions. A candidate of -inf (or NaN) comes last but
+    is listed, as -inf; only a row of fewer than k candidates is padded, with -1 and -inf.
+    """
+    scores = np.where(np.isnan(scores), -np.inf, scores)
+    order = np.lexsort((candidates, -scores), axis=1)[:, :k]
+    padding = ((0, 0), (0, k - order.shape[1]))
+    positions, best = (np.take_along_axis(x, order, axis=1) for x in (candidates, scores))
+    return (
+        np.pad(positions, padding, constant_values=-1).astype(np.int32),
+        np.pad(best, padding, constant_values=-np.inf).astype(np.float32),
+    )
+
+
 def chunks(users: int, catalog_size: int, cells: int = CELLS) -> Iterator[slice]:
     """Slices of the users whose (chunk, N) scores stay within `cells`, at least one user each."""
     size = max(1, cells // max(1, catalog_size))
@@ -67,11 +86,12 @@ def chunks(users: int, catalog_size: int, cells: int = CELLS) -> Iterator[slice]
 
 def predict(
     fitted: Scorer, histories: Histories, targets: Ints | None, catalog_size: int, k: int,
-    filter_seen: bool = True,
+    filter_seen: bool = True, candidates: Ints | None = None,
 ) -> Predictions:  # fmt: skip
     """Rank the catalog for U histories and, given `targets` (U,), their negative log-likelihood.
 
-    Scores of a `Distribution` are log probabilities.
+    Scores of a `Distribution` are log probabilities. With `candidates` (U, C) only those are
+    ranked and share the probability; see `top_k_of`. A target is then one of its candidates.
     """
     users = len(histories)
     positions = np.empty((users, k), np.int32)
@@ -79,9 +99,17 @@ def predict(
     nll = np.full(users, np.nan)
     for part in chunks(users, catalog_size):
         scores = fitted.scores(histories[part], filter_seen)
-        positions[part], best[part] = top_k(scores, k)
-        if targets is not None and isinstance(fitted, Distribution):
+        if candidates is None:
+            positions[part], best[part] = top_k(scores, k)
+        else:
+            among = np.take_along_axis(scores, candidates[part], axis=1)
+            positions[part], best[part] = top_k_of(candidates[part], among, k)
+        if targets is None or not isinstance(fitted, Distribution):
+            continue
+        if candidates is None:
             nll[part] = -scores[np.arange(len(scores)), targets[part]]
+        else:
+            nll[part] = candidate_nll(among, candidates[part], targets[part])
     return Predictions(positions, best, nll)
 
 

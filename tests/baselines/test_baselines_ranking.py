@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from llmrec.baselines import ranking
 from llmrec.baselines.popularity import FittedPopularity
-from llmrec.baselines.ranking import chunks, predict, top_k
+from llmrec.baselines.ranking import chunks, predict, top_k, top_k_of
 
 INF = np.inf
 
@@ -75,3 +75,55 @@ def test_a_scorer_without_probabilities_has_no_likelihood():
     result = predict(Flat(), [np.zeros(0, np.int32)], np.array([1], np.int32), 3, 2)
     assert result.positions.tolist() == [[0, 1]]
     assert np.isnan(result.nll).all()
+
+
+def test_only_the_candidates_are_ranked_and_share_the_probability():
+    shares = np.array([0.1, 0.2, 0.3, 0.4])
+    histories = [np.array(h, np.int32) for h in ([3], [], [0, 1], [2])]
+    candidates = np.array([[2, 0, 1], [3, 1, 0], [1, 3, 0], [3, 2, 1]], np.int32)
+    targets = np.array([0, 3, 3, 2], np.int32)
+    found = predict(FittedPopularity(shares), histories, targets, 4, 2, candidates=candidates)
+    assert found.positions.tolist() == [[2, 1], [3, 1], [3, 0], [3, 1]]
+    np.testing.assert_allclose(found.nll[:3], -np.log([0.1 / 0.6, 0.4 / 0.7, 1.0]), atol=1e-12)
+    assert found.nll[3] == INF  # already seen
+    np.testing.assert_allclose(found.scores[0], np.log([0.3 / 0.6, 0.2 / 0.6]), rtol=1e-6)
+    without = predict(FittedPopularity(shares), histories, None, 4, 2, candidates=candidates)
+    np.testing.assert_array_equal(without.positions, found.positions)
+    assert np.isnan(without.nll).all()
+
+
+def test_candidates_that_cannot_be_recommended_come_last_and_are_listed():
+    candidates = np.array([[5, 3, 9, 1, 4]], np.int32)
+    scores = np.array([[-INF, -2.0, np.nan, -INF, -1.0]])
+    positions, best = top_k_of(candidates, scores, 5)
+    assert positions.tolist() == [[4, 3, 1, 5, 9]]
+    assert best.tolist() == [[-1, -2, -INF, -INF, -INF]]
+    positions, best = top_k_of(candidates, scores, 7)
+    assert positions.tolist() == [[4, 3, 1, 5, 9, -1, -1]]
+    assert best.tolist()[0][5:] == [-INF, -INF]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 20), values), min_size=1, unique_by=lambda x: x[0]),
+       st.integers(1, 22))  # fmt: skip
+def test_candidates_equal_a_plain_sort(pairs, k):
+    order = [position for _, position in sorted((-v, p) for p, v in pairs)]
+    positions, scores = top_k_of(np.array([[p for p, _ in pairs]], np.int32),
+                                 np.array([[v for _, v in pairs]]), k)  # fmt: skip
+    assert positions.tolist() == [(order + [-1] * k)[:k]]
+    assert positions.dtype == np.int32
+    assert scores.dtype == np.float32
+
+
+def test_candidates_in_chunks_equal_candidates_at_once(monkeypatch):
+    rng = np.random.default_rng(2)
+    shares = rng.dirichlet(np.ones(12))
+    histories = [rng.integers(0, 12, 2).astype(np.int32) for _ in range(7)]
+    candidates = np.stack([rng.permutation(12)[:5] for _ in histories]).astype(np.int32)
+    whole = predict(FittedPopularity(shares), histories, candidates[:, 2], 12, 4,
+                    candidates=candidates)  # fmt: skip
+    monkeypatch.setattr(ranking, "chunks", lambda users, n: chunks(users, n, cells=30))
+    parts = predict(FittedPopularity(shares), histories, candidates[:, 2], 12, 4,
+                    candidates=candidates)  # fmt: skip
+    for name in ("positions", "scores", "nll"):
+        np.testing.assert_array_equal(getattr(whole, name), getattr(parts, name))

@@ -1,0 +1,202 @@
+"""Ranking 20 candidates given a prompt side by side with reading each behind its own copy of it.
+
+llmrec reads the prompt once and every candidate as a branch behind it. The peers read prompt and
+completion as one text with Hugging Face's own forward pass, the head at the completion's positions
+only: one candidate at a time, or all as one right-padded batch. Scores are checked equal first,
+over the whole vocabulary and over the tokens that continue a candidate. One line of JSON for each
+figure on stdout, and with --out a Markdown page.
+
+    python tools/bench/candidates.py --users 8 --repeats 5 --out results/candidates-bench.md
+"""
+
+import argparse
+import json
+import re
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from decode import MODEL
+from soft import SEED, provenance, side_by_side, table
+
+from llmrec import shipped
+from llmrec.data.candidates import draw_candidates
+from llmrec.data.catalog import Catalog
+from llmrec.data.records import Examples
+from llmrec.decoding.candidates import candidate_scores
+from llmrec.decoding.shared_prompt import SharedPrompt
+from llmrec.model.loading import BaseModel, load_model, load_tokenizer
+from llmrec.recipe_loading import load
+from llmrec.stages import prepare
+from llmrec.stages.fetch import model_path
+from llmrec.stages.folder import RunFolder
+from llmrec.text.encoding import PromptEncoder
+from llmrec.text.templates import PromptTemplate
+
+YEAR = re.compile(r" \(\d{4}\)$")
+
+
+def main() -> None:
+    """Measure and print."""
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--users", type=int, default=8)
+    options.add_argument("--repeats", type=int, default=5)
+    options.add_argument("--count", type=int, default=20, help="candidates of a user")
+    options.add_argument("--prompt-tokens", type=int, default=300, help="at most, in a prompt")
+    options.add_argument("--out", type=Path)
+    given = options.parse_args()
+    catalog, test = movies()
+    long_enough = test.take(np.flatnonzero(np.diff(test.offsets) >= 80)[: given.users])
+    drawn = draw_candidates(long_enough, len(catalog.titles), given.count, SEED, 0)
+    model = load_model(BaseModel(str(model_path(MODEL))), "cpu")
+    figures = []
+    for years in (True, False):
+        titles = catalog.titles if years else [YEAR.sub("", t) for t in catalog.titles]
+        encoder, prompts = encoded(titles, long_enough, given.prompt_tokens)
+        for renormalise in (False, True):
+            found = figure(model, prompts, encoder.completions, drawn, renormalise, given.repeats)
+            figures.append({"titles": "with year" if years else "without year", **found})
+            print(json.dumps(figures[-1]), flush=True)
+    if given.out:
+        given.out.write_text(page(figures, given), "utf-8")
+
+
+def movies() -> tuple[Catalog, Examples]:
+    """The catalog of MovieLens-100K, titles with their year, and its test examples."""
+    with tempfile.TemporaryDirectory() as scratch:
+        recipe = load("sft_ml100k", [f"output_dir={scratch}"])
+        folder = RunFolder.of(recipe)
+        prepare.run(recipe, folder)
+        return Catalog.read(folder.items), Examples.read(folder.examples("test"))
+
+
+def encoded(titles, examples: Examples, tokens: int) -> tuple[PromptEncoder, list[np.ndarray]]:
+    """The prompts of the examples with as many titles as make at most `tokens` tokens."""
+    template = PromptTemplate.from_file(shipped.prompts() / "next_item" / "movie.jinja")
+    tokenizer = load_tokenizer(BaseModel(str(model_path(MODEL))))
+    plain = PromptEncoder(template, tokenizer, titles)
+    budget = tokens + max(map(len, plain.completions))  # the encoder keeps room for the longest
+    encoder = PromptEncoder(template, tokenizer, titles, max_history=80, max_tokens=budget)
+    return encoder, [encoder.prompt(examples.history(i)).ids for i in range(len(examples))]
+
+
+def figure(model, prompts, completions, drawn, renormalise: bool, repeats: int) -> dict:
+    """Users per second of ours and of both peers, one user at a time, after checking the scores."""
+
+    def ours():
+        return [candidate_scores(SharedPrompt(model, [prompt]), completions, row[None],
+                                 renormalise)[0]
+                for prompt, row in zip(prompts, drawn, strict=True)]  # fmt: skip
+
+    def theirs(read):
+        return [scored(read(model, prompt, answers), answers, renormalise)
+                for prompt, answers in zip(prompts, texts, strict=True)]  # fmt: skip
+
+    texts = [[completions[c] for c in row] for row in drawn]
+    peers = {"one_at_a_time": one_at_a_time, "batched": batched}
+    mine, once, apart = ours(), {}, {}
+    for name, read in peers.items():
+        begun = time.perf_counter()
+        found = theirs(read)
+        once[name] = time.perf_counter() - begun
+        apart[name] = float(np.abs(np.array(found) - mine).max())
+        if not np.allclose(mine, found, rtol=1e-5, atol=1e-4):
+            sys.exit(f"scores lie up to {apart[name]:.1e} nats from {name}; nothing is timed")
+    peer = min(once, key=once.get)  # the other is not run again
+    seconds, once[peer], ratio = side_by_side(ours, lambda: theirs(peers[peer]), repeats)
+    length = float(np.mean([len(p) for p in prompts]))
+    title = float(np.mean([len(ids) for answers in texts for ids in answers]))
+    columns = float(np.mean([branches(answers) for answers in texts]))
+    count = drawn.shape[1]
+    return {
+        "figure": f"ranking {count} candidates given a prompt, users per second",
+        "softmax": "candidates' tokens" if renormalise else "whole vocabulary",
+        **{name: round(len(prompts) / s, 3) for name, s in once.items()},
+        "llmrec": round(len(prompts) / seconds, 3), "peer": peer, **ratio, "goal": 10.0,
+        "limit": round(count * (length + title - 1) / (length + columns), 2),
+        "apart": {name: float(f"{a:.1e}") for name, a in apart.items()},
+        "users": len(prompts), "repeats": repeats, "prompt_tokens": round(length, 1),
+        "title_tokens": round(title, 1), "branch_tokens": round(columns, 1), **provenance(),
+    }  # fmt: skip
+
+
+def one_at_a_time(model, prompt, answers) -> list[torch.Tensor]:
+    """(L, V) logits before each answer's tokens, a forward pass for each answer."""
+    found = []
+    for answer in answers:
+        ids = np.concatenate([prompt, answer[:-1]]).astype(np.int64)
+        with torch.inference_mode():
+            found.append(model(torch.from_numpy(ids)[None], use_cache=False,
+                               logits_to_keep=len(answer)).logits[0])  # fmt: skip
+    return found
+
+
+def batched(model, prompt, answers) -> list[torch.Tensor]:
+    """The same in one forward pass over as many copies of the prompt, right padded."""
+    width = max(map(len, answers))
+    ids = np.zeros((len(answers), len(prompt) + width - 1), np.int64)
+    ids[:, : len(prompt)] = prompt
+    seen = np.zeros_like(ids)
+    for row, answer in enumerate(answers):
+        end = len(prompt) + len(answer) - 1
+        ids[row, len(prompt) : end], seen[row, :end] = answer[:-1], 1
+    with torch.inference_mode():
+        logits = model(torch.from_numpy(ids), attention_mask=torch.from_numpy(seen),
+                       use_cache=False, logits_to_keep=width).logits  # fmt: skip
+    return [logits[row, : len(answer)] for row, answer in enumerate(answers)]
+
+
+def scored(logits: list[torch.Tensor], answers, renormalise: bool) -> list[float]:
+    """Log-probability of each answer: over the vocabulary, or over what continues an answer."""
+    following = defaultdict(set)
+    for answer in answers:
+        for place, token in enumerate(answer.tolist()):
+            following[answer[:place].tobytes()].add(token)
+    ending = [answer.tobytes() for answer in answers]
+    scores = []
+    for rows, answer, end in zip(logits, answers, ending, strict=True):
+        own = rows.gather(1, torch.from_numpy(answer.astype(np.int64))[:, None])[:, 0]
+        if renormalise:
+            normaliser = torch.stack([
+                rows[place, sorted(following[answer[:place].tobytes()])].logsumexp(0)
+                for place in range(len(answer))
+            ])  # fmt: skip
+        else:
+            normaliser = rows.logsumexp(-1)
+        shared = np.log(ending.count(end)) if renormalise else 0.0
+        scores.append(float((own - normaliser).double().sum()) - shared)
+    return scores
+
+
+def branches(answers) -> int:
+    """Tokens of the answers' tree that have others behind them: what sharing must read at least."""
+    return len({answer[:place].tobytes() for answer in answers for place in range(1, len(answer))})
+
+
+def page(figures: list[dict], given: argparse.Namespace) -> str:
+    """The figures as Markdown."""
+    on = figures[0]
+    lines = [
+        f"# Ranking {given.count} candidates\n\n`python tools/bench/candidates.py --users "
+        f"{given.users} --repeats {given.repeats} --count {given.count} --prompt-tokens "
+        f"{given.prompt_tokens}`: {on['model']}, float32, {on['threads']} CPU threads "
+        f"({on['machine']}), torch {on['torch']}, transformers {on['transformers']}; "
+        f"MovieLens-100K, {given.users} test users one at a time, {given.count} candidates each.\n",
+        "Users per second. Peers: prompt and title read as one text, one candidate at a time or "
+        "all as one right-padded batch, the head at the title's positions only; the ratio is to "
+        f"the faster, the slower was run once. Rates are medians of {given.repeats} repeats that "
+        "alternate both sides, ratios the medians of theirs. Scores equal to both peers' within "
+        "1e-4 nats and 1e-5 of themselves. Limit: the ratio of tokens read when the prompt and "
+        "equal beginnings are shared; over the candidates' tokens forced ones need no reading at "
+        "all, so the ratio can pass it.\n",
+    ]
+    keys = "titles softmax prompt_tokens title_tokens branch_tokens one_at_a_time batched llmrec "
+    return "\n".join(lines + table(figures, keys + "ratio goal limit"))
+
+
+if __name__ == "__main__":
+    main()
