@@ -23,11 +23,31 @@ _SENTINEL = "\ue002"
 
 
 @dataclass(frozen=True)
+class Demonstration:
+    """What a similar user had chosen (`history`, positions, oldest first) and `chosen` next."""
+
+    history: Ids
+    chosen: int
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a prompt shows beside the user's own history: positions to choose from, and others."""
+
+    demonstrations: tuple[Demonstration, ...] = ()
+    candidates: tuple[int, ...] = ()
+
+
+NOTHING_ELSE = Context()
+
+
+@dataclass(frozen=True)
 class EncodedPrompt:
-    """A prompt of P tokens that shows H titles.
+    """A prompt of P tokens that shows H titles of the user's own history.
 
     `ids` (P,); title i of `history` (H,) takes ids `title_starts[i]` to `title_ends[i]` - 1.
-    `dropped`: how many older titles the token budget left out.
+    `dropped`: how many older titles of it were left out. `demonstrations`: those that are shown,
+    as they are shown.
     """
 
     ids: Ids
@@ -35,6 +55,7 @@ class EncodedPrompt:
     title_starts: npt.NDArray[np.int64]
     title_ends: npt.NDArray[np.int64]
     dropped: int
+    demonstrations: tuple[Demonstration, ...] = ()
 
 
 class PromptEncoder:
@@ -42,8 +63,9 @@ class PromptEncoder:
 
     `titles`: the catalog's, by position. `form`: "plain" text, or "chat" for the template's prompt
     as the user's message in the tokenizer's chat template. A prompt shows at most `max_history`
-    titles, and with the longest completion behind it takes at most `max_tokens`: the oldest titles
-    are dropped first, whole.
+    titles, and with the longest completion behind it takes at most `max_tokens`. To keep to it the
+    oldest title of the history that shows most is left out, again and again, the user's own among
+    equals last; then whole demonstrations, the last first.
     """
 
     def __init__(
@@ -63,7 +85,7 @@ class PromptEncoder:
         self.titles, self.max_history, self.max_tokens = titles, max_history, max_tokens
         self.title_ids = self._encode(list(titles), untrusted=True)
         self._around = _chat_around(tokenizer) if form == "chat" else ("", "")
-        self._pieces: dict[int, list[Ids | int]] = {}
+        self._pieces: dict[tuple[Any, ...], list[Ids | int]] = {}
         for position, ids in enumerate(self.title_ids):
             if len(ids) == 0:
                 raise RecipeError(
@@ -117,26 +139,51 @@ class PromptEncoder:
         """The TitleTrie of `completions`."""
         return TitleTrie.from_sequences(self.completions)
 
-    def prompt(self, history: Sequence[int] | Ids) -> EncodedPrompt:
+    def prompt(
+        self, history: Sequence[int] | Ids, context: Context = NOTHING_ELSE
+    ) -> EncodedPrompt:
         """Encode the prompt of a history of positions, oldest first; it may be empty.
 
-        Raises RecipeError when not even the newest title fits into `max_tokens`.
+        Raises RecipeError when not even the newest title fits into `max_tokens`, and ValueError
+        for a position outside the catalog.
         """
-        shown = np.asarray(history, np.int32)[-self.max_history :]
+        own, others = np.asarray(history, np.int32)[-self.max_history :], context.demonstrations
         room = self.max_tokens - self._longest_completion
         while True:
-            parts, starts, ends = self._laid_out(shown)
+            parts, starts, ends = self._laid_out(own, others, context.candidates)
             size = sum(map(len, parts))
             if size <= room:
                 break
-            if len(shown) <= 1:
+            if len(own) <= 1 and not others:
                 raise RecipeError(
                     f"prompt.max_tokens = {self.max_tokens} leaves {room} tokens for a prompt, "
-                    f"and {len(shown)} titles already take {size}; raise it or shorten the template"
+                    f"and {len(own)} titles{' and the candidates' * bool(context.candidates)} "
+                    f"already take {size}; raise it or shorten the template"
                 )
-            shown = shown[1:]
-        return EncodedPrompt(np.concatenate(parts).astype(np.int32), shown, starts, ends,
-                             len(history) - len(shown))  # fmt: skip
+            own, others = _shorter(own, others)
+        return EncodedPrompt(np.concatenate(parts).astype(np.int32), own, starts, ends,
+                             len(history) - len(own), others)  # fmt: skip
+
+    def similarity_questions(
+        self, history: Sequence[int] | Ids, others: Sequence[Ids]
+    ) -> tuple[Ids, list[Ids]]:
+        """The question how alike the user is to each of the `others`, by block `selection`.
+
+        Returns the token ids that all of them begin with, and what follows for each; a question is
+        both, one behind the other. Every history shows at most `max_history` titles; none of the
+        `others` is empty.
+        """
+        own = np.asarray(history, np.int32)[-self.max_history :]
+        trunk: Ids = np.zeros(0, np.int32)
+        branches = []
+        for other in others:
+            shown = np.concatenate([own, other[-self.max_history :]]).astype(np.int32)
+            pieces = self._pieces_of("selection", len(own), len(shown) - len(own))
+            first = next(i for i, p in enumerate(pieces) if isinstance(p, int) and p == len(own))
+            ids = [self.title_ids[shown[p]] if isinstance(p, int) else p for p in pieces]
+            trunk = np.concatenate(ids[:first]).astype(np.int32)
+            branches.append(np.concatenate(ids[first:]).astype(np.int32))
+        return trunk, branches
 
     def require_shared_prefixes(self) -> None:
         """Raise RecipeError unless a shorter history's prompt begins a longer one's.
@@ -144,10 +191,10 @@ class PromptEncoder:
         Rows with several targets need this: the text up to a title, and the closing words after
         the last one, must not depend on how many titles follow or stand before.
         """
-        whole = self._pieces_of(self.max_history)
+        whole = self._pieces_of("prompt", self.max_history)
         closing = whole[_last_title(whole) + 1 :]
         for count in range(1, self.max_history):
-            short = self._pieces_of(count)
+            short = self._pieces_of("prompt", count)
             cut = _last_title(short) + 1
             if not (_same(short[:cut], whole[:cut]) and _same(short[cut:], closing)):
                 raise RecipeError(
@@ -173,38 +220,57 @@ class PromptEncoder:
         return "".join(s.text for s in spans[:at]), "".join(s.text for s in spans[at + 1 :])
 
     def _laid_out(
-        self, shown: Ids
+        self, own: Ids, others: Sequence[Demonstration], candidates: Sequence[int]
     ) -> tuple[list[Ids], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        shown = [*own, *(p for d in others for p in (*d.history, d.chosen)), *candidates]
+        if shown and not 0 <= min(shown) <= max(shown) < len(self.titles):
+            raise ValueError(f"a prompt shows positions {min(shown)} to {max(shown)}; the catalog "
+                             f"has 0 to {len(self.titles) - 1}")  # fmt: skip
         parts: list[Ids] = []
-        starts = np.zeros(len(shown), np.int64)
-        ends = np.zeros(len(shown), np.int64)
+        starts = np.zeros(len(own), np.int64)
+        ends = np.zeros(len(own), np.int64)
         size = 0
-        for piece in self._pieces_of(len(shown)):
+        lengths = tuple(len(d.history) for d in others)
+        for piece in self._pieces_of("prompt", len(own), lengths, len(candidates)):
             ids = self.title_ids[shown[piece]] if isinstance(piece, int) else piece
-            if isinstance(piece, int):
+            if isinstance(piece, int) and piece < len(own):
                 starts[piece], ends[piece] = size, size + len(ids)
             parts.append(ids)
             size += len(ids)
         return parts, starts, ends
 
-    def _pieces_of(self, count: int) -> list[Ids | int]:
-        """The prompt of a history of `count` titles: token ids of its words, numbers of titles."""
-        if count not in self._pieces:
-            before, after = self._around
-            spans = [Span(before), *self.template.prompt([""] * count), Span(after)]
-            merged: list[str | int] = [""]
-            for span in spans:
-                if span.title is not None:
-                    merged += [span.title, ""]
-                else:
-                    merged[-1] = f"{merged[-1]}{span.text}"
-            words = iter(self._encode([m for m in merged if isinstance(m, str)], untrusted=False))
-            pieces: list[Ids | int] = [m if isinstance(m, int) else next(words) for m in merged]
-            first = pieces[0]
-            if not isinstance(first, int) and self._bos is not None and self._bos not in first[:1]:
-                pieces[0] = np.concatenate([[self._bos], first]).astype(np.int32)
-            self._pieces[count] = pieces
-        return self._pieces[count]
+    def _pieces_of(
+        self, block: str, count: int, others: int | tuple[int, ...] = (), candidates: int = 0
+    ) -> list[Ids | int]:
+        """A block that shows `count` titles of a history: token ids of its words, title numbers.
+
+        `others`: how many titles each demonstration's history has; in block `selection`, how many
+        the other user's. Titles are numbered as the template numbers them.
+        """
+        key = (block, count, others, candidates)
+        if key not in self._pieces:
+            if isinstance(others, int):
+                spans = self.template.selection([""] * count, [""] * others)
+            else:
+                shown = [([""] * other, "") for other in others]
+                spans = self.template.prompt([""] * count, shown, [""] * candidates)
+            self._pieces[key] = self._encoded(spans)
+        return self._pieces[key]
+
+    def _encoded(self, spans: Sequence[Span]) -> list[Ids | int]:
+        before, after = self._around
+        merged: list[str | int] = [""]
+        for span in [Span(before), *spans, Span(after)]:
+            if span.title is not None:
+                merged += [span.title, ""]
+            else:
+                merged[-1] = f"{merged[-1]}{span.text}"
+        words = iter(self._encode([m for m in merged if isinstance(m, str)], untrusted=False))
+        pieces: list[Ids | int] = [m if isinstance(m, int) else next(words) for m in merged]
+        first = pieces[0]
+        if not isinstance(first, int) and self._bos is not None and self._bos not in first[:1]:
+            pieces[0] = np.concatenate([[self._bos], first]).astype(np.int32)
+        return pieces
 
     @cached_property
     def _bos(self) -> int | None:
@@ -218,6 +284,19 @@ class PromptEncoder:
             return []
         encoded = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=untrusted)
         return [np.array(ids, np.int32) for ids in encoded["input_ids"]]
+
+
+def _shorter(own: Ids, others: tuple[Demonstration, ...]) -> tuple[Ids, tuple[Demonstration, ...]]:
+    """Without the oldest title of the longest history, or without the last demonstration."""
+    lengths = [len(own), *(len(other.history) for other in others)]
+    longest = len(lengths) - 1 - int(np.argmax(lengths[::-1]))
+    if lengths[longest] <= 1:
+        return own, others[:-1]
+    if longest == 0:
+        return own[1:], others
+    cut = others[longest - 1]
+    kept = Demonstration(cut.history[1:], cut.chosen)
+    return own, (*others[: longest - 1], kept, *others[longest:])
 
 
 def _chat_around(tokenizer: Any) -> tuple[str, str]:

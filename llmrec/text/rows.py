@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from llmrec.text.encoding import PromptEncoder
+from llmrec.text.encoding import NOTHING_ELSE, Context, PromptEncoder
 from llmrec.text.tree import Segment, TokenTree
 
 Positions = Sequence[int] | npt.NDArray[np.int32]
@@ -20,9 +20,14 @@ Asked = tuple[npt.NDArray[np.int32], int]
 RowBuilder = Callable[[PromptEncoder, Positions, int], TokenTree]
 
 
-def single(encoder: PromptEncoder, history: Positions, target: int) -> TokenTree:
-    """The prompt of `history` and the completion of `target` behind it."""
-    prompt = encoder.prompt(history)
+def single(
+    encoder: PromptEncoder, history: Positions, target: int, context: Context = NOTHING_ELSE
+) -> TokenTree:
+    """The prompt of `history` and the completion of `target` behind it.
+
+    `context`: what the prompt shows beside the history.
+    """
+    prompt = encoder.prompt(history, context)
     return TokenTree((Segment(prompt.ids), Segment(encoder.completions[target], 0, target)))
 
 

@@ -1,4 +1,7 @@
-"""Prompt templates: a file with two blocks, `prompt` and `completion`, rendered to spans.
+"""Prompt templates: a file with blocks `prompt` and `completion`, rendered to spans.
+
+A template that shows similar users has a third block, `selection`, the question how alike two
+users are.
 
 A template never sees a title. It sees a stand-in for each, the text is rendered once, and the
 stand-ins are then replaced by spans marked as untrusted. So no title can become template code, and
@@ -40,8 +43,11 @@ class Span:
 class PromptTemplate:
     """A template's source and its name in messages.
 
-    Block `prompt` sees `history`, the titles so far, oldest first; block `completion` sees
-    `target`. Both are rendered by a sandbox that refuses undefined names.
+    Block `prompt` sees `history`, the titles so far, oldest first; `demonstrations`, each with the
+    `history` of a similar user and the title `chosen` next; and `candidates`, the titles to choose
+    from. Both of these may be empty. Block `completion` sees `target`; block `selection` sees
+    `history` and `other`, the history of a user to be compared. All are rendered by a sandbox that
+    refuses undefined names.
     """
 
     source: str
@@ -57,25 +63,71 @@ class PromptTemplate:
         template.check()
         return template
 
-    def prompt(self, history: Sequence[str]) -> tuple[Span, ...]:
-        """The text before the answer; span.title is an index of `history`."""
-        return self._render("prompt", {"history": [_stand_in(i) for i in range(len(history))]},
-                            history)  # fmt: skip
+    def prompt(
+        self,
+        history: Sequence[str],
+        demonstrations: Sequence[tuple[Sequence[str], str]] = (),
+        candidates: Sequence[str] = (),
+    ) -> tuple[Span, ...]:
+        """The text before the answer.
+
+        A title span is numbered by its place in: history, each demonstration's history and choice,
+        candidates.
+        """
+        titles = list(history)
+        shown = []
+        for before, chosen in demonstrations:
+            first = len(titles)
+            titles += [*before, chosen]
+            shown.append({"history": [_stand_in(first + i) for i in range(len(before))],
+                          "chosen": _stand_in(len(titles) - 1)})  # fmt: skip
+        names = {
+            "history": [_stand_in(i) for i in range(len(history))],
+            "demonstrations": shown,
+            "candidates": [_stand_in(len(titles) + i) for i in range(len(candidates))],
+        }
+        return self._render("prompt", names, [*titles, *candidates])
 
     def completion(self, title: str) -> tuple[Span, ...]:
         """The answer to learn: its title span has number 0."""
         return self._render("completion", {"target": _stand_in(0)}, [title])
 
+    def selection(self, history: Sequence[str], other: Sequence[str]) -> tuple[Span, ...]:
+        """The question how alike two users are; titles are numbered through both histories."""
+        names = {
+            "history": [_stand_in(i) for i in range(len(history))],
+            "other": [_stand_in(len(history) + i) for i in range(len(other))],
+        }
+        return self._render("selection", names, [*history, *other])
+
     def check(self) -> None:
         """Raise RecipeError unless each history title shows once, in order, and the target once."""
-        shown = [span.title for span in self.prompt(["A", "B", "C"]) if span.title is not None]
-        if shown != [0, 1, 2]:
+        self._require(_numbers(self.prompt(["A", "B", "C"])), [0, 1, 2],
+                      "'prompt'", "a history of three (loop over `history`)")  # fmt: skip
+        self._require(_numbers(self.completion("A")), [0], "'completion'", "the `target`")
+
+    def check_context(self, demonstrations: bool, candidates: bool, selection: bool) -> None:
+        """Raise RecipeError unless those that are wanted show, each title once."""
+        if demonstrations:
+            found = _numbers(self.prompt(["A"], [(["B", "C"], "D"), (["E"], "F")]))
+            self._require(sorted(found), list(range(6)), "'prompt'",
+                          "two demonstrations beside a history of one (loop over "
+                          "`demonstrations`, in each over `history`, then `chosen`)")  # fmt: skip
+        if candidates:
+            found = _numbers(self.prompt(["A"], (), ["B", "C"]))
+            self._require(sorted(found), [0, 1, 2], "'prompt'",
+                          "two candidates, a history of one (loop over `candidates`)")  # fmt: skip
+        if selection:
+            self._require(_numbers(self.selection(["A", "B"], ["C", "D"])), [0, 1, 2, 3],
+                          "'selection'", "two histories of two (loop over `history`, then `other`)"
+                          )  # fmt: skip
+
+    def _require(self, found: list[int], wanted: list[int], block: str, of: str) -> None:
+        if found != wanted:
             raise RecipeError(
-                f"{self.name}: block 'prompt' shows the titles {shown} of a history of three; "
-                "it must show each once, in order (loop over `history`)"
+                f"{self.name}: block {block} shows the titles {found} of {of}; it must show each "
+                f"once, in order, which is {wanted}"
             )
-        if [s.title for s in self.completion("A") if s.title is not None] != [0]:
-            raise RecipeError(f"{self.name}: block 'completion' must show `{{{{ target }}}}` once")
 
     def _render(
         self, block: str, names: Mapping[str, object], titles: Sequence[str]
@@ -84,7 +136,7 @@ class PromptTemplate:
         if block not in template.blocks:
             raise RecipeError(
                 f"{self.name}: no block '{block}'; a template has the blocks 'prompt' and "
-                "'completion'"
+                "'completion', and 'selection' where the model chooses similar users"
             )
         try:
             text = _capped(template.blocks[block](template.new_context(dict(names))), self.name)
@@ -100,6 +152,10 @@ class PromptTemplate:
             return _ENVIRONMENT.from_string(self.source)
         except jinja2.TemplateSyntaxError as error:
             raise RecipeError(f"{self.name}:{error.lineno}: {error.message}") from None
+
+
+def _numbers(spans: Sequence[Span]) -> list[int]:
+    return [span.title for span in spans if span.title is not None]
 
 
 def _stand_in(index: int) -> str:
