@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, JsonValue, field_validator, model_validator
 
 from llmrec import training_arguments
+from llmrec.recipe_demonstrations import Demonstrations
 from llmrec.recipe_section import Count, Name, NotNegative, Section, Share, Word
 from llmrec.recipe_training import Lora, Objective, Rows, Soft, Validation
 
@@ -19,7 +20,7 @@ Baseline = Literal["popularity", "recent_popularity", "markov", "item_knn", "tgh
 GuidingBaseline = Literal["popularity", "recent_popularity", "markov", "item_knn", "sasrec"]
 System = Literal[
     Baseline, "untuned", "tuned", "tuned_sft", "untuned_guided", "tuned_guided",
-    "untuned_grounded", "tuned_grounded",
+    "untuned_grounded", "tuned_grounded", "untuned_free", "tuned_free",
 ]  # fmt: skip
 # What a recipe that names none gets. Free text to ground is written far more slowly, and tuned_sft
 # is what SOFT began with.
@@ -92,6 +93,9 @@ class Data(Section):
     """Examples kept of each split."""
     train_users: Count | None = None
     """Users whose interactions are used for training; null: all."""
+    candidates: Annotated[int, Field(ge=2)] | None = None
+    """Each target is to be found among so many items, itself and random ones that the user has not
+    seen, drawn once with the recipe's seed; null: among the whole catalog."""
 
     @field_validator("ratios")
     @classmethod
@@ -134,8 +138,9 @@ class Model(Section):
 class Prompt(Section):
     """How a history becomes text."""
 
-    task: Literal["next_item"] = "next_item"
-    """What is asked of the model."""
+    task: Literal["next_item", "similar_users"] = "next_item"
+    """Which shipped template. next_item: the history alone; similar_users: also demonstrations and
+    candidates, where there are any."""
     domain: Literal["movie", "book", "game", "music", "product"] = "movie"
     """Which shipped template: its words for items."""
     file: Word | None = None
@@ -249,6 +254,8 @@ class Recipe(Section):
     """The language model."""
     prompt: Prompt = Prompt()
     """How a history becomes text."""
+    demonstrations: Demonstrations | None = None
+    """Similar users shown in prompts; null: none."""
     objective: Objective = Objective()
     """The training loss."""
     rows: Rows = Rows()
@@ -312,6 +319,46 @@ class Recipe(Section):
                 f"validation.k = {validation.k} items cannot come out of decode.beams = "
                 f"{self.decode.beams}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _demonstrated(self) -> Self:
+        if self.demonstrations is None:
+            return self
+        if self.prompt.task != "similar_users" and self.prompt.file is None:
+            raise ValueError("demonstrations are shown by prompt.task similar_users, or by a "
+                             "prompt.file of your own")  # fmt: skip
+        if self.rows.shape != "single":
+            raise ValueError(
+                "demonstrations are those of one target, chosen by what came before it, so they "
+                "need rows.shape single"
+            )
+        if self.soft is not None:
+            raise ValueError("demonstrations and soft cannot be combined; drop one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _chosen_among(self) -> Self:
+        free = [system for system in self.systems if system.endswith("_free")]
+        if self.data.candidates is None:
+            if free:
+                raise ValueError(f"system {free[0]} answers by one of some candidates; it needs "
+                                 "data.candidates")  # fmt: skip
+            return self
+        if self.soft is not None:
+            raise ValueError("soft knows no candidates; drop data.candidates or soft")
+        if self.validation.metric != "nll" and self.validation.answer == "grounding":
+            raise ValueError("validation.answer grounding ranks the whole catalog; drop it or "
+                             "data.candidates")  # fmt: skip
+        if self.rows.shape != "single" and self.prompt.task == "similar_users":
+            raise ValueError(
+                "candidates are those of one target; show them with rows.shape single, or take "
+                "prompt.task next_item, which does not show them"
+            )
+        other = [s for s in self.systems if s.endswith(("_guided", "_grounded"))]
+        if other:
+            raise ValueError(f"system {other[0]} answers from the whole catalog; drop it or "
+                             "data.candidates")  # fmt: skip
         return self
 
     @model_validator(mode="after")

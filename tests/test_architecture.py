@@ -11,15 +11,16 @@ ROOMS = {
     "data": set(),
     "evaluation": {"data"},
     "text": {"data"},
+    "retrieval": {"data"},
     "baselines": {"data", "evaluation", "text"},
     "model": {"data", "evaluation", "text"},
     "decoding": {"data", "text", "model", "baselines"},
-    "stages": {"data", "evaluation", "text", "baselines", "model", "decoding"},
+    "stages": {"data", "evaluation", "text", "baselines", "model", "decoding", "retrieval"},
 }
 BELOW_STAGES = [room for room in ROOMS if room != "stages"]
-TOP = {"recipe", "recipe_section", "recipe_training", "recipe_keys", "recipe_loading",
+TOP = {"recipe", "recipe_section", "recipe_training", "recipe_demonstrations", "recipe_keys", "recipe_loading",
        "recipe_yaml", "training_arguments", "shipped", "terminal", "cli"}  # fmt: skip
-NO_TORCH = {"data", "evaluation"}
+NO_TORCH = {"data", "evaluation", "retrieval"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -17,6 +17,7 @@ from llmrec.evaluation.intervals import Clusters, Floats, Interval, mean_interva
 from llmrec.evaluation.layout import Form, as_json, from_json, laid_out, number
 
 NLL = "NLL"
+VALID, OF_VALID = "valid answers", "HR@1 of valid answers"  # where there are candidates
 ALL = "all"
 GROUPS = (ALL, "warm", "cold", "tied", "untied")
 UNIFORM = "uniform"

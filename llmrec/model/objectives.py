@@ -1,4 +1,4 @@
-"""Objectives: what a predicted token costs, as pure functions of logits.
+"""Objectives: what a predicted token costs, as pure functions of logits, and batches for them.
 
 `sft` is cross-entropy over the vocabulary. `msl` is cross-entropy over the tokens that continue
 some title (Masked Softmax Loss, arXiv 2504.04178): what the constrained decoder will use. A token
@@ -6,12 +6,14 @@ with one continuation costs nothing there, so its logits are never computed.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from llmrec.model.forward import TreeBatch, collate, forward_logits
 from llmrec.text.tree import FlatTree
 from llmrec.text.trie import TitleTrie
 
@@ -92,3 +94,47 @@ def trie_choices(
         torch.from_numpy(owner.astype(np.int64)),
         torch.from_numpy(chosen.astype(np.int64)),
     )
+
+
+@dataclass(frozen=True)
+class Objective:
+    """`sft`: softmax over the vocabulary; `msl`: over the trie's continuations, over `tau`."""
+
+    name: str
+    trie: TitleTrie
+    completions: Sequence[np.ndarray] = field(repr=False)
+    tau: float = 1.0
+
+    def prepare(self, rows: Sequence[FlatTree]) -> dict[str, Any]:
+        """The batch of some rows, as tensors; `kinds` (G,) are those of its G targets."""
+        branches, begin = [], 0
+        for row in rows:
+            branches.append(row.branches + begin)
+            begin += row.branch_count
+        if self.name == "msl":
+            kept, choices = trie_choices(rows, self.trie, self.completions)
+            extra = {"tokens": choices.tokens, "owner": choices.owner, "chosen": choices.chosen}
+        else:
+            kept = [np.arange(len(row.labels)) for row in rows]
+            extra = {
+                "labels": torch.from_numpy(np.concatenate([r.labels for r in rows]).astype(int))
+            }
+        batch = collate(rows, [row.predictors[k] for row, k in zip(rows, kept, strict=True)])
+        of_token = np.concatenate([b[k] for b, k in zip(branches, kept, strict=True)])
+        return {
+            "input_ids": batch.input_ids, "position_ids": batch.position_ids, "mask": batch.mask,
+            "at": batch.at, "branches": torch.from_numpy(of_token.astype(np.int64)),
+            "kinds": torch.from_numpy(np.concatenate([row.kinds for row in rows]).astype(int)),
+            **extra,
+        }  # fmt: skip
+
+    def branch_log_probabilities(self, model: torch.nn.Module, batch: dict[str, Any]) -> Tensor:
+        """(G,) log-probability of each target of a prepared batch."""
+        trees = TreeBatch(batch["input_ids"], batch["position_ids"], batch["mask"], batch["at"])
+        logits = forward_logits(model, trees)
+        if self.name == "msl":
+            choices = Choices(batch["tokens"], batch["owner"], batch["chosen"])
+            values = restricted_log_probabilities(logits, choices, self.tau)
+        else:
+            values = log_probabilities(logits, batch["labels"])
+        return branch_sums(values, batch["branches"], len(batch["kinds"]))

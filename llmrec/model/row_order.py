@@ -19,9 +19,10 @@ Weights = tuple[float, ...]
 
 
 class Rows(Dataset):
-    """Token trees, flattened when asked for by (number, weights); FILLER is any row, not counted.
+    """Token trees, asked for by (number, weights); FILLER is any row, not counted.
 
-    A target whose kind has weight 0 is left out of the tree, so it costs nothing.
+    What is handed on is the number and the weights: rows may be others by the time they are read,
+    and batches are fetched ahead.
     """
 
     def __init__(self, rows: Sequence[TokenTree]) -> None:
@@ -30,12 +31,15 @@ class Rows(Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: tuple[int, Weights]) -> tuple[int, FlatTree, Weights]:
-        number, weights = index
+    def __getitem__(self, index: tuple[int, Weights]) -> tuple[int, Weights]:
+        return index
+
+    def flat(self, number: int, weights: Weights) -> FlatTree:
+        """The row as it is now, without the targets whose kind has weight 0."""
         row = self.rows[number]
         if 0.0 in weights:
             row = row.only([kind for kind, weight in enumerate(weights) if weight])
-        return number, row.flatten(), weights
+        return row.flatten()
 
 
 class RowOrder(Sampler):

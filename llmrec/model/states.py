@@ -1,9 +1,9 @@
 """States of texts: where a title, or what was written for one, lies in the untuned base model.
 
 A text's state is the last layer's output (after the final norm, what the head reads) at its last
-token. The model is called through its own forward, so wrappers do what they do, and the head is
-computed at one position a batch. Knows neither titles nor distances. Source: BIGRec (arXiv
-2308.08434), SOFT (arXiv 2505.20771).
+token, or its mean over all tokens. The model is called through its own forward, so wrappers do what
+they do, and the head is computed at one position a batch. Knows neither titles nor distances.
+Source: BIGRec (arXiv 2308.08434), SOFT (arXiv 2505.20771).
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,9 +22,11 @@ from llmrec.text.tree import Ids, Segment, TokenTree
 
 @torch.inference_mode()
 def text_states(
-    model: nn.Module, texts: Sequence[Ids], batch_tokens: int = 4096
+    model: nn.Module, texts: Sequence[Ids], batch_tokens: int = 4096, mean: bool = False
 ) -> npt.NDArray[np.float32]:
     """(N, d) states of N texts, each a row of token ids, in the untuned base model.
+
+    `mean`: over all tokens of a text, else at its last one.
 
     A batch holds at most `batch_tokens` tokens with padding, or one longer text. Adapters are off
     and the model in evaluation mode only while this runs. Raises ValueError for an empty text.
@@ -39,8 +41,13 @@ def text_states(
         model.eval()
         for rows in _batches([len(text) for text in texts], batch_tokens):
             trees = [TokenTree((Segment(texts[row]),)).flatten() for row in rows]
-            last = [np.array([len(texts[row]) - 1]) for row in rows]
-            states[rows] = _states_at(model, head, collate(trees, last).to(device))
+            lengths = np.array([len(texts[row]) for row in rows])
+            at = [np.arange(n) if mean else np.array([n - 1]) for n in lengths]
+            found = _states_at(model, head, collate(trees, at).to(device))
+            if mean:
+                begins = np.cumsum(lengths) - lengths
+                found = np.add.reduceat(found, begins) / lengths[:, None]
+            states[rows] = found
     return states
 
 

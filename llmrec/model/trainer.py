@@ -15,30 +15,20 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from llmrec.errors import LlmrecError, RecipeError
 from llmrec.model import checkpoints
 from llmrec.model.curriculum import Mixture
-from llmrec.model.forward import TreeBatch, collate, forward_logits
-from llmrec.model.objectives import (
-    Choices,
-    branch_sums,
-    log_probabilities,
-    restricted_log_probabilities,
-    trie_choices,
-)
+from llmrec.model.objectives import Objective
 from llmrec.model.row_order import FILLER, RowOrder, Rows, Weights
-from llmrec.text.tree import FlatTree, TokenTree
-from llmrec.text.trie import TitleTrie
+from llmrec.text.tree import TokenTree
 
 CHECKPOINT, BEST = "checkpoint-", "best-"
 KINDS = ("real", "self")  # what the kinds of targets are called in the log
@@ -46,48 +36,7 @@ PROGRESS_SECONDS = 30.0
 logger = logging.getLogger("llmrec")
 
 
-@dataclass(frozen=True)
-class Objective:
-    """`sft`: softmax over the vocabulary; `msl`: over the trie's continuations, over `tau`."""
-
-    name: str
-    trie: TitleTrie
-    completions: Sequence[np.ndarray] = field(repr=False)
-    tau: float = 1.0
-
-    def prepare(self, rows: Sequence[FlatTree]) -> dict[str, Any]:
-        """The batch of some rows, as tensors; `kinds` (G,) are those of its G targets."""
-        branches, begin = [], 0
-        for row in rows:
-            branches.append(row.branches + begin)
-            begin += row.branch_count
-        if self.name == "msl":
-            kept, choices = trie_choices(rows, self.trie, self.completions)
-            extra = {"tokens": choices.tokens, "owner": choices.owner, "chosen": choices.chosen}
-        else:
-            kept = [np.arange(len(row.labels)) for row in rows]
-            extra = {
-                "labels": torch.from_numpy(np.concatenate([r.labels for r in rows]).astype(int))
-            }
-        batch = collate(rows, [row.predictors[k] for row, k in zip(rows, kept, strict=True)])
-        of_token = np.concatenate([b[k] for b, k in zip(branches, kept, strict=True)])
-        return {
-            "input_ids": batch.input_ids, "position_ids": batch.position_ids, "mask": batch.mask,
-            "at": batch.at, "branches": torch.from_numpy(of_token.astype(np.int64)),
-            "kinds": torch.from_numpy(np.concatenate([row.kinds for row in rows]).astype(int)),
-            **extra,
-        }  # fmt: skip
-
-    def branch_log_probabilities(self, model: torch.nn.Module, batch: dict[str, Any]) -> Tensor:
-        """(G,) log-probability of each target of a prepared batch."""
-        trees = TreeBatch(batch["input_ids"], batch["position_ids"], batch["mask"], batch["at"])
-        logits = forward_logits(model, trees)
-        if self.name == "msl":
-            choices = Choices(batch["tokens"], batch["owner"], batch["chosen"])
-            values = restricted_log_probabilities(logits, choices, self.tau)
-        else:
-            values = log_probabilities(logits, batch["labels"])
-        return branch_sums(values, batch["branches"], len(batch["kinds"]))
+Refresh = Callable[[torch.nn.Module, int], tuple[Sequence[TokenTree], dict[str, Any]] | None]
 
 
 @dataclass(frozen=True)
@@ -108,6 +57,8 @@ class TreeTrainer(Trainer):
     validation and epoch. `curriculum(model, epoch, epochs)`, called before each epoch with the live
     model, says what the kinds of targets weigh in it; without one every target weighs 1.
     `patience`: training stops after so many validations in a row that were no better.
+    `refresh(model, step)`, called before each optimiser step with the live model, may give other
+    trees for all rows, and what it has to say for the log.
     """
 
     def __init__(
@@ -120,6 +71,7 @@ class TreeTrainer(Trainer):
         log_path: Path,
         curriculum: Callable[[torch.nn.Module, int, int], Mixture] | None = None,
         patience: int | None = None,
+        refresh: Refresh | None = None,
     ) -> None:
         if args.n_gpu > 1:
             raise RecipeError(
@@ -127,7 +79,7 @@ class TreeTrainer(Trainer):
                 "`accelerate launch --config_file ddp.yaml -m llmrec train ...`"
             )
         self.objective, self.validate, self.log_path = objective, validate, log_path
-        self.curriculum, self.patience = curriculum, patience
+        self.curriculum, self.patience, self.refresh = curriculum, patience, refresh
         self.root = Path(args.output_dir)
         self.started = self._told = time.monotonic()
         self.targets_seen, self._validated_at, self._resumed_at = 0.0, -1, -1
@@ -141,13 +93,29 @@ class TreeTrainer(Trainer):
         self.remove_callback(PrinterCallback)  # prints to stdout, which is for data
         self.loss_is_scaled_for_ga = True  # compute_loss divides by the whole step's targets
 
-    def _collate(self, items: list[tuple[int, FlatTree, Weights]]) -> dict[str, Any]:
-        batch = self.objective.prepare([row for _, row, _ in items])
-        of_kind = torch.tensor(items[0][2])
-        counts = torch.tensor([row.branch_count for _, row, _ in items])
-        numbers = torch.tensor([number for number, _, _ in items])
+    def _collate(self, items: list[tuple[int, Weights]]) -> dict[str, Any]:
+        return {"row_numbers": torch.tensor([number for number, _ in items]),
+                "of_kind": torch.tensor([weights for _, weights in items])}  # fmt: skip
+
+    def _batch(self, fetched: dict[str, Any]) -> dict[str, Any]:
+        """The rows of a fetched batch, as they are now, as tensors."""
+        numbers, of_kind = fetched["row_numbers"].cpu(), fetched["of_kind"][0].cpu()
+        weights = tuple(of_kind.tolist())
+        rows = [self.train_dataset.flat(number, weights) for number in numbers.tolist()]
+        batch = self.objective.prepare(rows)
+        counts = torch.tensor([row.branch_count for row in rows])
         counted = (numbers != FILLER).float().repeat_interleave(counts)
         return {**batch, "weights": of_kind[batch["kinds"]] * counted, "row_numbers": numbers}
+
+    def _refresh_rows(self) -> None:
+        if self.refresh is None:
+            return
+        with self._measuring() as model:
+            found = self.refresh(model, self.state.global_step)
+        if found is not None:
+            self.train_dataset.rows, facts = found
+            if facts:
+                self._write_log({"step": self.state.global_step, **facts})
 
     def _get_train_sampler(self, train_dataset: Any = None) -> RowOrder:
         rows = train_dataset if train_dataset is not None else self.train_dataset
@@ -161,7 +129,9 @@ class TreeTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         """The micro-batches of one optimiser step and their summed weights, over all processes."""
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._refresh_rows()
+        fetched, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        batches = [self._batch(one) for one in fetched]
         targets = torch.tensor(sum(float(b["weights"].sum()) for b in batches), device=device)
         if self.args.world_size > 1:
             targets = self.accelerator.gather(targets).sum()

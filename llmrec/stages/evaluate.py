@@ -26,6 +26,8 @@ from llmrec.evaluation.rankings import answer_counts
 from llmrec.evaluation.table import (
     ALL,
     NLL,
+    OF_VALID,
+    VALID,
     MetricTable,
     best_of,
     main_columns,
@@ -58,13 +60,19 @@ def run(recipe: "Recipe", folder: "RunFolder") -> dict[str, Any]:
     predictions, notes = read_predictions(recipe, folder, split.examples)
     ks, test = sorted(set(recipe.evaluate.k)), split.examples
     per_user = {p.info.system: _values(p, split, ks) for p in predictions}
+    among = recipe.data.candidates
+    if among is not None:
+        for p in predictions:
+            per_user[p.info.system] |= _validity(p, split)
+        notes.append(f"Every target among {among} candidates; HR@1 counts all users, "
+                     f"{OF_VALID} those whose answer is a candidate.")  # fmt: skip
     notes += _skipped(per_user) + _unmeasured(per_user, ks)
     users, clusters = np.unique(test.user_ids, return_inverse=True)
     samples, confidence, seed = (
         recipe.evaluate.samples, recipe.evaluate.confidence, recipe.evaluate.seed,
     )  # fmt: skip
     table = metric_table(
-        per_user, groups_of(test.cold, test.tied), clusters, len(split.catalog),
+        per_user, groups_of(test.cold, test.tied), clusters, among or len(split.catalog),
         samples=samples, confidence=confidence, seed=seed, notes=notes,
     )  # fmt: skip
     k = _main_k(table, ks)
@@ -97,7 +105,7 @@ def run(recipe: "Recipe", folder: "RunFolder") -> dict[str, Any]:
     write_json(folder.metrics, as_json(metrics))
     log.info("evaluate: %d systems on %d test examples", len(predictions), len(test))
     return {
-        "table": table.only(main_columns(k)).render("text"),
+        "table": table.only([*main_columns(k), (OF_VALID, ALL), (VALID, ALL)]).render("text"),
         "findings": "\n".join(
             in_words(c, confidence) for c in comparisons if not models or c.system in models
         ),
@@ -134,6 +142,14 @@ def _values(predictions: Predictions, split: TestSplit, ks: Sequence[int]) -> di
             for metric in METRICS:
                 values[f"{metric}@{k}"] = np.full(len(test), np.nan)
     return {**values, NLL: predictions.nll}
+
+
+def _validity(predictions: Predictions, split: TestSplit) -> dict[str, Floats]:
+    """Whether an answer is one of the candidates at all, and HR@1 where it is; each (E,)."""
+    rankings = predictions.rankings()
+    valid = answer_counts(rankings) > 0
+    hit = at_every_k(rankings, split.examples.targets, [1])["HR@1"]
+    return {VALID: valid.astype(float), OF_VALID: np.where(valid, hit, np.nan)}
 
 
 def _skipped(per_user: PerUser) -> list[str]:

@@ -61,6 +61,23 @@ class RunFolder:
             raise ValueError(f"split {split!r} is none of train, valid, test")
         return self.data / f"{split}.parquet"
 
+    def candidates(self, split: str) -> Path:
+        """The items among which each target of `valid` or `test` is to be found."""
+        return self.data / f"candidates-{split}.parquet"
+
+    @property
+    def similar(self) -> Path:
+        """Similar users: vectors of items, an index of users, and the users found for prompts."""
+        return self.root / "similar"
+
+    def pools(self, split: str) -> Path:
+        """The similar users found for each prompt of `train`, `valid` or `test`."""
+        return self.similar / f"{split}.parquet"
+
+    def shown(self, system: str) -> Path:
+        """Which of the similar users found for it each test prompt of a system showed."""
+        return self.similar / f"shown-{system}.json"
+
     @property
     def adapter(self) -> Path:
         """The adapter that did best in validation."""
@@ -70,6 +87,11 @@ class RunFolder:
     def checkpoints(self) -> Path:
         """States that training can go on from."""
         return self.root / self.part / "checkpoints"
+
+    @property
+    def selected(self) -> Path:
+        """Which similar users the live model selected for the training prompts, by step."""
+        return self.root / self.part / "selected"
 
     @property
     def train_log(self) -> Path:

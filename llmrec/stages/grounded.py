@@ -13,7 +13,7 @@ from llmrec.recipe_training import Distill
 from llmrec.stages.item_states import item_states
 from llmrec.stages.language import closed_items
 from llmrec.stages.own_answers import Answering, Embedding
-from llmrec.text.encoding import PromptEncoder
+from llmrec.text.encoding import Ids, PromptEncoder
 
 Histories = Sequence[npt.NDArray[np.int32]]
 Fusion = npt.NDArray[np.float64] | None
@@ -31,9 +31,14 @@ class Grounded:
         self._embedding = Embedding(encoder)
         self._table: npt.NDArray[np.float32] | None = None
 
-    def written(self, model: Any, histories: Histories) -> list[str]:
-        """The best of the free beams behind each history's prompt, read as one batch."""
-        return [beams[0].text for beams in self._answering.ask(model, histories)]
+    def written(
+        self, model: Any, histories: Histories, texts: Sequence[Ids] | None = None
+    ) -> list[str]:
+        """The best of the free beams behind each prompt, read as one batch.
+
+        `texts`: the prompts' tokens, where they show more than the histories.
+        """
+        return [beams[0].text for beams in self._answering.ask(model, histories, texts)]
 
     def rankings(
         self, model: Any, texts: Sequence[str], histories: Histories, top_k: int,

@@ -13,10 +13,12 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from llmrec import shipped
+from llmrec.data.candidates import candidate_nll
 from llmrec.data.catalog import Catalog
 from llmrec.data.files import sha256_of
 from llmrec.data.records import Examples
 from llmrec.decoding.beam import Ranking, Scoring, beam_search
+from llmrec.decoding.candidates import candidate_ranking, candidate_scores
 from llmrec.decoding.likelihood import PathScores, path_scores
 from llmrec.decoding.open_items import OpenItems
 from llmrec.decoding.shared_prompt import SharedPrompt
@@ -26,7 +28,7 @@ from llmrec.recipe import Decode, Recipe
 from llmrec.stages.fetch import model_path
 from llmrec.stages.folder import RunFolder
 from llmrec.stages.parts import batches
-from llmrec.text.encoding import PromptEncoder
+from llmrec.text.encoding import Ids, PromptEncoder
 from llmrec.text.templates import PromptTemplate
 
 log = logging.getLogger("llmrec")
@@ -86,14 +88,17 @@ def scored_paths(
     *,
     filter_seen: bool,
     batch_size: int,
+    prompts: Sequence[Ids] | None = None,
     probabilities: npt.NDArray[np.float64] | None = None,
 ) -> Iterator[tuple[npt.NDArray[np.int64], PathScores]]:
     """The choices on the way to each example's target, batch by batch, with the example numbers.
 
-    `probabilities` (E, N): a baseline's, for guidance.
+    `prompts`: their tokens, where they show more than the histories. `probabilities` (E, N): a
+    baseline's, for guidance.
     """
     histories = examples.histories()
-    prompts = [encoder.prompt(history).ids for history in histories]
+    if prompts is None:
+        prompts = [encoder.prompt(history).ids for history in histories]
     for batch in batches([len(p) for p in prompts], batch_size):
         closed = closed_items([histories[i] for i in batch], filter_seen)
         q = None if probabilities is None else probabilities[batch]
@@ -109,17 +114,27 @@ def ranked_and_scored(
     examples: Examples,
     decode: Decode,
     *,
+    prompts: Sequence[Ids] | None = None,
+    candidates: npt.NDArray[np.int32] | None = None,
     weight: float = 1.0,
     probabilities: npt.NDArray[np.float64] | None = None,
 ) -> tuple[list[Ranking], npt.NDArray[np.float64]]:
     """For one batch of E examples, what the constrained decoder ranks, and the target's NLL (E,).
 
-    `weight` of the model against `probabilities` (E, N), a baseline's, for guidance.
+    `prompts`: their tokens, where they show more than the histories. `candidates` (E, C): all of
+    these are ranked instead, and the NLL is among them. `weight` of the model against
+    `probabilities` (E, N), a baseline's, for guidance.
     """
     histories = examples.histories()
+    if prompts is None:
+        prompts = [encoder.prompt(history).ids for history in histories]
+    shared = SharedPrompt(model, prompts)
+    if candidates is not None:
+        scores = candidate_scores(shared, encoder.completions, candidates, decode.renormalise)
+        ranked = [candidate_ranking(*row) for row in zip(candidates, scores, strict=True)]
+        return ranked, candidate_nll(scores, candidates, examples.targets)
     closed = closed_items(histories, decode.filter_seen)
     open_items = OpenItems(encoder.trie, closed, probabilities)
-    shared = SharedPrompt(model, [encoder.prompt(history).ids for history in histories])
     rankings = beam_search(shared, open_items, beams=decode.beams, top_k=decode.top_k,
                            scoring=Scoring(decode.renormalise, weight))  # fmt: skip
     paths = path_scores(shared, encoder.completions, examples.targets.tolist(), open_items)

@@ -26,6 +26,8 @@ from llmrec.stages.language import (
     scored_paths,
 )
 from llmrec.stages.parts import Batch, answer_in_parts, batches
+from llmrec.stages.prompting import Prompting, prompting_of
+from llmrec.stages.selection import Selected
 
 log = logging.getLogger("llmrec")
 
@@ -39,6 +41,7 @@ class LanguageSystems:
         self.base = base_of(recipe)
         self.folder = folder
         self._loaded: tuple[Path | None, Any] = (None, None)
+        self._prompting: dict[str, Prompting] = {}
 
     @property
     def is_main_process(self) -> bool:
@@ -58,44 +61,58 @@ class LanguageSystems:
         Batches whose file stands are not done again. Returns when all processes are done.
         """
         decode, encoder = self.recipe.decode, self.encoder
-        lengths = [len(encoder.prompt(history).ids) for history in test.histories()]
+        prompting = self.prompting("test", test)
 
         def begin() -> Callable[[Batch], list[Any]]:
             model = self.model_of(system)
 
             def answer(batch: Batch) -> list[Any]:
                 q = None if probabilities is None else probabilities[batch]
+                asked = prompting.take(batch)
                 with self._as(system, model):
+                    selected = asked.selected(model)
                     rankings, nll = ranked_and_scored(
-                        model, encoder, test.take(batch), decode, weight=weight, probabilities=q
-                    )
+                        model, encoder, test.take(batch), decode, prompts=asked.ids(selected),
+                        candidates=asked.candidates, weight=weight, probabilities=q,
+                    )  # fmt: skip
                 return [
                     {"items": r.positions.tolist(), "scores": r.scores.tolist(),
-                     "nll": float(n) if np.isfinite(n) else None}
-                    for r, n in zip(rankings, nll, strict=True)
+                     "nll": float(n) if np.isfinite(n) else None, **_said(s)}
+                    for r, n, s in zip(rankings, nll, selected, strict=True)
                 ]  # fmt: skip
 
             return answer
 
-        plan = batches(lengths, decode.batch_size)
+        plan = batches(list(map(len, prompting.ids())), decode.batch_size)
         answer_in_parts(parts, plan, begin, self.state, f"recommend: {system}")
 
-    def write(self, system: str, examples: Examples, parts: Path) -> None:
-        """Free answers for every example, to be grounded; one file a batch under `parts`."""
-        histories = examples.histories()
-        lengths = [len(self.encoder.prompt(history).ids) for history in histories]
+    def write(self, system: str, split: str, examples: Examples, parts: Path) -> None:
+        """Free answers for every example of a split; one file a batch under `parts`."""
+        prompting = self.prompting(split, examples)
 
         def begin() -> Callable[[Batch], list[Any]]:
             model = self.model_of(system)
 
             def answer(batch: Batch) -> list[Any]:
+                asked = prompting.take(batch)
                 with self._as(system, model):
-                    return list(self.grounded.written(model, [histories[i] for i in batch]))
+                    selected = asked.selected(model)
+                    prompts = asked.ids(selected)
+                    texts = self.grounded.written(model, asked.histories, prompts)
+                return [{"text": t, **_said(s)} for t, s in zip(texts, selected, strict=True)]
 
             return answer
 
-        plan = batches(lengths, self.recipe.decode.batch_size)
+        plan = batches(list(map(len, prompting.ids())), self.recipe.decode.batch_size)
         answer_in_parts(parts, plan, begin, self.state, f"recommend: {system}")
+
+    def prompting(self, split: str, examples: Examples) -> Prompting:
+        """The prompts of a split."""
+        if split not in self._prompting:
+            with self.state.main_process_first():
+                self._prompting[split] = prompting_of(self.recipe, self.folder, self.encoder,
+                                                      split, examples)  # fmt: skip
+        return self._prompting[split]
 
     @cached_property
     def grounded(self) -> Grounded:
@@ -116,10 +133,12 @@ class LanguageSystems:
         total = dict.fromkeys(grid, 0.0)
         counted = 0
         model, decode = self.model_of(system), self.recipe.decode
+        prompting = self.prompting("valid", valid)
         with self._as(system, model):
             for _, paths in scored_paths(
                 model, self.encoder, valid, filter_seen=decode.filter_seen,
-                batch_size=decode.batch_size, probabilities=probabilities,
+                batch_size=decode.batch_size, prompts=prompting.ids(prompting.selected(model)),
+                probabilities=probabilities,
             ):  # fmt: skip
                 counted += int(paths.reachable.sum())
                 for weight in grid:
@@ -142,3 +161,10 @@ class LanguageSystems:
 
     def _as(self, system: str, model: Any) -> Any:
         return adapter_off(model) if system.startswith("untuned") else nullcontext()
+
+
+def _said(selected: Selected) -> dict[str, Any]:
+    """What is kept of a selection beside an answer; nothing where no users were to be shown."""
+    if not selected.shown and not selected.failed:
+        return {}
+    return {"shown": list(selected.shown), "failed": selected.failed}

@@ -19,7 +19,7 @@ from llmrec.decoding.shared_prompt import SharedPrompt
 from llmrec.model.states import text_states
 from llmrec.recipe import Decode
 from llmrec.recipe_training import Distill
-from llmrec.text.encoding import PromptEncoder
+from llmrec.text.encoding import Ids, PromptEncoder
 
 Doubles = npt.NDArray[np.float64]
 
@@ -39,9 +39,18 @@ class Answering:
     def __init__(self, encoder: PromptEncoder, distill: Distill, decode: Decode) -> None:
         self.encoder, self.distill, self.decode = encoder, distill, decode
 
-    def ask(self, model: nn.Module, histories: Sequence[npt.NDArray[np.int32]]) -> list[list[Beam]]:
-        """The beams of each prompt, best first; reads all prompts as one batch."""
-        prompts = SharedPrompt(model, [self.encoder.prompt(h).ids for h in histories])
+    def ask(
+        self,
+        model: nn.Module,
+        histories: Sequence[npt.NDArray[np.int32]],
+        texts: Sequence[Ids] | None = None,
+    ) -> list[list[Beam]]:
+        """The beams of each prompt, best first; reads all prompts as one batch.
+
+        `texts`: the prompts' tokens, where they show more than the histories.
+        """
+        shown = [self.encoder.prompt(h).ids for h in histories] if texts is None else texts
+        prompts = SharedPrompt(model, shown)
         beams = self.distill.beams
         if self.distill.decode == "free":
             end = self.encoder.tokenizer.eos_token_id

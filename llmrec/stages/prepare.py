@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llmrec.data.candidates import draw_candidates, write_candidates
 from llmrec.data.catalog import Catalog, build_catalog, duplicate_titles
 from llmrec.data.files import sha256_of, write_json
 from llmrec.data.filters import compacted, first_of_duplicates, k_core, seeded_subset
@@ -227,6 +228,11 @@ def _rules(data: "Data") -> dict[str, str]:
         "split": _SPLIT_RULES[data.split],
         "titles": "cleaned; equal ones get the year, then the brand, then a number; the year in "
         "brackets " + ("stays" if data.year_in_title else "is dropped unless titles collide"),
+        "candidates": "none"
+        if data.candidates is None
+        else f"the target and "
+        f"{data.candidates - 1} items drawn of those that the user has not seen, each example's "
+        "draw by the seed and the example alone; shuffled",
         "subsets": "seeded and nested; interactions.parquet keeps all training interactions of "
         "the training users",
     }
@@ -264,11 +270,16 @@ def _write(
     for leftover in (staging, former):
         shutil.rmtree(leftover, ignore_errors=True)
     staging.mkdir(parents=True)
+    count = manifest["settings"]["data"]["candidates"]
     try:
         catalog.write(staging / folder.items.name)
         split.interactions.write(staging / folder.interactions.name)
         for part, examples in _parts(split).items():
             examples.write(staging / folder.examples(part).name)
+            if count is not None and part != "train":
+                seed = manifest["settings"]["seed"]
+                drawn = draw_candidates(examples, len(catalog), count, seed, _PARTS.index(part))
+                write_candidates(staging / folder.candidates(part).name, drawn)
         outputs = {path.name: _fingerprint(path) for path in sorted(staging.iterdir())}
         manifest = {**manifest, "outputs": outputs}
         write_json(staging / MANIFEST, manifest)

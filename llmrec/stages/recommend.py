@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,15 +21,18 @@ import numpy.typing as npt
 
 from llmrec.baselines.ranking import chunks, predict
 from llmrec.baselines.tuning import Tuned, choose
+from llmrec.data.candidates import read_candidates
 from llmrec.data.catalog import Catalog
-from llmrec.data.files import sha256_of
+from llmrec.data.files import sha256_of, write_json
 from llmrec.data.records import Examples, Interactions
+from llmrec.decoding.grounding import normalised
 from llmrec.errors import LlmrecError
 from llmrec.evaluation.predictions import Predictions, SystemInfo
 from llmrec.recipe import Recipe
 from llmrec.stages import prepare
 from llmrec.stages.folder import RunFolder
 from llmrec.stages.parts import collected, discard
+from llmrec.stages.similar_users import shortfalls
 
 log = logging.getLogger("llmrec")
 # Baselines that give items probabilities; the first one guides when the recipe lists none.
@@ -86,6 +89,13 @@ class _Answering:
         return Examples.read(self.folder.examples("valid"))
 
     @cached_property
+    def candidates(self) -> npt.NDArray[np.int32] | None:
+        """(E, C) the items among which each test target is to be found; None: the catalog."""
+        if self.recipe.data.candidates is None:
+            return None
+        return read_candidates(self.folder.candidates("test"))
+
+    @cached_property
     def language(self) -> Any:
         from llmrec.stages.language_systems import LanguageSystems
 
@@ -104,6 +114,8 @@ class _Answering:
             known["guides"] = [name for name in recipe.systems if name in GUIDES]
         if "tuned" in system:
             known |= recipe.model_dump(mode="json", include={"prompt", "model"})
+            if recipe.demonstrations is not None:
+                known["demonstrations"] = recipe.demonstrations.model_dump(mode="json")
         if system.startswith("tuned"):
             known["adapter"] = self._adapter_hash(system)
         return known
@@ -122,15 +134,18 @@ class _Answering:
         """A system's answers for the test split; None in a process that only helps."""
         if system.endswith("_grounded"):
             return self.grounded(system)
+        if system.endswith("_free"):
+            return self.free(system)
         return self.language_model(system) if "tuned" in system else self.baseline(system)
 
     def baseline(self, system: str) -> Predictions:
         """A baseline's answers for the test split."""
         begun = time.monotonic()
         tuned = self.fitted(system)
+        listed = self.recipe.data.candidates or self.recipe.decode.top_k
         answers = predict(
-            tuned.fitted, self.test.histories(), self.test.targets, len(self.catalog),
-            self.recipe.decode.top_k, self.recipe.decode.filter_seen,
+            tuned.fitted, self.test.histories(), self.test.targets, len(self.catalog), listed,
+            self.recipe.decode.filter_seen, self.candidates,
         )  # fmt: skip
         kept = answers.positions >= 0
         info = SystemInfo(
@@ -156,6 +171,7 @@ class _Answering:
         if not self.language.is_main_process:
             return None
         ordered, seconds = collected(parts)
+        hyperparameters |= self._demonstrated(system, ordered)
         info = SystemInfo(system, "language_model", True, hyperparameters, round(seconds, 2),
                           self._provenance(system))  # fmt: skip
         predictions = Predictions.of(
@@ -165,6 +181,44 @@ class _Answering:
         )  # fmt: skip
         discard(parts)
         return predictions
+
+    def free(self, system: str) -> Predictions | None:
+        """The candidate that a language model writes; an empty list where it writes none of them.
+
+        None in a process that only helps.
+        """
+        language, parts = self.language, self._parts(system)
+        language.write(system, "test", self.test, parts)
+        if not language.is_main_process:
+            return None
+        said, seconds = collected(parts)
+        answers = [
+            named_candidate(answer["text"], candidates, self.catalog.titles)
+            for answer, candidates in zip(said, self.candidates, strict=True)
+        ]
+        facts = {"valid_answers": float(np.mean([len(a) for a in answers])),
+                 **self._demonstrated(system, said)}  # fmt: skip
+        info = SystemInfo(system, "language_model", False, facts, round(seconds, 2),
+                          self._provenance(system))  # fmt: skip
+        discard(parts)
+        return Predictions.of(
+            info, self.test.user_ids, answers, [np.zeros(len(a), np.float32) for a in answers],
+            np.full(len(self.test), np.nan),
+        )  # fmt: skip
+
+    def _demonstrated(self, system: str, answers: list[Any]) -> dict[str, Any]:
+        """What was shown of similar users; keeps which ones, for `check leakage`."""
+        pools = self.language.prompting("test", self.test).pools
+        if pools is None:
+            return {}
+        shown = [answer.get("shown", []) for answer in answers]
+        write_json(self.folder.shown(system), shown)
+        in_order = [s == list(range(len(s))) for s in shown]
+        return {
+            **shortfalls(pools, self.test, self.language.prompting("test", self.test).shown),
+            "other_users_than_retrieved": 1.0 - float(np.mean(in_order)),
+            "selection_failed": sum(bool(answer.get("failed")) for answer in answers),
+        }
 
     def grounded(self, system: str) -> Predictions | None:
         """A language model's free answers, grounded; None in a process that only helps."""
@@ -176,13 +230,15 @@ class _Answering:
             wanted["valid"] = self.valid
         parts = {split: self._parts(system, split) for split in wanted}
         for split, examples in wanted.items():
-            language.write(system, examples, parts[split])
+            language.write(system, split, examples, parts[split])
         if not language.is_main_process:
             return None
         model, place = language.model_of(system), language.grounded
-        texts = {split: collected(where)[0] for split, where in parts.items()}
+        answers = {split: collected(where)[0] for split, where in parts.items()}
+        texts = {split: [a["text"] for a in said] for split, said in answers.items()}
         said: dict[str, Any] = {
-            "answers_that_are_titles": float(np.mean([place.is_title(t) for t in texts["test"]]))
+            "answers_that_are_titles": float(np.mean([place.is_title(t) for t in texts["test"]])),
+            **self._demonstrated(system, answers["test"]),
         }
         gamma, fusion = 0.0, None
         if settings.fusion is not None:
@@ -270,11 +326,23 @@ class _Answering:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def named_candidate(
+    text: str, candidates: npt.NDArray[np.int32], titles: Sequence[str]
+) -> npt.NDArray[np.int32]:
+    """(1,) the candidate whose title the text is, apart from case, accents and punctuation.
+
+    (0,) where it is none of them, or where it could be more than one.
+    """
+    key = normalised(text)
+    named = [position for position in candidates if normalised(titles[position]) == key]
+    return np.array(named if len(named) == 1 else [], np.int32)
+
+
 def _unused(system: str) -> list[str]:
     """Keys of `decode` that make no difference to a system."""
     if "tuned" not in system:
         return ["beams", "renormalise", "batch_size", "guidance", "grounding"]
-    if system.endswith("_grounded"):
+    if system.endswith(("_grounded", "_free")):
         return ["beams", "renormalise", "batch_size", "guidance"]
     if system.endswith("_guided"):
         return ["batch_size", "grounding"]

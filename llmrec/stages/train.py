@@ -16,22 +16,33 @@ import torch
 from accelerate import DistributedType, PartialState
 from transformers import TrainingArguments
 
+from llmrec.data.candidates import draw_candidates
 from llmrec.data.catalog import Catalog
 from llmrec.data.files import sha256_of, write_json
-from llmrec.data.records import Examples
+from llmrec.data.records import Examples, Interactions
 from llmrec.errors import LlmrecError, RecipeError
 from llmrec.model import checkpoints
 from llmrec.model.forward import require_tree_support
 from llmrec.model.loading import Lora, load_model, with_new_lora
-from llmrec.model.trainer import CHECKPOINT, Objective, TreeTrainer, publish_best, read_log
+from llmrec.model.objectives import Objective
+from llmrec.model.trainer import (
+    CHECKPOINT,
+    Refresh,
+    TreeTrainer,
+    publish_best,
+    read_log,
+)
 from llmrec.recipe import Recipe
 from llmrec.stages import prepare
 from llmrec.stages.answers import Answers, Question, hash_of
 from llmrec.stages.curriculum import curriculum_of
 from llmrec.stages.folder import RunFolder
 from llmrec.stages.language import base_of, encoder_of, processes
+from llmrec.stages.prompting import Prompting, prompting_of
+from llmrec.stages.reselecting import Reselecting
 from llmrec.stages.training_rows import (
     Window,
+    as_examples,
     questions_of,
     row_targets,
     training_rows,
@@ -39,7 +50,7 @@ from llmrec.stages.training_rows import (
     with_answers,
 )
 from llmrec.stages.validation import validation_of
-from llmrec.text.encoding import Ids, PromptEncoder
+from llmrec.text.encoding import Context, Ids, PromptEncoder
 from llmrec.text.rows import with_own_answers
 
 log = logging.getLogger("llmrec")
@@ -53,7 +64,10 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     """
     state = processes()
     encoder, windows = _prepared(recipe, folder)
-    rows = training_rows(recipe, encoder, windows)
+    prompting = None
+    if recipe.demonstrations is not None or recipe.data.candidates is not None:
+        prompting = training_prompting(recipe, folder, encoder, windows)
+    rows = training_rows(recipe, encoder, windows, _contexts(recipe, prompting))
     completions: Sequence[Ids] = encoder.completions
     questions: list[Question] = []
     if recipe.soft is not None:
@@ -77,9 +91,10 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     trainer = TreeTrainer(
         model, _arguments(recipe, folder), rows, objective_of(recipe, encoder, completions),
         validation_of(recipe, folder, encoder), folder.train_log, curriculum,
-        recipe.validation.patience,
+        recipe.validation.patience, _refresh(recipe, folder, windows, prompting),
     )  # fmt: skip
-    if recipe.soft is not None or recipe.validation.metric != "nll":
+    asks = recipe.demonstrations is not None and recipe.demonstrations.selection is not None
+    if recipe.soft is not None or recipe.validation.metric != "nll" or asks:
         _require_whole_weights(trainer.accelerator)
     log.info("train: %d rows of shape %s, %d targets", len(rows), recipe.rows.shape,
              sum(row_targets(row) for row in rows))  # fmt: skip
@@ -100,8 +115,9 @@ def _require_whole_weights(accelerator: Any) -> None:
     )
     if sharded:
         raise RecipeError(
-            "soft and validation.metric hr or ndcg let the live model search while it trains, and "
-            "under FSDP or ZeRO-3 no process holds it whole; launch with ddp or zero2"
+            "soft, demonstrations.selection and validation.metric hr or ndcg ask the live model "
+            "while it trains, and under FSDP or ZeRO-3 no process holds it whole; launch with ddp "
+            "or zero2"
         )
 
 
@@ -110,6 +126,39 @@ def _prepared(recipe: Recipe, folder: RunFolder) -> tuple[PromptEncoder, list[Wi
         prepare.run(recipe, folder)
         encoder = encoder_of(recipe, Catalog.read(folder.items))
     return encoder, training_windows(recipe, Examples.read(folder.examples("train")))
+
+
+def training_prompting(
+    recipe: Recipe, folder: RunFolder, encoder: PromptEncoder, windows: Sequence[Window]
+) -> Prompting:
+    """The windows' prompts with their similar users and candidates.
+
+    A window's candidates are drawn as those of an example are, and what is shown of other users
+    ended before its target was chosen.
+    """
+    train = Examples.read(folder.examples("train"))
+    asked = as_examples(windows, train, Interactions.read(folder.interactions))
+    candidates = None
+    if recipe.data.candidates is not None:
+        candidates = draw_candidates(asked, len(encoder.titles), recipe.data.candidates,
+                                     recipe.seed, purpose=0)  # fmt: skip
+    with processes().main_process_first():
+        return prompting_of(recipe, folder, encoder, "train", asked, candidates)
+
+
+def _contexts(recipe: Recipe, prompting: Prompting | None) -> list[Context] | None:
+    """What rows of one target show beside their history; other shapes show nothing."""
+    if prompting is None or recipe.rows.shape != "single":
+        return None
+    return prompting.contexts(prompting.selected(None))
+
+
+def _refresh(
+    recipe: Recipe, folder: RunFolder, windows: Sequence[Window], prompting: Prompting | None
+) -> Refresh | None:
+    if prompting is None or prompting.selecting is None:
+        return None
+    return Reselecting(recipe, folder, windows, prompting)
 
 
 def answers_of(recipe: Recipe, folder: RunFolder) -> Path:
@@ -211,6 +260,9 @@ def _forget_after(folder: RunFolder, step: int) -> None:
         lines = read_log(folder.train_log)
         kept = [json.dumps(line) + "\n" for line in lines if step and line["step"] <= step]
         folder.train_log.write_text("".join(kept), "utf-8")
+    for selected in folder.selected.glob("*.json"):
+        if not step or int(selected.stem) > step:
+            selected.unlink()
     for best in folder.checkpoints.glob("best-*"):
         if int(best.name.removeprefix("best-")) > step:
             shutil.rmtree(best)
@@ -243,6 +295,8 @@ def _settings(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
         mode="json",
         include={"seed", "model", "prompt", "objective", "rows", "train", "validation"},
     )
+    if recipe.demonstrations is not None:
+        chosen["demonstrations"] = recipe.demonstrations.model_dump(mode="json")
     chosen["data"] = sha256_of(folder.data / "manifest.json")
     if recipe.soft is not None:
         chosen["soft"] = recipe.soft.model_dump(mode="json", exclude={"sft_adapter", "answers"})

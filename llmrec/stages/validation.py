@@ -14,9 +14,16 @@ from llmrec.model.trainer import Validated
 from llmrec.recipe import Recipe
 from llmrec.stages.folder import RunFolder
 from llmrec.stages.grounded import Grounded
-from llmrec.stages.language import gathered, ranked_and_scored, scored_paths, share_of
+from llmrec.stages.language import (
+    gathered,
+    processes,
+    ranked_and_scored,
+    scored_paths,
+    share_of,
+)
 from llmrec.stages.parts import batches
-from llmrec.text.encoding import PromptEncoder
+from llmrec.stages.prompting import prompting_of
+from llmrec.text.encoding import Ids, PromptEncoder
 
 
 def validation_of(
@@ -30,22 +37,33 @@ def validation_of(
     wanted, decode = recipe.validation, recipe.decode
     mine = share_of(len(valid))
     shown = valid.take(mine)
+    with processes().main_process_first():
+        prompting = prompting_of(recipe, folder, encoder, "valid", valid).take(mine)
     # A ranking is as long as the cut-off, whatever the table's will be.
     ranked = decode.model_copy(update={"top_k": wanted.k})
 
+    def prompts_of(model: nn.Module) -> list[Ids]:
+        return prompting.ids(prompting.selected(model))
+
     def likelihoods(model: nn.Module) -> npt.NDArray[np.float64]:
+        if prompting.candidates is not None:
+            return rankings(model)
         values = np.empty((len(mine), 1))
-        for batch, paths in scored_paths(model, encoder, shown, batch_size=decode.batch_size,
+        for batch, paths in scored_paths(model, encoder, shown, prompts=prompts_of(model),
+                                         batch_size=decode.batch_size,
                                          filter_seen=decode.filter_seen):  # fmt: skip
             values[batch, 0] = paths.nll()
         return values
 
     def rankings(model: nn.Module) -> npt.NDArray[np.float64]:
         values = np.empty((len(mine), 3))
-        lengths = [len(encoder.prompt(history).ids) for history in shown.histories()]
-        for batch in batches(lengths, decode.batch_size):
-            asked = shown.take(batch)
-            found, values[batch, 0] = ranked_and_scored(model, encoder, asked, ranked)
+        prompts = prompts_of(model)
+        for batch in batches(list(map(len, prompts)), decode.batch_size):
+            asked, among = shown.take(batch), prompting.candidates
+            found, values[batch, 0] = ranked_and_scored(
+                model, encoder, asked, ranked, prompts=[prompts[i] for i in batch],
+                candidates=None if among is None else among[batch],
+            )  # fmt: skip
             lists = [ranking.positions for ranking in found]
             values[batch, 1] = hit_rate(lists, asked.targets, wanted.k)
             values[batch, 2] = ndcg(lists, asked.targets, wanted.k)
@@ -56,10 +74,10 @@ def validation_of(
     def groundings(model: nn.Module) -> npt.NDArray[np.float64]:
         values = np.empty((len(mine), 3))
         values[:, 0] = likelihoods(model)[:, 0]
-        histories = shown.histories()
+        histories, prompts = shown.histories(), prompts_of(model)
         for batch in batches(list(map(len, histories)), decode.batch_size):
             asked = [histories[i] for i in batch]
-            texts = grounded.written(model, asked)
+            texts = grounded.written(model, asked, [prompts[i] for i in batch])
             lists = [r.positions for r in grounded.rankings(model, texts, asked, wanted.k)]
             values[batch, 1] = hit_rate(lists, shown.targets[batch], wanted.k)
             values[batch, 2] = ndcg(lists, shown.targets[batch], wanted.k)

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from llmrec.model.curriculum import adaptive, linear
+from llmrec.model.objectives import Objective
 from llmrec.model.row_order import FILLER, RowOrder, Rows
-from llmrec.model.trainer import Objective
 from llmrec.text.rows import with_own_answers
 from llmrec.text.tree import Segment, TokenTree
 from llmrec.text.trie import TitleTrie
