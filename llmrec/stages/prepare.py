@@ -29,7 +29,7 @@ from llmrec.data.splits import (
     sliding_window,
     with_train_users,
 )
-from llmrec.errors import DataError
+from llmrec.errors import DataError, LlmrecError
 
 if TYPE_CHECKING:
     from llmrec.recipe import Data, Recipe
@@ -109,6 +109,31 @@ def verified_manifest(data: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         pass
     return None
+
+
+def ordered_log(data: "Data", seed: int, sources: dict[str, Any]) -> tuple[Interactions, Catalog]:
+    """The whole log before it was split, read from its source anew, and its Catalog.
+
+    `data`, `seed` and `sources` are a manifest's. Fetches nothing; raises DataError where the
+    source is gone or has other bytes.
+    """
+    try:
+        path = _source_path(data.source, offline=True)
+        items = None if data.items is None else Path(data.items)
+        layout = recognise(path, data.format, items, _columns(data))
+        found = {name: _fingerprint(file) for name, file in _source_files(layout).items()}
+    except (LlmrecError, OSError) as error:
+        raise DataError(f"data.source {data.source!r}, which this run was prepared from, cannot be "
+                        f"read again ({error}); bring it back.") from None  # fmt: skip
+    changed = [name for name, now in found.items()
+               if now["sha256"] != sources.get(name, {}).get("sha256")]  # fmt: skip
+    if changed or len(found) != len(sources):
+        raise DataError(f"data.source {data.source!r} is not what this run was prepared from: "
+                        f"{', '.join(changed) or 'files'} differ in SHA-256 from the manifest; "
+                        "bring back the source, or run `llmrec prepare` again.")  # fmt: skip
+    raw = read_source(path, data.format, items, _columns(data), data.max_bad_rows)
+    rows, catalog = _catalogued(_filtered(raw, data)[0], raw, data)
+    return order(rows, data.ties, seed), catalog
 
 
 def _same(standing: dict[str, Any], settings: dict[str, Any], sources: dict[str, Any]) -> bool:
