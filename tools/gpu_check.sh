@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A short training run under each accelerate file this machine can use, SOFT's three steps under
-# those that keep the model whole: the validation likelihoods should agree to about two decimals.
+# A short training run under each accelerate file this machine can use; SOFT's three steps, and
+# AdaptRec with the live model selecting users, under those that keep the model whole: the validation likelihoods should agree to about two decimals.
 #   tools/gpu_check.sh            after `make setup`; needs at least one CUDA GPU, uses all it sees
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -26,5 +26,9 @@ for file in $files; do
     echo "== SOFT, $file on $count GPU(s)"
     $bin/accelerate launch --config_file "recipes/accelerate/$file.yaml" --num_processes "$count" \
         -m llmrec train recipes/soft_ml100k.yaml name="soft-$file" output_dir="$out" \
+        train.per_device_train_batch_size=$((8 / count)) train.bf16=true --json
+    echo "== AdaptRec, $file on $count GPU(s)"
+    $bin/accelerate launch --config_file "recipes/accelerate/$file.yaml" --num_processes "$count" \
+        -m llmrec train recipes/adaptrec_ml100k.yaml name="adaptrec-$file" output_dir="$out" \
         train.per_device_train_batch_size=$((8 / count)) train.bf16=true --json
 done

@@ -3,7 +3,7 @@
 Kinds, and what one of M vectors of d dimensions takes in memory:
 
 - flat: every vector is compared, 4 d bytes;
-- ivf_sq8: vectors in lists around 4 sqrt(M) centroids, one byte a dimension: d + 8 bytes;
+- ivf_sq8: vectors in lists around 2 sqrt(M) centroids, one byte a dimension: d + 8 bytes;
 - ivf_pq: the same lists with two bits a dimension, searched first, and one byte a dimension that
   ranks what was found: 1.25 d + 8 bytes, more than ivf_sq8, for a quarter of it read in long lists.
 
@@ -30,7 +30,7 @@ KINDS = ("flat", "ivf_sq8", "ivf_pq")
 LEARNED_FROM = 256  # vectors at least; of fewer every kind is flat
 FLAT_UP_TO = 100_000  # vectors; an exact search of so many takes milliseconds
 SQ8_UP_TO = 5_000_000
-TRAINED_ON = 64  # vectors for each list
+TRAINED_ON = 40  # vectors for each list; faiss asks for 39
 SAMPLED = 256  # vectors whose neighbours are looked up to measure the recall
 RECALL_AT = 10
 REFINED = 10  # times as many as wanted are ranked again in ivf_pq
@@ -114,7 +114,10 @@ class VectorIndex:
             for rows in _groups(before):
                 look(rows)
         else:
-            with ThreadPoolExecutor(faiss.omp_get_max_threads()) as threads:
+            # A worker's own setting, which no other thread sees: one query is not divided further.
+            with ThreadPoolExecutor(
+                faiss.omp_get_max_threads(), initializer=faiss.omp_set_num_threads, initargs=(1,)
+            ) as threads:
                 list(threads.map(look, np.arange(len(queries))[:, None]))
         return ids, scores
 
@@ -192,7 +195,7 @@ class VectorIndex:
 def _trained(vectors: Floats, kind: str, seed: int) -> Any:
     """An empty faiss index of the kind, its centroids and codes learned from a sample."""
     size, dimensions = vectors.shape
-    lists = max(1, min(int(4 * np.sqrt(size)), size // 39))  # faiss warns below 39 a list
+    lists = max(1, min(int(2 * np.sqrt(size)), size // TRAINED_ON))
     codes = {"ivf_sq8": "SQ8", "ivf_pq": f"PQ{_parts(dimensions)}x4fs,Refine(SQ8)"}[kind]
     index = faiss.index_factory(dimensions, f"IVF{lists},{codes}", faiss.METRIC_INNER_PRODUCT)
     faiss.extract_index_ivf(index).cp.seed = seed + 1

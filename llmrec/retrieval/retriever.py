@@ -21,7 +21,7 @@ from llmrec.retrieval.snapshots import NOTHING, Queries, Snapshots
 from llmrec.retrieval.vectors import Floats, unit, window_vectors
 
 NOBODY = -1  # where there are fewer neighbours
-SNAPSHOTS_A_USER = 5  # searched for each user wanted in the coarse stage
+SNAPSHOTS_A_USER = 5  # at most, searched for each user wanted in the coarse stage
 QUERIES = 256  # looked for together
 HELD = 2**22  # snapshots found at a time, all queries together
 DECIMALS = 4  # of a score: windows that are as good tie, whatever float32 made of them
@@ -64,6 +64,8 @@ class Retriever:
         if len(index) != len(snapshots):
             raise ValueError(f"an index of {len(index)} vectors for {len(snapshots)} snapshots")
         self.index = index
+        users = len(np.unique(snapshots.user))
+        self._searched_first = coarse * min(SNAPSHOTS_A_USER, -(-len(snapshots) // max(1, users)))
 
     def retrieve(self, queries: Queries, count: int) -> Neighbours:
         """The `count` (K) most alike users of each query; none for an empty window.
@@ -90,7 +92,7 @@ class Retriever:
         allowed = np.searchsorted(self.snapshots.time, queries.time, side="left")
         vectors = window_vectors(queries.windows, self.item_vectors)
         waiting = np.flatnonzero((queries.windows[:, -1] >= 0) & (allowed > 0))
-        wanted = self.coarse * SNAPSHOTS_A_USER
+        wanted = self._searched_first
         while len(waiting):
             short = []
             for part in _blocks(len(waiting), max(1, HELD // wanted)):

@@ -46,7 +46,8 @@ VERSION = 1
 _PREFERRED_K = 10
 # What tuning brought, alone, under the same guide and grounded; and SOFT over its first step.
 _TUNING = (("tuned", "untuned"), ("tuned_guided", "untuned_guided"),
-           ("tuned_grounded", "untuned_grounded"), ("tuned", "tuned_sft"))  # fmt: skip
+           ("tuned_grounded", "untuned_grounded"), ("tuned_free", "untuned_free"),
+           ("tuned", "tuned_sft"))  # fmt: skip
 
 PerUser = Mapping[str, Mapping[str, Floats]]
 
@@ -131,14 +132,14 @@ def _values(predictions: Predictions, split: TestSplit, ks: Sequence[int]) -> di
     """Metric -> (E,); NaN throughout for a cut-off that no Ranking of the system reaches.
 
     A list of 10 has no HR@20: what stands at 11 to 20 was not asked. A list that holds all that
-    can be recommended is complete at any cut-off.
+    can be recommended is complete at any cut-off, and a first answer is asked of everyone.
     """
     rankings, test = predictions.rankings(), split.examples
     values = at_every_k(rankings, test.targets, ks)
     seen = np.array([len(np.unique(history)) for history in test.histories()])
     lengths = answer_counts(rankings)
     for k in ks:
-        if not (lengths >= np.clip(len(split.catalog) - seen, 1, k)).any():
+        if k > 1 and not (lengths >= np.clip(len(split.catalog) - seen, 1, k)).any():
             for metric in METRICS:
                 values[f"{metric}@{k}"] = np.full(len(test), np.nan)
     return {**values, NLL: predictions.nll}
