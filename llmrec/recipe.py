@@ -350,7 +350,8 @@ class Recipe(Section):
         if self.validation.metric != "nll" and self.validation.answer == "grounding":
             raise ValueError("validation.answer grounding ranks the whole catalog; drop it or "
                              "data.candidates")  # fmt: skip
-        if self.rows.shape != "single" and self.prompt.task == "similar_users":
+        shown = self.prompt.task == "similar_users" or self.prompt.file is not None
+        if self.rows.shape != "single" and shown:
             raise ValueError(
                 "candidates are those of one target; show them with rows.shape single, or take "
                 "prompt.task next_item, which does not show them"

@@ -20,8 +20,9 @@ from llmrec.recipe_keys import allowed, keys_in, meant, purpose, section_of
 
 # Keys that name a file or folder. The first two may be a name of something else instead.
 SOURCE, BASE = ("data", "source"), ("model", "base")
+ENCODER = ("demonstrations", "similarity", "encoder")
 PATHS = (SOURCE, BASE, ("data", "items"), ("model", "adapter"), ("prompt", "file"),
-         ("soft", "sft_adapter"), ("soft", "answers"))  # fmt: skip
+         ("soft", "sft_adapter"), ("soft", "answers"), ENCODER)  # fmt: skip
 MAX_BYTES = 4 * recipe_yaml.MAX_CHARACTERS
 SHOWN = 60
 
@@ -265,27 +266,33 @@ def _real_path(loc: tuple[int | str, ...], tree: Any) -> recipe_yaml.KeyPath:
 
 
 def _get(recipe: Recipe, path: tuple[str, ...]) -> Any:
-    section, key = path
-    held = recipe.model_dump(include={section})[section]
-    return None if held is None else held[key]
+    return _held(recipe.model_dump(include={path[0]}), path)
+
+
+def _held(tree: dict[str, Any], path: tuple[str, ...]) -> Any:
+    """What stands at a path of a tree; None where a section on the way is null."""
+    held: Any = tree
+    for key in path:
+        held = None if held is None else held[key]
+    return held
 
 
 def _with_paths(recipe: Recipe, reading: _Reading, folder: Path) -> Recipe:
     """The recipe with every path in it made absolute."""
     tree = recipe.model_dump(mode="json")
-    for section, key in PATHS:
-        if tree[section] is None or tree[section][key] is None:
+    for place in PATHS:
+        value = _held(tree, place)
+        if value is None:
             continue
-        value = tree[section][key]
-        base = Path() if (section, key) in reading.overridden else folder
+        base = Path() if place in reading.overridden else folder
         path = Path(os.path.abspath(base / Path(value).expanduser()))
-        if (section, key) == SOURCE:
+        if place == SOURCE:
             is_path = path.exists() or "/" in value or os.sep in value
-        elif (section, key) == BASE:
+        elif place in (BASE, ENCODER):
             # A Hub id holds a slash too, so a folder must be there or be spelt as a path.
             is_path = path.is_dir() or value.startswith((".", "~", "/")) or os.path.isabs(value)
         else:
             is_path = True
         if is_path:
-            tree[section][key] = str(path)
+            _held(tree, place[:-1])[place[-1]] = str(path)
     return Recipe.model_validate(tree)

@@ -114,8 +114,9 @@ class TreeTrainer(Trainer):
             found = self.refresh(model, self.state.global_step)
         if found is not None:
             self.train_dataset.rows, facts = found
-            if facts:
-                self._write_log({"step": self.state.global_step, **facts})
+            line = {"step": self.state.global_step, **facts}
+            if facts and line not in self._logged:  # as after an interruption at this very step
+                self._write_log(line)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> RowOrder:
         rows = train_dataset if train_dataset is not None else self.train_dataset

@@ -109,6 +109,6 @@ def settings_of(path: Path) -> dict[str, Any] | None:
         return None
     try:
         said = (pq.read_schema(path).metadata or {}).get(SETTINGS)
-    except (OSError, pa.ArrowException):
+        return None if said is None else dict(json.loads(said))
+    except (OSError, ValueError, pa.ArrowException):
         return None
-    return None if said is None else dict(json.loads(said))

@@ -145,7 +145,8 @@ class _Answering:
         listed = self.recipe.data.candidates or self.recipe.decode.top_k
         answers = predict(
             tuned.fitted, self.test.histories(), self.test.targets, len(self.catalog), listed,
-            self.recipe.decode.filter_seen, self.candidates,
+            # Candidates are items to choose from whether or not one was seen before.
+            self.recipe.decode.filter_seen and self.candidates is None, self.candidates,
         )  # fmt: skip
         kept = answers.positions >= 0
         info = SystemInfo(

@@ -90,7 +90,7 @@ class Recommender:
             raise DataError(f"{len(names)} users for {len(histories)} histories; give one for each")
         positions = [self._positions(name, h) for name, h in zip(names, histories, strict=True)]
         decode = self.recipe.decode
-        prompts = self._prompts(names, positions)
+        prompts = self._prompts(users, positions)
         rankings: dict[int, Any] = {}
         for batch in batches([len(p) for p in prompts], decode.batch_size):
             closed = closed_items([positions[i] for i in batch], decode.filter_seen)
@@ -102,15 +102,19 @@ class Recommender:
             rankings |= dict(zip(batch.tolist(), answers, strict=True))
         return self._table(names, [rankings[i] for i in range(len(names))])
 
-    def _prompts(self, users: Sequence[str], histories: Sequence[np.ndarray]) -> list[Ids]:
-        """The prompts; similar users are those of the whole training data, as of now."""
+    def _prompts(self, users: Sequence[str] | None, histories: Sequence[np.ndarray]) -> list[Ids]:
+        """The prompts; similar users are those of the whole training data, as of now.
+
+        Who has no name cannot be one of them.
+        """
         wanted = self.recipe.demonstrations
         if wanted is None or self.folder is None:
             return Prompting(self.encoder, histories).ids()
         if self._finder is None:
             self._finder = SimilarUsers(self.recipe, self.folder)
         now, none = np.full(len(histories), np.iinfo(np.int64).max), np.zeros(len(histories), bool)
-        asked = Examples(np.array(users, object), offsets_of(histories), concatenated(histories),
+        names = [None] * len(histories) if users is None else users
+        asked = Examples(np.array(names, object), offsets_of(histories), concatenated(histories),
                          np.zeros(len(histories), np.int32), now, none, none)  # fmt: skip
         selecting = Selecting(self.encoder, wanted) if wanted.selection is not None else None
         prompting = Prompting(self.encoder, histories, None, self._finder.find(asked),

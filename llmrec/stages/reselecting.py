@@ -40,17 +40,20 @@ class Reselecting:
     ) -> tuple[Sequence[TokenTree], dict[str, Any]] | None:
         """The rows from `step` on and how much of the selection changed; None: as they were."""
         begun, self._begun = self._begun, True
-        known = self._known(step)
-        if not begun and known is not None:
-            self._shown = known
-            return self._rows(), {}
+        known = None if begun else self._newest(step)
+        if known is not None:
+            self._shown = self._on_file(known)
         if not self._due(step):
-            return None
-        before, self._shown = self._shown, self._selected(model)
-        if processes().is_main_process:
-            write_json(self.folder.selected / f"{step}.json",
-                       [{"shown": s.shown, "ratings": s.ratings, "failed": s.failed}
-                        for s in self._shown])  # fmt: skip
+            return None if known is None else (self._rows(), {})
+        if known == step:  # chosen before an interruption, which may have come before the log
+            earlier = self._newest(step - 1)
+            before = self.prompting.selected(None) if earlier is None else self._on_file(earlier)
+        else:
+            before, self._shown = self._shown, self._selected(model)
+            if processes().is_main_process:
+                write_json(self.folder.selected / f"{step}.json",
+                           [{"shown": s.shown, "ratings": s.ratings, "failed": s.failed}
+                            for s in self._shown])  # fmt: skip
         pairs = list(zip(before, self._shown, strict=True))
         new = [len(set(b.shown) - set(a.shown)) / max(1, len(b.shown)) for a, b in pairs]
         facts = {"selection_changed": float(np.mean([a.shown != b.shown for a, b in pairs])),
@@ -66,13 +69,13 @@ class Reselecting:
         every = wanted.selection.refresh if wanted.selection is not None else 0
         return step == 0 or (every > 0 and step % every == 0)
 
-    def _known(self, step: int) -> list[Selected] | None:
-        """The newest selection on file up to a step."""
+    def _newest(self, step: int) -> int | None:
+        """The step of the newest selection on file up to a step."""
         steps = [int(path.stem) for path in self.folder.selected.glob("*.json")]
-        newest = max((s for s in steps if s <= step), default=None)
-        if newest is None or (newest < step and self._due(step)):
-            return None
-        said = json.loads((self.folder.selected / f"{newest}.json").read_text("utf-8"))
+        return max((s for s in steps if s <= step), default=None)
+
+    def _on_file(self, step: int) -> list[Selected]:
+        said = json.loads((self.folder.selected / f"{step}.json").read_text("utf-8"))
         return [Selected(tuple(s["shown"]), tuple(s["ratings"]), s["failed"]) for s in said]
 
     def _selected(self, model: nn.Module) -> list[Selected]:

@@ -123,7 +123,10 @@ def item_vectors(recipe: Recipe, folder: RunFolder, kind: str) -> npt.NDArray[np
     settings = _vector_settings(recipe, folder, kind)
     path = folder.similar / f"items-{kind}-{_fingerprint(settings)[:16]}.npy"
     if path.is_file():
-        return np.load(path, allow_pickle=False)
+        try:
+            return np.load(path, allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            log.warning("retrieve: making %s anew (%s)", path, error)
     catalog = Catalog.read(folder.items)
     log.info("retrieve: %s of %d items", kind, len(catalog))
     if kind == "factors":

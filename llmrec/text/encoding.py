@@ -170,20 +170,38 @@ class PromptEncoder:
         """The question how alike the user is to each of the `others`, by block `selection`.
 
         Returns the token ids that all of them begin with, and what follows for each; a question is
-        both, one behind the other. Every history shows at most `max_history` titles; none of the
-        `others` is empty.
+        both, one behind the other. None of the `others` is empty. Every history shows its latest
+        titles, at most `max_history` and so many that no question is longer than a prompt may be.
+        Raises RecipeError where not even one title of each fits, or where the words before the
+        other's history depend on it.
         """
-        own = np.asarray(history, np.int32)[-self.max_history :]
-        trunk: Ids = np.zeros(0, np.int32)
-        branches = []
-        for other in others:
-            shown = np.concatenate([own, other[-self.max_history :]]).astype(np.int32)
-            pieces = self._pieces_of("selection", len(own), len(shown) - len(own))
-            first = next(i for i, p in enumerate(pieces) if isinstance(p, int) and p == len(own))
-            ids = [self.title_ids[shown[p]] if isinstance(p, int) else p for p in pieces]
-            trunk = np.concatenate(ids[:first]).astype(np.int32)
-            branches.append(np.concatenate(ids[first:]).astype(np.int32))
-        return trunk, branches
+        room = self.max_tokens - self._longest_completion
+        for titles in range(self.max_history, 0, -1):
+            own = np.asarray(history, np.int32)[-titles:]
+            questions = [self._question(own, other[-titles:]) for other in others]
+            longest = max((len(trunk) + len(rest) for trunk, rest in questions), default=0)
+            if longest <= room:
+                break
+        else:
+            raise RecipeError(
+                f"prompt.max_tokens = {self.max_tokens} leaves {room} tokens for the question how "
+                f"alike two users are, which takes {longest} with one title of each; raise it"
+            )
+        trunks = {trunk.tobytes() for trunk, _ in questions}
+        if len(trunks) > 1:
+            raise RecipeError(f"{self.template.name}: block 'selection' says something of `other` "
+                              "before the titles of `history` are over")  # fmt: skip
+        trunk = questions[0][0] if questions else np.zeros(0, np.int32)
+        return trunk, [rest for _, rest in questions]
+
+    def _question(self, own: Ids, other: Ids) -> tuple[Ids, Ids]:
+        """Token ids before the first title of `other`, and from there on."""
+        shown = np.concatenate([own, other])
+        pieces = self._pieces_of("selection", len(own), len(other))
+        first = next(i for i, p in enumerate(pieces) if isinstance(p, int) and p == len(own))
+        ids = [self.title_ids[shown[p]] if isinstance(p, int) else p for p in pieces]
+        return (np.concatenate(ids[:first]).astype(np.int32),
+                np.concatenate(ids[first:]).astype(np.int32))  # fmt: skip
 
     def require_shared_prefixes(self) -> None:
         """Raise RecipeError unless a shorter history's prompt begins a longer one's.
