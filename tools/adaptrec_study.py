@@ -183,6 +183,8 @@ def order_of(names: Iterable[str]) -> list[str]:
 def cell_of(values: np.ndarray, users: np.ndarray) -> str:
     """Mean and interval over users as text."""
     i = mean_interval(values, users)
+    if not i.n:
+        return "none"
     return f"{i.mean:.3f} [{i.low:.3f}, {i.high:.3f}]"
 
 
@@ -271,15 +273,14 @@ def helped(group: list[Cell], pooled: dict[str, Values], given: argparse.Namespa
 
 def selections(group: list[Cell], given: argparse.Namespace) -> list[str]:
     """How far the model's selection departs from retrieval, and how it rates."""
-    lines = ["| seed | test prompts whose users differ from retrieval's first three (untuned, "
-             "tuned) | ratings of the ten, mean spread within a prompt (training prompts) |",
-             "|---|---|---|"]  # fmt: skip
+    lines = ["| seed | shown users that are not retrieval's first three (untuned, tuned) | ratings "
+             "of the ten (training prompts) |", "|---|---|---|"]  # fmt: skip
     for cell in group:
         _, folder = recipe_of(cell, "selection", given)
         shares = [
-            Predictions.read(folder.predictions(s)).info.hyperparameters[
-                "other_users_than_retrieved"]
-            for s in ("untuned", "tuned")
+            np.mean([len(set(at) - set(range(len(at)))) / max(1, len(at))
+                     for at in json.loads(folder.shown(system).read_text("utf-8"))])
+            for system in ("untuned", "tuned")
         ]  # fmt: skip
         first = json.loads((folder.selected / "0.json").read_text("utf-8"))
         spread = np.mean([np.ptp(one["ratings"]) for one in first if one["ratings"]])

@@ -214,10 +214,10 @@ class _Answering:
             return {}
         shown = [answer.get("shown", []) for answer in answers]
         write_json(self.folder.shown(system), shown)
-        in_order = [s == list(range(len(s))) for s in shown]
+        others = [len(set(s) - set(range(len(s)))) / len(s) for s in shown if s]
         return {
             **shortfalls(pools, self.test, self.language.prompting("test", self.test).shown),
-            "other_users_than_retrieved": 1.0 - float(np.mean(in_order)),
+            "other_users_than_retrieved": float(np.mean(others)) if others else 0.0,
             "selection_failed": sum(bool(answer.get("failed")) for answer in answers),
         }
 
