@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo demo-soft test lint bench clean
+.PHONY: setup demo demo-soft test lint bench bench-similar clean
 
 setup: $(READY)
 
@@ -37,6 +37,10 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/python tools/bench/decode.py --out results/decode.md
 	$(BIN)/python tools/bench/soft.py --out results/soft-bench.md
+
+bench-similar: $(READY)
+	$(BIN)/python tools/bench/candidates.py --users 4 --repeats 3 --out results/candidates-bench.md
+	$(BIN)/python tools/bench/retrieval.py --out results/retrieval-bench.md
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache dist
