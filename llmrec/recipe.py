@@ -121,7 +121,7 @@ class Model(Section):
     lora: Lora | None = Lora()
     """The adapter; null: every weight is trained."""
     adapter: Word | None = None
-    """Folder of an adapter to start from or recommend with."""
+    """Folder of an adapter to recommend with, instead of training one."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
