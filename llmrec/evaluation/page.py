@@ -19,14 +19,11 @@ from llmrec.evaluation.comparison import Comparison, Standing, in_words
 from llmrec.evaluation.intervals import Interval
 from llmrec.evaluation.layout import UNDEFINED, number
 from llmrec.evaluation.table import (
-    ALL,
     LOWER_IS_BETTER,
     NLL,
-    OF_VALID,
-    VALID,
     MetricTable,
+    front_columns,
     group_columns,
-    main_columns,
 )
 
 TEMPLATE = "report.html.jinja"
@@ -105,7 +102,7 @@ def render(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters["number"] = number
-    main = report.table.only([*main_columns(report.k), (OF_VALID, ALL), (VALID, ALL)])
+    main = report.table.only(front_columns(report.k))
     groups = report.table.only(group_columns(report.table, report.k))
     headline, told = verdict(report)
     return environment.get_template(TEMPLATE).render(

@@ -172,6 +172,11 @@ def main_columns(k: int) -> list[tuple[str, str]]:
     return [(metric, ALL) for metric in (NLL, f"HR@{k}", f"NDCG@{k}", f"MRR@{k}")]
 
 
+def front_columns(k: int) -> list[tuple[str, str]]:
+    """The main columns and, where there are candidates, how valid the answers are."""
+    return [*main_columns(k), (OF_VALID, ALL), (VALID, ALL)]
+
+
 def group_columns(table: MetricTable, k: int) -> list[tuple[str, str]]:
     """The same for the groups, where they are neither empty nor everything."""
     examples = {column.group: column.examples for column in table.columns}

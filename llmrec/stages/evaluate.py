@@ -30,7 +30,7 @@ from llmrec.evaluation.table import (
     VALID,
     MetricTable,
     best_of,
-    main_columns,
+    front_columns,
     metric_table,
 )
 from llmrec.stages.evaluation_inputs import TestSplit, read_predictions, read_test_split
@@ -106,7 +106,7 @@ def run(recipe: "Recipe", folder: "RunFolder") -> dict[str, Any]:
     write_json(folder.metrics, as_json(metrics))
     log.info("evaluate: %d systems on %d test examples", len(predictions), len(test))
     return {
-        "table": table.only([*main_columns(k), (OF_VALID, ALL), (VALID, ALL)]).render("text"),
+        "table": table.only(front_columns(k)).render("text"),
         "findings": "\n".join(
             in_words(c, confidence) for c in comparisons if not models or c.system in models
         ),
