@@ -113,7 +113,10 @@ def train(
     ] = False,
     only: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(metavar="STEP", help="One step of SOFT alone: sft, distill or soft."),
+        typer.Option(
+            metavar="STEP",
+            help="One step alone, of SOFT: sft, distill, soft; of a network: base, cpft, ce.",
+        ),
     ] = None,
     sweep: Annotated[
         Optional[str],  # noqa: UP045
@@ -134,6 +137,11 @@ def train(
         terminal.show(reached, as_json)
         return
     settings, folder = open_run(recipe, overrides or [])
+    if dry_run and settings.network is not None:
+        from llmrec.stages import networks
+
+        terminal.show(networks.preview(settings, folder), as_json)
+        return
     from llmrec.stages import pipeline, prompts
     from llmrec.stages import train as stage
 
@@ -210,11 +218,11 @@ def recommend(
         Optional[typer.FileText],  # noqa: UP045
         typer.Option(
             encoding="utf-8",
-            help="JSON lines of histories, a file or - for stdin, instead of the test split. "
-            "A line: a list of item ids or titles, or {user, history}.",
+            help="A file or - for stdin; a line: JSON list of ids or titles, or {user, history}.",
         ),
     ] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Items for each of these histories.")] = 10,
+    coverage: Annotated[Optional[float], typer.Option(help="Sets that hold the next item for this share of these users, not top-k.")] = None,  # noqa: UP045
     as_json: Json = False,
 ) -> None:
     """Recommend for the test split, or for histories of your own (one JSON line per item)."""
@@ -225,7 +233,7 @@ def recommend(
 
     if histories is not None:
         with terminal.stdout_for_data():
-            rows = stage.raw(folder.root, histories, top_k)
+            rows = stage.raw(folder.root, histories, top_k, coverage)
         terminal.show_lines(rows)
         return
     with terminal.stdout_for_data():
@@ -235,14 +243,29 @@ def recommend(
 
 
 @app.command()
-def evaluate(recipe: RecipeName, overrides: Overrides = None, as_json: Json = False) -> None:
+def evaluate(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    calibration: Annotated[
+        bool,
+        typer.Option(
+            "--calibration", help="Also whether probabilities can be trusted, and prediction sets."
+        ),
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Metrics per user, means, intervals and tests. Needs no torch."""
     from llmrec.stages.folder import open_run
 
     settings, folder = open_run(recipe, overrides or [])
+    from llmrec.stages import calibrate
     from llmrec.stages import evaluate as stage
 
+    if calibration:
+        calibrate.asked(settings)
     result = stage.run(settings, folder)
+    if calibration:
+        result["calibration"] = calibrate.run(settings, folder)
     folder.keep(settings)
     terminal.show(result, as_json)
 

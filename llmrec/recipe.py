@@ -5,25 +5,27 @@ Strict: no key beyond these, no value of another kind. Knows nothing of YAML, fi
 """
 
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 
 from llmrec import training_arguments
+from llmrec.recipe_decoding import Decode
 from llmrec.recipe_demonstrations import Demonstrations
-from llmrec.recipe_section import Count, Name, NotNegative, Section, Share, Word
+from llmrec.recipe_evaluation import Evaluate
+from llmrec.recipe_networks import Conformal, Network
+from llmrec.recipe_section import Count, Name, Section, Share, Word
 from llmrec.recipe_training import Lora, Objective, Rows, Soft, Validation
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 Baseline = Literal["popularity", "recent_popularity", "markov", "item_knn", "tgh", "sasrec"]
-# Those whose scores are probabilities of items, so that they can guide a language model.
-GuidingBaseline = Literal["popularity", "recent_popularity", "markov", "item_knn", "sasrec"]
+NetworkSystem = Literal["network", "network_ce", "network_cpft"]
 System = Literal[
-    Baseline, "untuned", "tuned", "tuned_sft", "untuned_guided", "tuned_guided",
+    Baseline, NetworkSystem, "untuned", "tuned", "tuned_sft", "untuned_guided", "tuned_guided",
     "untuned_grounded", "tuned_grounded", "untuned_free", "tuned_free",
 ]  # fmt: skip
-# What a recipe that names none gets. Free text to ground is written far more slowly, and tuned_sft
-# is what SOFT began with.
+# What a recipe that names none gets. Free text to ground is written far more slowly, tuned_sft is
+# what SOFT began with, and the network* are of a section `network`.
 SYSTEMS: tuple[System, ...] = (
     "popularity", "recent_popularity", "markov", "item_knn", "tgh", "sasrec",
     "untuned", "tuned", "untuned_guided", "tuned_guided",
@@ -153,92 +155,6 @@ class Prompt(Section):
     """Longest prompt; the oldest titles are left out to keep to it."""
 
 
-class Guidance(Section):
-    """A baseline's item probabilities mixed into decoding, for the systems named *_guided."""
-
-    baseline: GuidingBaseline | Literal["auto"] | None = "auto"
-    """Which baseline guides; auto: of those among `systems`, the likeliest in validation."""
-    weight: Literal["auto"] | float = "auto"
-    """Share of the language model, 0 to 1; auto: the best of `grid` in validation."""
-    grid: Annotated[list[Share], Field(min_length=1)] = Field(
-        default=[tenth / 10 for tenth in range(11)]
-    )
-    """Weights tried in validation."""
-
-    @field_validator("weight", mode="wrap")
-    @classmethod
-    def _auto_or_share(cls, value: Any, _: Any) -> Any:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if value == "auto" or (number and 0 <= value <= 1):
-            return value
-        raise ValueError("auto, or a number from 0 to 1")
-
-
-class Grounding(Section):
-    """Free text and the items nearest to it in the untuned model's embedding (BIGRec, arXiv
-    2308.08434), for the systems named *_grounded."""
-
-    beams: Count = 4
-    """Beams of a free answer; the best one is grounded."""
-    max_new_tokens: Count = 64
-    """Longest free answer."""
-    fusion: GuidingBaseline | None = None
-    """Baseline whose probabilities are fused with the distances; null: none."""
-    gamma: Literal["auto"] | float = "auto"
-    """Weight of fusion, at least 0; auto: the best of `grid` in validation, by NDCG at top_k."""
-    grid: Annotated[list[NotNegative], Field(min_length=1)] = Field(default=[0, 0.1, 0.3, 1, 3, 10])
-    """Weights tried in validation."""
-
-    @field_validator("gamma", mode="wrap")
-    @classmethod
-    def _auto_or_weight(cls, value: Any, _: Any) -> Any:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if value == "auto" or (number and 0 <= value < float("inf")):
-            return value
-        raise ValueError("auto, or a number from 0")
-
-
-class Decode(Section):
-    """Constrained beam search."""
-
-    beams: Count = 10
-    """Beams of a user."""
-    top_k: Count = 10
-    """Recommendations of a user."""
-    renormalise: bool = True
-    """Probabilities over the tokens that continue a title, not all tokens."""
-    filter_seen: bool = True
-    """Leave out the items of the user's history."""
-    batch_size: Count = 8
-    """Users decoded at a time; changes speed alone."""
-    guidance: Guidance = Guidance()
-    """Guidance by a baseline."""
-    grounding: Grounding = Grounding()
-    """Free text, grounded."""
-
-    @model_validator(mode="after")
-    def _enough_beams(self) -> Self:
-        if self.top_k > self.beams:
-            raise ValueError(
-                f"{self.beams} beams give at most {self.beams} items, top_k asks for {self.top_k}; "
-                "raise beams or lower top_k"
-            )
-        return self
-
-
-class Evaluate(Section):
-    """Metrics and their intervals."""
-
-    k: Annotated[list[Count], Field(min_length=1)] = Field(default=[1, 5, 10])
-    """Cut-offs of the ranking metrics."""
-    samples: Annotated[int, Field(ge=100)] = 2000
-    """Bootstrap samples."""
-    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
-    """Coverage of the intervals."""
-    seed: Annotated[int, Field(ge=0)] = 0
-    """Seed of the bootstrap."""
-
-
 class Recipe(Section):
     """One experiment."""
 
@@ -264,6 +180,10 @@ class Recipe(Section):
     """Names of transformers.TrainingArguments."""
     soft: Soft | None = None
     """Self-distillation and its curriculum; null: plain fine-tuning."""
+    network: Network | None = None
+    """A sequential network, trained instead of a language model; null: none."""
+    conformal: Conformal | None = None
+    """Fine-tuning with conformal prediction; null: without."""
     validation: Validation = Validation()
     """Which weights are kept."""
     decode: Decode = Decode()
@@ -308,6 +228,47 @@ class Recipe(Section):
                 "objective msl knows titles of the catalog alone and soft.distill.decode free "
                 "gives other text too; set decode: constrained or objective sft"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _networked(self) -> Self:
+        asked = [system for system in self.systems if system.startswith("network")]
+        if self.network is None:
+            if asked:
+                raise ValueError(f"system {asked[0]} is of a network; it needs section network")
+            return self
+        if "network_cpft" in asked and self.conformal is None:
+            raise ValueError("system network_cpft is fine-tuned with conformal prediction; it "
+                             "needs section conformal")  # fmt: skip
+        if "network_ce" in asked and "network_cpft" not in asked:
+            raise ValueError("system network_ce is trained for as many steps as network_cpft, "
+                             "which is not among the systems")  # fmt: skip
+        other = [system for system in self.systems if system.startswith("tuned")]
+        if other:
+            raise ValueError(f"a recipe with section network trains no language model; drop "
+                             f"system {other[0]} or the section")  # fmt: skip
+        if self.data.candidates is not None:
+            raise ValueError("a network ranks the whole catalog; drop data.candidates or network")
+        return self
+
+    @model_validator(mode="after")
+    def _conformal_language_model(self) -> Self:
+        if self.conformal is None or self.network is not None:
+            return self
+        if self.rows.shape != "single":
+            raise ValueError("conformal compares the candidates of one target; it needs "
+                             "rows.shape single")  # fmt: skip
+        if self.soft is not None or self.demonstrations is not None:
+            raise ValueError("conformal cannot be combined with soft or demonstrations")
+        if self.data.candidates is not None:
+            raise ValueError("conformal draws its own candidates; drop data.candidates")
+        return self
+
+    @model_validator(mode="after")
+    def _calibrated(self) -> Self:
+        if self.evaluate.calibration is not None and self.data.candidates is not None:
+            raise ValueError("calibration is of answers from the whole catalog; drop "
+                             "evaluate.calibration or data.candidates")  # fmt: skip
         return self
 
     @model_validator(mode="after")

@@ -18,9 +18,9 @@ ROOMS = {
     "stages": {"data", "evaluation", "text", "baselines", "model", "decoding", "retrieval"},
 }
 BELOW_STAGES = [room for room in ROOMS if room != "stages"]
-TOP = {"recipe", "recipe_section", "recipe_training", "recipe_demonstrations", "recipe_keys",
-       "recipe_loading", "recipe_yaml", "training_arguments", "shipped", "terminal",
-       "cli"}  # fmt: skip
+TOP = {"recipe", "recipe_section", "recipe_training", "recipe_demonstrations", "recipe_decoding",
+       "recipe_evaluation", "recipe_networks", "recipe_keys", "recipe_loading", "recipe_yaml",
+       "training_arguments", "shipped", "terminal", "cli"}  # fmt: skip
 NO_TORCH = {"data", "evaluation", "retrieval"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -7,7 +7,7 @@ The same numbers give the same bytes. Knows no files; matplotlib is imported whe
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llmrec.errors import LlmrecError
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # Stands for the page's own colour until the SVG is written; no curve uses it.
-_PLACEHOLDER = "#010203"
+PLACEHOLDER = "#010203"
 _CURVE = "#4c78d8"
 # Colour, dashes, marker: told apart by any one of the three.
-_STYLES = (
+STYLES = (
     (_CURVE, "-", "o"),
     ("#d0632a", "--", "s"),
     ("#26936b", ":", "^"),
@@ -38,7 +38,7 @@ def loss_curve(lines: Sequence[Mapping[str, Any]]) -> str | None:
         axes.plot(*zip(*points, strict=True), color=_CURVE, linewidth=1.6, marker=_marker(points))
         axes.set_ylabel("training loss, nats")
 
-    return _svg("loss", draw)
+    return svg("loss", draw)
 
 
 def validation_curve(lines: Sequence[Mapping[str, Any]], uniform_nll: float) -> str | None:
@@ -55,13 +55,13 @@ def validation_curve(lines: Sequence[Mapping[str, Any]], uniform_nll: float) -> 
                               [p["high"] for p in banded], color=_CURVE, alpha=0.2,
                               linewidth=0)  # fmt: skip
         axes.plot(steps, values, color=_CURVE, linewidth=1.6, marker=_marker(points))
-        axes.axhline(uniform_nll, color=_PLACEHOLDER, linestyle="--", linewidth=0.9, alpha=0.6)
+        axes.axhline(uniform_nll, color=PLACEHOLDER, linestyle="--", linewidth=0.9, alpha=0.6)
         axes.annotate("uniform guess", (1.0, uniform_nll), xycoords=("axes fraction", "data"),
                       xytext=(0, 3), textcoords="offset points", ha="right", fontsize=8,
-                      color=_PLACEHOLDER)  # fmt: skip
+                      color=PLACEHOLDER)  # fmt: skip
         axes.set_ylabel("validation NLL, nats")
 
-    return _svg("validation", draw)
+    return svg("validation", draw)
 
 
 def curriculum_curve(lines: Sequence[Mapping[str, Any]]) -> str | None:
@@ -89,7 +89,7 @@ def curriculum_curve(lines: Sequence[Mapping[str, Any]]) -> str | None:
         axes.set_ylim(0.0, 1.0 if highest <= 1 else 1.04 * highest)
         axes.set_ylabel("share")
 
-    return _svg("curriculum", draw, _EPOCH)
+    return svg("curriculum", draw, _EPOCH)
 
 
 def branch_losses_curve(lines: Sequence[Mapping[str, Any]]) -> str | None:
@@ -110,7 +110,7 @@ def branch_losses_curve(lines: Sequence[Mapping[str, Any]]) -> str | None:
         _draw_series(axes, [line["epoch"] for line in ended], series)
         axes.set_ylabel("mean loss, nats")
 
-    return _svg("branch losses", draw, _EPOCH)
+    return svg("branch losses", draw, _EPOCH)
 
 
 def _by_epoch(lines: Sequence[Mapping[str, Any]], key: str) -> list[Mapping[str, Any]]:
@@ -133,13 +133,13 @@ def _draw_series(
     for place, (name, values) in enumerate(series.items()):
         if all(map(math.isnan, values)):
             continue
-        colour, dashes, marker = _STYLES[place]
+        colour, dashes, marker = STYLES[place]
         # The first on top: of two equal values, the corners of the second's marker still show.
         axes.plot(epochs, values, color=colour, linestyle=dashes, linewidth=1.6, marker=marker,
                   markersize=5.5, clip_on=False, zorder=9 - place, label=name)  # fmt: skip
     axes.locator_params(axis="x", integer=True, min_n_ticks=1)
-    axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=len(_STYLES), frameon=False,
-                fontsize=8, labelcolor=_PLACEHOLDER, borderpad=0.0, borderaxespad=0.8,
+    axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=len(STYLES), frameon=False,
+                fontsize=8, labelcolor=PLACEHOLDER, borderpad=0.0, borderaxespad=0.8,
                 handlelength=2.4, handletextpad=0.5, columnspacing=1.2)  # fmt: skip
 
 
@@ -147,13 +147,17 @@ def _marker(points: Sequence[Any]) -> str:
     return "o" if len(points) <= 12 else ""
 
 
-def _svg(name: str, draw: Any, across: str = "step") -> str:
+def svg(name: str, draw: "Callable[[Axes], None]", across: str = "step") -> str:
+    """What `draw` draws, as SVG text to stand in a page; `across` is said below the drawing.
+
+    Raises LlmrecError without matplotlib.
+    """
     try:
         import matplotlib
         from matplotlib.figure import Figure
     except ImportError:
         raise LlmrecError(
-            "the report's training curve needs matplotlib, which is not installed; install it "
+            "the report's drawings need matplotlib, which is not installed; install it "
             "with the extra `report`: pip install 'llmrec[report]'"
         ) from None
     # The salt makes ids repeatable, and different in the drawings of one page.
@@ -163,11 +167,11 @@ def _svg(name: str, draw: Any, across: str = "step") -> str:
         draw(axes)
         axes.set_xlabel(across)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", color=_PLACEHOLDER, alpha=0.12, linewidth=0.8)
-        axes.spines[["left", "bottom"]].set_color(_PLACEHOLDER)
-        axes.tick_params(colors=_PLACEHOLDER)
+        axes.grid(axis="y", color=PLACEHOLDER, alpha=0.12, linewidth=0.8)
+        axes.spines[["left", "bottom"]].set_color(PLACEHOLDER)
+        axes.tick_params(colors=PLACEHOLDER)
         for label in (axes.xaxis.label, axes.yaxis.label):
-            label.set_color(_PLACEHOLDER)
+            label.set_color(PLACEHOLDER)
         stream = io.StringIO()
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
     return _inline(stream.getvalue(), name)
@@ -186,4 +190,4 @@ def _inline(svg: str, name: str) -> str:
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     svg = svg.replace("<svg ", f'<svg role="img" aria-label="{name} curve" ', 1)
-    return svg.replace(_PLACEHOLDER, "currentColor").strip()
+    return svg.replace(PLACEHOLDER, "currentColor").strip()

@@ -62,10 +62,33 @@ class SystemFacts:
     """What the page says of a system besides its metrics."""
 
     system: str
-    is_language_model: bool
+    is_model: bool
     beyond: BeyondAccuracy
     hyperparameters: Mapping[str, Any]
     seconds: float
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table of text: the header's cells, and those of each row."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Trust:
+    """What was measured of the systems' probabilities and prediction sets; ECE also of the first k.
+
+    `curves` are (caption, SVG text made by `llmrec.evaluation.calibration_curves`).
+    """
+
+    k: int
+    figures: Sheet
+    coverage: Sheet
+    groups: Sheet
+    curves: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,7 +96,8 @@ class Report:
     """Everything on the page. `k` is the main cut-off, `best_baseline` metric -> system.
 
     `curves` are (caption, SVG text made by `llmrec.evaluation.curve`); `facts` of the run are
-    (name, value) lines; `recipe` is the resolved recipe as YAML.
+    (name, value) lines; `recipe` is the resolved recipe as YAML; `trust` is None where
+    calibration was not asked.
     """
 
     name: str
@@ -90,6 +114,7 @@ class Report:
     visitors: tuple[Visitor, ...]
     facts: tuple[tuple[str, str], ...]
     recipe: str
+    trust: Trust | None = None
 
 
 def render(report: Report) -> str:
@@ -114,9 +139,10 @@ def render(report: Report) -> str:
         main=main,
         groups=groups,
         standings=_standings(report),
-        language_models={s.system for s in report.systems if s.is_language_model},
+        models={s.system for s in report.systems if s.is_model},
         forests=[f for f in (_forest(report, m) for m in report.best_baseline) if f],
-        curves=[(caption, Markup(svg)) for caption, svg in report.curves],  # noqa: S704  our own
+        curves=_drawn(report.curves),
+        trust_curves=_drawn(report.trust.curves) if report.trust else [],
         settings=[(s.system, json.dumps(s.hyperparameters, ensure_ascii=False), s.seconds)
                   for s in report.systems],
         finite=math.isfinite,
@@ -126,12 +152,17 @@ def render(report: Report) -> str:
     )  # fmt: skip
 
 
+def _drawn(curves: Sequence[tuple[str, str]]) -> list[tuple[str, Markup]]:
+    """Captions, to be escaped, and drawings, which are not."""
+    return [(caption, Markup(svg)) for caption, svg in curves]  # noqa: S704  our own drawings
+
+
 def verdict(report: Report) -> tuple[str, list[tuple[str, list[tuple[Standing, str]]]]]:
     """One sentence, then for each metric a heading and (standing, sentence) lines.
 
-    Rows below the best baseline are told like those above it; language models come first.
+    Rows below the best baseline are told like those above it; models come first.
     """
-    models = {s.system for s in report.systems if s.is_language_model}
+    models = {s.system for s in report.systems if s.is_model}
     told = []
     for metric in dict.fromkeys(c.metric for c in report.comparisons):
         own = [c for c in report.comparisons if c.metric == metric]
@@ -158,7 +189,7 @@ def _headline(report: Report, models: set[str]) -> str:
     ]
     against = [c for c in against if c.system in models]  # fmt: skip
     if metric is None or not against:
-        return "No language model could be compared with a baseline here."
+        return "No model could be compared with a baseline here."
     best = report.best_baseline[metric]
     phrases = {
         "above": f"stands above the best baseline, {best}",

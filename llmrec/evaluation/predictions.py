@@ -5,9 +5,9 @@ One row an example, in the order of the test split. Knows no metrics and no plac
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ from llmrec.errors import DataError
 ITEMS, SCORES, NLL = "items", "scores", "nll"
 METADATA_KEY = b"llmrec"
 
-Kind = Literal["baseline", "language_model"]
+Kind = Literal["baseline", "network", "language_model"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,10 @@ class Predictions:
     def rankings(self) -> list[Ints]:
         """All Rankings, as views."""
         return [self.ranking(i) for i in range(len(self))]
+
+    def of_provenance(self, provenance: Mapping[str, Any]) -> "Predictions":
+        """The same answers, said to rest on something else or more."""
+        return replace(self, info=replace(self.info, provenance=provenance))
 
     @staticmethod
     def of(
@@ -123,8 +127,8 @@ def _info(path: Path, described: bytes) -> SystemInfo:
     try:
         said = json.loads(described)
         kind = said["kind"]
-        if kind not in ("baseline", "language_model"):
-            raise ValueError(f"kind {kind!r} is neither baseline nor language_model")
+        if kind not in get_args(Kind):
+            raise ValueError(f"kind {kind!r} is none of {', '.join(get_args(Kind))}")
         seconds = said.get("seconds")
         return SystemInfo(
             str(said["system"]), kind, bool(said["distribution"]),

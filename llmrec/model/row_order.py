@@ -14,8 +14,8 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from llmrec.text.tree import FlatTree, TokenTree
 
 FILLER = -1
-KINDS = 2  # real targets, a model's own answers
 Weights = tuple[float, ...]
+EVEN: Weights = (1.0, 1.0)  # real targets, a model's own answers
 
 
 class Rows(Dataset):
@@ -50,19 +50,41 @@ class RowOrder(Sampler):
     equally many batches; accelerate would repeat rows for that, and count them.
     """
 
-    def __init__(self, lengths: Sequence[int], group: int, size: int, seed: int) -> None:
+    def __init__(
+        self, lengths: Sequence[int], group: int, size: int, seed: int, weights: Weights = EVEN
+    ) -> None:
         self.lengths, self.group, self.seed = list(lengths), group, seed
         self.fillers = -len(self.lengths) % size
-        self.epoch, self.weights = 0, (1.0,) * KINDS
+        self.epoch, self.weights = 0, weights
 
     def __len__(self) -> int:
         return len(self.lengths) + self.fillers
 
     def __iter__(self) -> Iterator[tuple[int, Weights]]:
         weights = self.weights
-        seed = int(np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)[0])
-        generator = torch.Generator().manual_seed(seed)
-        for index in LengthGroupedSampler(self.group, lengths=self.lengths, generator=generator):
+        for index in self.numbers(self.epoch):
             yield index, weights
         for _ in range(self.fillers):
             yield FILLER, weights
+
+    def numbers(self, epoch: int) -> Iterator[int]:
+        """The row numbers of an epoch in their order, without fillers."""
+        seed = int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0])
+        generator = torch.Generator().manual_seed(seed)
+        yield from LengthGroupedSampler(self.group, lengths=self.lengths, generator=generator)
+
+    def coming(self, step: int, steps: int) -> list[int]:
+        """The numbers of the rows that `steps` optimiser steps read from `step` on, each once.
+
+        Steps are counted from 0 over all epochs; each has `group` rows, an epoch's last one fewer.
+        """
+        in_epoch = -(-len(self) // self.group)
+        found: dict[int, None] = {}
+        orders: dict[int, list[int]] = {}
+        for number in range(step, step + steps):
+            epoch, place = divmod(number, in_epoch)
+            if epoch not in orders:
+                orders[epoch] = list(self.numbers(epoch))
+            rows = orders[epoch][place * self.group : (place + 1) * self.group]
+            found |= dict.fromkeys(rows)
+        return list(found)

@@ -25,6 +25,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from llmrec.errors import LlmrecError, RecipeError
 from llmrec.model import checkpoints
+from llmrec.model.candidate_objective import CandidateObjective
 from llmrec.model.curriculum import Mixture
 from llmrec.model.objectives import Objective
 from llmrec.model.row_order import FILLER, RowOrder, Rows, Weights
@@ -35,8 +36,9 @@ KINDS = ("real", "self")  # what the kinds of targets are called in the log
 PROGRESS_SECONDS = 30.0
 logger = logging.getLogger("llmrec")
 
-
-Refresh = Callable[[torch.nn.Module, int], tuple[Sequence[TokenTree], dict[str, Any]] | None]
+Coming = Callable[[int], list[int]]
+Refreshed = tuple[Sequence[TokenTree], dict[str, Any]] | None
+Refresh = Callable[[torch.nn.Module, int, Coming], Refreshed]
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,9 @@ class TreeTrainer(Trainer):
     validation and epoch. `curriculum(model, epoch, epochs)`, called before each epoch with the live
     model, says what the kinds of targets weigh in it; without one every target weighs 1.
     `patience`: training stops after so many validations in a row that were no better.
-    `refresh(model, step)`, called before each optimiser step with the live model, may give other
-    trees for all rows, and what it has to say for the log.
+    `refresh(model, step, coming)`, called before each optimiser step with the live model, may give
+    other trees for all rows, and what it has to say for the log; `coming(n)` are the numbers of the
+    rows that the next n steps read. With a CandidateObjective each step is read twice.
     """
 
     def __init__(
@@ -85,6 +88,7 @@ class TreeTrainer(Trainer):
         self.targets_seen, self._validated_at, self._resumed_at = 0.0, -1, -1
         self._logged = read_log(log_path)
         self._scores = [tuple(x["score"]) for x in self._logged if "score" in x]
+        self._parts: list[dict[str, float]] = []  # of the losses since the last log line
         self._loss_sums = torch.zeros(2, len(KINDS), dtype=torch.float64)  # losses; targets
         super().__init__(
             model=model, args=args, train_dataset=Rows(rows), eval_dataset=Rows([]),
@@ -100,18 +104,28 @@ class TreeTrainer(Trainer):
     def _batch(self, fetched: dict[str, Any]) -> dict[str, Any]:
         """The rows of a fetched batch, as they are now, as tensors."""
         numbers, of_kind = fetched["row_numbers"].cpu(), fetched["of_kind"][0].cpu()
-        weights = tuple(of_kind.tolist())
+        # Candidates weigh what the whole step's loss says, so none is left out.
+        weights = () if self._has_candidates else tuple(of_kind.tolist())
         rows = [self.train_dataset.flat(number, weights) for number in numbers.tolist()]
         batch = self.objective.prepare(rows)
         counts = torch.tensor([row.branch_count for row in rows])
         counted = (numbers != FILLER).float().repeat_interleave(counts)
-        return {**batch, "weights": of_kind[batch["kinds"]] * counted, "row_numbers": numbers}
+        told = of_kind[batch["kinds"]] * counted
+        return {**batch, "weights": told, "counted": told > 0, "row_numbers": numbers}
+
+    @property
+    def _has_candidates(self) -> bool:
+        return isinstance(self.objective, CandidateObjective)
+
+    def _coming(self, steps: int) -> list[int]:
+        step = self.state.global_step
+        return self._order.coming(step, min(steps, self.state.max_steps - step))
 
     def _refresh_rows(self) -> None:
         if self.refresh is None:
             return
         with self._measuring() as model:
-            found = self.refresh(model, self.state.global_step)
+            found = self.refresh(model, self.state.global_step, self._coming)
         if found is not None:
             self.train_dataset.rows, facts = found
             line = {"step": self.state.global_step, **facts}
@@ -125,6 +139,7 @@ class TreeTrainer(Trainer):
         self._order = RowOrder(
             [len(row) for row in rows.rows], together * self.args.gradient_accumulation_steps,
             together if self.args.world_size > 1 else 1, self.args.seed,
+            self.objective.kind_weights,
         )  # fmt: skip
         return self._order
 
@@ -137,6 +152,11 @@ class TreeTrainer(Trainer):
         if self.args.world_size > 1:
             targets = self.accelerator.gather(targets).sum()
         self.targets_seen += float(targets)
+        if self._has_candidates:
+            with self._measuring() as model, self.compute_loss_context_manager():
+                values = [self.objective.branch_log_probabilities(model, self._prepare_inputs(b))
+                          for b in batches]  # fmt: skip
+            self._parts.append(self.objective.weigh(batches, values, self.accelerator))
         return batches, targets
 
     def compute_loss(
@@ -149,9 +169,12 @@ class TreeTrainer(Trainer):
         """Minus the batch's weighted log-probabilities over the summed weights of the step."""
         values = self.objective.branch_log_probabilities(model, inputs)
         loss = -(values * inputs["weights"]).sum() / num_items_in_batch
-        counted = (inputs["weights"] > 0).double()
-        sums = torch.stack([-values.detach().double() * counted, counted]).cpu()
-        self._loss_sums.index_add_(1, inputs["kinds"].cpu(), sums)
+        if "offset" in inputs:
+            loss = loss + inputs["offset"]
+        counted = inputs["counted"]
+        losses = -values.detach().double()[counted]
+        sums = torch.stack([losses, torch.ones_like(losses)]).cpu()
+        self._loss_sums.index_add_(1, inputs["kinds"][counted].cpu(), sums)
         if not torch.isfinite(loss):
             worst = inputs["row_numbers"].tolist()
             raise LlmrecError(
@@ -240,8 +263,11 @@ class TreeTrainer(Trainer):
         super().log(logs, *args, **kwargs)
         if "loss" in logs:
             now = time.monotonic()
+            parts, self._parts = self._parts, []
+            means = {name: sum(p[name] for p in parts) / len(parts)
+                     for name in (parts[0] if parts else ())}  # fmt: skip
             self._write_log({
-                "step": self.state.global_step, "loss": logs["loss"],
+                "step": self.state.global_step, "loss": logs["loss"], **means,
                 "grad_norm": logs.get("grad_norm"), "targets": round(self.targets_seen),
                 "seconds": round(now - self.started, 1),
             })  # fmt: skip

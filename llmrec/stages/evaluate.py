@@ -44,10 +44,12 @@ log = logging.getLogger("llmrec")
 SYSTEM, EXAMPLE, TARGET_ITEM_ID = "system", "example", "target_item_id"
 VERSION = 1
 _PREFERRED_K = 10
-# What tuning brought, alone, under the same guide and grounded; and SOFT over its first step.
+# What tuning brought, alone, under the same guide and grounded; SOFT over its first step; a network
+# fine-tuned with conformal prediction over itself, and over as much fine-tuning without.
 _TUNING = (("tuned", "untuned"), ("tuned_guided", "untuned_guided"),
            ("tuned_grounded", "untuned_grounded"), ("tuned_free", "untuned_free"),
-           ("tuned", "tuned_sft"))  # fmt: skip
+           ("tuned", "tuned_sft"), ("network_ce", "network"), ("network_cpft", "network"),
+           ("network_cpft", "network_ce"))  # fmt: skip
 
 PerUser = Mapping[str, Mapping[str, Floats]]
 
@@ -87,7 +89,7 @@ def run(recipe: "Recipe", folder: "RunFolder") -> dict[str, Any]:
             clusters, samples=samples, confidence=confidence, seed=seed,
         )
     ]  # fmt: skip
-    models = {p.info.system for p in predictions if p.info.kind == "language_model"}
+    models = {p.info.system for p in predictions if p.info.kind != "baseline"}
     _write_per_user(folder, per_user, split)
     metrics = {
         "version": VERSION,

@@ -108,6 +108,29 @@ class RunFolder:
         """What the fine-tuned model answered to the training prompts."""
         return self.root / "distilled"
 
+    def network(self, step: str) -> Path:
+        """The network as the step `base`, `ce` or `cpft` left it."""
+        return self.root / "network" / step
+
+    @property
+    def candidate_sets(self) -> Path:
+        """The candidates that the live model gave for the training rows, by step."""
+        return self.root / self.part / "candidate_sets"
+
+    def lists(self, system: str, split: str) -> Path:
+        """The likeliest items of a system for each example of `valid` or `test`, to calibrate."""
+        return self.root / "calibration" / f"{system}-{split}.parquet"
+
+    @property
+    def set_scores(self) -> Path:
+        """What the thresholds of prediction sets are found from, for each system."""
+        return self.root / "calibration" / "scores.parquet"
+
+    @property
+    def calibration(self) -> Path:
+        """Reliability, coverage and set sizes of each system."""
+        return self.root / "calibration.json"
+
     def predictions(self, system: str) -> Path:
         """What one system recommends for each test example."""
         return self.root / "predictions" / f"{system}.parquet"

@@ -24,7 +24,8 @@ from llmrec.decoding.open_items import OpenItems
 from llmrec.decoding.shared_prompt import SharedPrompt
 from llmrec.errors import LlmrecError
 from llmrec.model.loading import BaseModel, load_tokenizer
-from llmrec.recipe import Decode, Recipe
+from llmrec.recipe import Recipe
+from llmrec.recipe_decoding import Decode
 from llmrec.stages.fetch import model_path
 from llmrec.stages.folder import RunFolder
 from llmrec.stages.parts import batches

@@ -51,17 +51,18 @@ class LanguageSystems:
     def answer(
         self,
         system: str,
-        test: Examples,
+        split: str,
+        examples: Examples,
         parts: Path,
         weight: float,
         probabilities: npt.NDArray[np.float64] | None,
     ) -> None:
-        """Rank items and score targets for every example; one file a batch under `parts`.
+        """Rank items and score targets for a split's examples; one file a batch under `parts`.
 
         Batches whose file stands are not done again. Returns when all processes are done.
         """
         decode, encoder = self.recipe.decode, self.encoder
-        prompting = self.prompting("test", test)
+        prompting = self.prompting(split, examples)
 
         def begin() -> Callable[[Batch], list[Any]]:
             model = self.model_of(system)
@@ -72,7 +73,7 @@ class LanguageSystems:
                 with self._as(system, model):
                     selected = asked.selected(model)
                     rankings, nll = ranked_and_scored(
-                        model, encoder, test.take(batch), decode, prompts=asked.ids(selected),
+                        model, encoder, examples.take(batch), decode, prompts=asked.ids(selected),
                         candidates=asked.candidates, weight=weight, probabilities=q,
                     )  # fmt: skip
                 return [

@@ -17,7 +17,7 @@ from llmrec.decoding.free import free_beam_search
 from llmrec.decoding.open_items import OpenItems
 from llmrec.decoding.shared_prompt import SharedPrompt
 from llmrec.model.states import text_states
-from llmrec.recipe import Decode
+from llmrec.recipe_decoding import Decode
 from llmrec.recipe_training import Distill
 from llmrec.text.encoding import Ids, PromptEncoder
 

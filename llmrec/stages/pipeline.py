@@ -20,11 +20,17 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     # Imported late: `train` and `recommend` bring torch.
     from llmrec.stages import evaluate, prepare, recommend, report
 
-    needs_training = any(system.startswith("tuned") for system in recipe.systems)
+    trained = ("tuned", "network")
+    needs_training = any(system.startswith(trained) for system in recipe.systems)
     stages = [("prepare", prepare.run)]
     if needs_training and recipe.model.adapter is None:
         stages.append(("train", train))
-    stages += [("recommend", recommend.run), ("evaluate", evaluate.run), ("report", report.run)]
+    stages += [("recommend", recommend.run), ("evaluate", evaluate.run)]
+    if recipe.evaluate.calibration is not None:
+        from llmrec.stages import calibrate
+
+        stages.append(("calibrate", calibrate.run))
+    stages.append(("report", report.run))
     seconds: dict[str, float] = {}
     result: dict[str, Any] = {}
     for name, stage in stages:
@@ -38,17 +44,23 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
 
 
 def train(recipe: Recipe, folder: RunFolder, only: str | None = None) -> dict[str, Any]:
-    """Train as the recipe says: at once, or by the steps of SOFT where it has a section `soft`.
+    """Train as the recipe says: at once, or by steps where it has a section `soft` or `network`.
 
-    These are sft (an adapter under `sft/`), distill (its answers under `distilled/`) and soft (the
-    run's adapter). `only`: that step alone.
+    Those of SOFT are sft (an adapter under `sft/`), distill (its answers under `distilled/`) and
+    soft (the run's adapter); those of a network are told in `networks`. `only`: that step alone.
     """
+    if recipe.network is not None:
+        from llmrec.stages import networks
+
+        return networks.train(recipe, folder, only)
     from llmrec.stages import distill
     from llmrec.stages import train as training
 
     if recipe.soft is None:
         if only is not None:
-            raise RecipeError(f"--only {only}: training has steps only with a section `soft`")
+            raise RecipeError(
+                f"--only {only}: training has steps only with a section `soft` or `network`"
+            )
         return training.run(recipe, folder)
     steps: dict[str, Callable[[], dict[str, Any]]] = {
         "sft": lambda: training.run(recipe.model_copy(update={"soft": None}), folder.sft),

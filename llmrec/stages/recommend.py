@@ -14,12 +14,12 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from llmrec.baselines.ranking import chunks, predict
+from llmrec.baselines.ranking import Scorer, chunks, predict
 from llmrec.baselines.tuning import Tuned, choose
 from llmrec.data.candidates import read_candidates
 from llmrec.data.catalog import Catalog
@@ -28,22 +28,24 @@ from llmrec.data.records import Examples, Interactions
 from llmrec.decoding.grounding import normalised
 from llmrec.errors import LlmrecError
 from llmrec.evaluation.predictions import Predictions, SystemInfo
-from llmrec.recipe import Recipe
+from llmrec.recipe import NetworkSystem, Recipe
 from llmrec.stages import prepare
 from llmrec.stages.folder import RunFolder
+from llmrec.stages.lists import write_lists
 from llmrec.stages.parts import collected, discard
 from llmrec.stages.similar_users import shortfalls
 
 log = logging.getLogger("llmrec")
 # Baselines that give items probabilities; the first one guides when the recipe lists none.
 GUIDES = ("markov", "popularity", "recent_popularity", "item_knn", "sasrec")
+NETWORKS = get_args(NetworkSystem)
 
 
 def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     """Write `predictions/<system>.parquet` for each system that has none of these settings yet."""
     with _main_process_first(recipe):
         prepare.run(recipe, folder)
-    answering = _Answering(recipe, folder)
+    answering = Answering(recipe, folder)
     written, standing = [], []
     for system in recipe.systems:
         path, settings = folder.predictions(system), answering.settings(system)
@@ -55,6 +57,8 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
             predictions.write(path)
         written.append(system)
         log.info("recommend: %s done", system)
+    if recipe.evaluate.calibration is not None:
+        written += [f"lists of {name}" for name in recipe.systems if write_lists(answering, name)]
     return {"written": written, "standing": standing, "folder": str(folder.predictions("x").parent)}
 
 
@@ -68,7 +72,7 @@ def _main_process_first(recipe: Recipe) -> Any:
 
 
 @dataclass
-class _Answering:
+class Answering:
     """The pieces that several systems share, each made once and when first needed."""
 
     recipe: Recipe
@@ -118,6 +122,10 @@ class _Answering:
                 known["demonstrations"] = recipe.demonstrations.model_dump(mode="json")
         if system.startswith("tuned"):
             known["adapter"] = self._adapter_hash(system)
+        if system in NETWORKS:
+            from llmrec.stages.networks import weights_hash
+
+            known["weights"] = weights_hash(recipe, self.folder, system)
         return known
 
     def fitted(self, name: str) -> Tuned:
@@ -136,47 +144,62 @@ class _Answering:
             return self.grounded(system)
         if system.endswith("_free"):
             return self.free(system)
-        return self.language_model(system) if "tuned" in system else self.baseline(system)
-
-    def baseline(self, system: str) -> Predictions:
-        """A baseline's answers for the test split."""
-        begun = time.monotonic()
-        tuned = self.fitted(system)
+        if "tuned" in system:
+            return self.language_model(system)
         listed = self.recipe.data.candidates or self.recipe.decode.top_k
+        return self.scored(system, self.test, listed)
+
+    def scorer(self, system: str) -> tuple[Scorer, dict[str, Any]]:
+        """What scores the items for a baseline or a network, and how it came to be."""
+        if system in NETWORKS:
+            from llmrec.stages import networks
+
+            return (networks.fitted(self.recipe, self.folder, system),
+                    networks.facts(self.recipe, self.folder, system))  # fmt: skip
+        tuned = self.fitted(system)
+        return tuned.fitted, tuned.described
+
+    def scored(self, system: str, asked: Examples, k: int) -> Predictions:
+        """The `k` best items of a baseline or a network for some examples."""
+        begun = time.monotonic()
+        fitted, described = self.scorer(system)
         answers = predict(
-            tuned.fitted, self.test.histories(), self.test.targets, len(self.catalog), listed,
+            fitted, asked.histories(), asked.targets, len(self.catalog), k,
             # Candidates are items to choose from whether or not one was seen before.
             self.recipe.decode.filter_seen and self.candidates is None, self.candidates,
         )  # fmt: skip
         kept = answers.positions >= 0
         info = SystemInfo(
-            system, "baseline", not np.isnan(answers.nll).all(), tuned.described,
-            round(time.monotonic() - begun, 2), self._provenance(system),
+            system, "network" if system in NETWORKS else "baseline",
+            not np.isnan(answers.nll).all(), described, round(time.monotonic() - begun, 2),
+            self._provenance(system),
         )  # fmt: skip
         return Predictions.of(
-            info, self.test.user_ids,
+            info, asked.user_ids,
             [row[k] for row, k in zip(answers.positions, kept, strict=True)],
             [row[k] for row, k in zip(answers.scores, kept, strict=True)], answers.nll,
         )  # fmt: skip
 
-    def language_model(self, system: str) -> Predictions | None:
+    def language_model(self, system: str, split: str = "test") -> Predictions | None:
         """A language model's answers; None in a process that only helps."""
+        asked = self.test if split == "test" else self.valid
         hyperparameters, q, weight = {}, None, 1.0
         if system.endswith("_guided"):
             guide = self._guide()
             weight, by_weight = self._guidance_weight(system, guide)
             hyperparameters = {"guided_by": guide, "weight": weight, "valid_nll": by_weight}
-            q = self._probabilities(guide, self.test)
-        parts = self._parts(system)
-        self.language.answer(system, self.test, parts, weight, q)
+            q = self._probabilities(guide, asked)
+        parts = self._parts(system, split)
+        self.language.answer(system, split, asked, parts, weight, q)
         if not self.language.is_main_process:
             return None
         ordered, seconds = collected(parts)
-        hyperparameters |= self._demonstrated(system, ordered)
+        if split == "test":
+            hyperparameters |= self._demonstrated(system, ordered)
         info = SystemInfo(system, "language_model", True, hyperparameters, round(seconds, 2),
                           self._provenance(system))  # fmt: skip
         predictions = Predictions.of(
-            info, self.test.user_ids, [np.array(a["items"], np.int32) for a in ordered],
+            info, asked.user_ids, [np.array(a["items"], np.int32) for a in ordered],
             [np.array(a["scores"], np.float32) for a in ordered],
             np.array([np.inf if a["nll"] is None else a["nll"] for a in ordered]),
         )  # fmt: skip
@@ -350,15 +373,19 @@ def _unused(system: str) -> list[str]:
     return ["batch_size", "guidance", "grounding"]
 
 
-def raw(run_dir: Path, lines: Iterable[str], top_k: int = 10) -> list[dict[str, Any]]:
+def raw(
+    run_dir: Path, lines: Iterable[str], top_k: int = 10, coverage: float | None = None
+) -> list[dict[str, Any]]:
     """Recommendations for JSON lines: dicts of user, rank, item_id, title, score.
 
     A line is a list of item ids or titles, or {"user": ..., "history": [...]}. See
-    `Recommender.recommend` for what happens to a title that the catalog does not have.
+    `Recommender.recommend` for what happens to a title that the catalog does not have, and for
+    `coverage`, with which a dict also says whether it is `guaranteed`.
     """
     from llmrec.stages.recommender import Recommender, read_histories
 
     users, histories = read_histories(lines)
-    table = Recommender.from_pretrained(run_dir).recommend(histories, top_k=top_k, users=users)
+    recommender = Recommender.from_pretrained(run_dir)
+    table = recommender.recommend(histories, top_k=top_k, users=users, coverage=coverage)
     rows: list[dict[str, Any]] = table.to_pylist()
     return rows

@@ -1,7 +1,8 @@
 """`llmrec report`: `report.html` of a run, from what the other stages left there.
 
-Computes no metric: reads `metrics.json`, the predictions, the test split and the training log.
-Needs matplotlib (extra `report`) if there is a training log, and no torch.
+Computes no metric: reads `metrics.json`, `calibration.json` where there is one, the predictions,
+the test split and the training log. Needs matplotlib (extra `report`) if there is a training log or
+a calibration, and no torch.
 """
 
 import json
@@ -16,6 +17,7 @@ from llmrec import recipe_loading
 from llmrec.data.files import replacing
 from llmrec.errors import DataError
 from llmrec.evaluation.beyond import BeyondAccuracy
+from llmrec.evaluation.calibration_curves import coverage_curve, reliability_curve
 from llmrec.evaluation.comparison import Comparison
 from llmrec.evaluation.curve import (
     branch_losses_curve,
@@ -24,9 +26,19 @@ from llmrec.evaluation.curve import (
     validation_curve,
 )
 from llmrec.evaluation.layout import from_json
-from llmrec.evaluation.page import Recommendation, Report, Shelf, SystemFacts, Visitor, render
+from llmrec.evaluation.page import (
+    Recommendation,
+    Report,
+    Sheet,
+    Shelf,
+    SystemFacts,
+    Trust,
+    Visitor,
+    render,
+)
 from llmrec.evaluation.predictions import Predictions
 from llmrec.evaluation.table import MetricTable
+from llmrec.stages import calibrate
 from llmrec.stages.evaluation_inputs import (
     TestSplit,
     read_metrics,
@@ -93,6 +105,37 @@ def _report(
         visitors=_visitors(split, shown, k, recipe.evaluate.seed),
         facts=tuple(_flat(metrics.get("provenance") or {})),
         recipe=recipe_loading.dump(recipe),
+        trust=_trust(recipe, folder, [p.info.system for p in shown]),
+    )
+
+
+def _trust(recipe: "Recipe", folder: "RunFolder", shown: Sequence[str]) -> Trust | None:
+    """What `evaluate --calibration` left of this data; the drawings are of the systems `shown`."""
+    said = calibrate.read_calibration(folder.calibration, folder.provenance(recipe)["data"])
+    if said is None:
+        return None
+    drawn = {name: said["systems"][name] for name in shown if name in said["systems"]}
+    bins = {name: found[calibrate.STATED]["reliability"][calibrate.ECE_MASS]
+            for name, found in (drawn or said["systems"]).items()}  # fmt: skip
+    sets = {name: found["size_curve"] for name, found in (drawn or said["systems"]).items()}
+    curves = [
+        ("Share of users whose first item was right, by the probability it was given, in bins of "
+         "alike many users. On the dashed line the two are the same; below it is overconfident.",
+         reliability_curve({name: [(confidence, accuracy) for confidence, accuracy
+                                   in zip(b["confidence"], b["accuracy"], strict=True)
+                                   if accuracy is not None] for name, b in bins.items()})),
+        (f"Share of targets inside their sets by the mean size of a set ({said['drawn']}, common "
+         "threshold), as the wanted share grows: the further to the left, the better.",
+         coverage_curve({name: [(point["size"], point["coverage"]) for point in points]
+                         for name, points in sets.items()})),
+    ]  # fmt: skip
+    return Trust(
+        said["k"],
+        Sheet(*calibrate.figures_table(said)),
+        Sheet(*calibrate.coverage_table(said)),
+        Sheet(*calibrate.group_table(said)),
+        tuple((caption, svg) for caption, svg in curves if svg is not None),
+        tuple(said["notes"]),
     )
 
 
@@ -106,13 +149,13 @@ def _facts(system: str, said: Mapping[str, Any]) -> SystemFacts:
         repeated_share=figures["repeated_share"], seen_share=figures["seen_share"],
         answers=counts["answers"],
     )  # fmt: skip
-    return SystemFacts(system, said["kind"] == "language_model", beyond,
+    return SystemFacts(system, said["kind"] != "baseline", beyond,
                        said["hyperparameters"], from_json(said["seconds"]))  # fmt: skip
 
 
 def _shown(predictions: Sequence[Predictions], best: str | None) -> list[Predictions]:
-    """The best baseline and the language models; without any of these, the other baselines."""
-    models = [p for p in predictions if p.info.kind == "language_model"]
+    """The best baseline and the models; without any of these, the other baselines."""
+    models = [p for p in predictions if p.info.kind != "baseline"]
     baselines = [p for p in predictions if p.info.kind == "baseline"]
     baselines.sort(key=lambda p: p.info.system != best)
     return [*(baselines[:1] if models else baselines), *models][:SHELVES]

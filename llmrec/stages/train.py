@@ -35,6 +35,12 @@ from llmrec.model.trainer import (
 from llmrec.recipe import Recipe
 from llmrec.stages import prepare
 from llmrec.stages.answers import Answers, Question, hash_of
+from llmrec.stages.candidate_sets import (
+    CandidateRows,
+    LiveCandidates,
+    candidate_objective,
+    candidate_rows,
+)
 from llmrec.stages.curriculum import curriculum_of
 from llmrec.stages.folder import RunFolder
 from llmrec.stages.language import base_of, encoder_of, processes
@@ -52,6 +58,7 @@ from llmrec.stages.training_rows import (
 from llmrec.stages.validation import validation_of
 from llmrec.text.encoding import Ids, PromptEncoder
 from llmrec.text.rows import with_own_answers
+from llmrec.text.tree import TokenTree
 
 log = logging.getLogger("llmrec")
 SETTINGS = "settings.json"
@@ -65,7 +72,7 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     state = processes()
     encoder, windows = _prepared(recipe, folder)
     prompting = training_prompting(recipe, folder, encoder, windows)
-    rows = training_rows(recipe, encoder, windows, prompting and prompting.shown_first())
+    rows = _rows(recipe, folder, encoder, windows, prompting)
     completions: Sequence[Ids] = encoder.completions
     questions: list[Question] = []
     if recipe.soft is not None:
@@ -79,6 +86,9 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
         log.info("train: %s stands already (best at step %s), nothing to do", folder.adapter,
                  done["step"])  # fmt: skip
         return {**done, "adapter": str(folder.adapter), "skipped": True}
+    objective = objective_of(recipe, encoder, completions)
+    if recipe.conformal is not None:
+        objective = candidate_objective(recipe, encoder, Catalog.read(folder.items))
     model = load_model(base_of(recipe))
     require_tree_support(model, recipe.prompt.max_tokens)
     model = with_new_lora(model, _lora(recipe), recipe.seed) if recipe.model.lora else model
@@ -87,15 +97,16 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     if recipe.soft is not None:
         curriculum = curriculum_of(recipe, encoder, questions, read_log(folder.train_log))
     trainer = TreeTrainer(
-        model, _arguments(recipe, folder), rows, objective_of(recipe, encoder, completions),
+        model, _arguments(recipe, folder), rows, objective,
         validation_of(recipe, folder, encoder), folder.train_log, curriculum,
-        recipe.validation.patience, _refresh(recipe, folder, windows, prompting),
+        recipe.validation.patience, _refresh(recipe, folder, windows, prompting, rows),
     )  # fmt: skip
-    asks = recipe.demonstrations is not None and recipe.demonstrations.selection is not None
+    selects = recipe.demonstrations is not None and recipe.demonstrations.selection is not None
+    asks = selects or recipe.conformal is not None
     if recipe.soft is not None or recipe.validation.metric != "nll" or asks:
         _require_whole_weights(trainer.accelerator)
     log.info("train: %d rows of shape %s, %d targets", len(rows), recipe.rows.shape,
-             sum(row_targets(row) for row in rows))  # fmt: skip
+             _targets(rows))  # fmt: skip
     steps = trainer.go(resume)
     if state.is_main_process:
         publish_best(folder.checkpoints, folder.adapter, settings=settings)
@@ -113,9 +124,9 @@ def _require_whole_weights(accelerator: Any) -> None:
     )
     if sharded:
         raise RecipeError(
-            "soft, demonstrations.selection and validation.metric hr or ndcg ask the live model "
-            "while it trains, and under FSDP or ZeRO-3 no process holds it whole; launch with ddp "
-            "or zero2"
+            "soft, conformal, demonstrations.selection and validation.metric hr or ndcg ask the "
+            "live model while it trains, and under FSDP or ZeRO-3 no process holds it whole; "
+            "launch with ddp or zero2"
         )
 
 
@@ -148,12 +159,29 @@ def training_prompting(
         return prompting_of(recipe, folder, encoder, "train", asked, candidates, keep)
 
 
+def _rows(
+    recipe: Recipe, folder: RunFolder, encoder: PromptEncoder, windows: Sequence[Window],
+    prompting: Prompting | None,
+) -> Sequence[TokenTree]:  # fmt: skip
+    if recipe.conformal is not None:
+        return candidate_rows(recipe, folder, encoder, windows)
+    return training_rows(recipe, encoder, windows, prompting and prompting.shown_first())
+
+
+def _targets(rows: Sequence[TokenTree]) -> int:
+    return len(rows) if isinstance(rows, CandidateRows) else sum(map(row_targets, rows))
+
+
 def _refresh(
-    recipe: Recipe, folder: RunFolder, windows: Sequence[Window], prompting: Prompting | None
-) -> Refresh | None:
+    recipe: Recipe, folder: RunFolder, windows: Sequence[Window], prompting: Prompting | None,
+    rows: Sequence[TokenTree],
+) -> Refresh | None:  # fmt: skip
+    if isinstance(rows, CandidateRows):
+        return LiveCandidates(recipe, folder, rows)
     if prompting is None or prompting.selecting is None:
         return None
-    return Reselecting(recipe, folder, windows, prompting)
+    reselecting = Reselecting(recipe, folder, windows, prompting)
+    return lambda model, step, _: reselecting(model, step)
 
 
 def answers_of(recipe: Recipe, folder: RunFolder) -> Path:
@@ -177,7 +205,7 @@ def preview(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     """
     encoder, windows = _prepared(recipe, folder)
     prompting = training_prompting(recipe, folder, encoder, windows)
-    rows = training_rows(recipe, encoder, windows, prompting and prompting.shown_first())
+    rows = _rows(recipe, folder, encoder, windows, prompting)
     if recipe.soft is not None:
         rows = [
             with_own_answers(row, [s.target for s in row.segments if s.target >= 0],
@@ -199,7 +227,7 @@ def preview(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     epochs = float(recipe.train["num_train_epochs"])
     kept = int(recipe.train.get("save_total_limit") or 1) + 2  # best, adapter
     return {
-        "rows": len(rows), "targets": sum(map(row_targets, rows)),
+        "rows": len(rows), "targets": _targets(rows),
         "row_tokens": {f"p{q}": int(np.percentile(lengths, q)) for q in (5, 50, 95, 100)},
         "share_of_prompts_that_lost_titles_to_max_tokens": float(np.mean(dropped)),
         "optimiser_steps": int(-(-len(rows) // batch) * epochs),
@@ -256,9 +284,9 @@ def _forget_after(folder: RunFolder, step: int) -> None:
         lines = read_log(folder.train_log)
         kept = [json.dumps(line) + "\n" for line in lines if step and line["step"] <= step]
         folder.train_log.write_text("".join(kept), "utf-8")
-    for selected in folder.selected.glob("*.json"):
-        if not step or int(selected.stem) > step:
-            selected.unlink()
+    for told in (*folder.selected.glob("*.json"), *folder.candidate_sets.glob("*.json")):
+        if not step or int(told.stem) > step:
+            told.unlink()
     for best in folder.checkpoints.glob("best-*"):
         if int(best.name.removeprefix("best-")) > step:
             shutil.rmtree(best)
@@ -293,6 +321,8 @@ def _settings(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     )
     if recipe.demonstrations is not None:
         chosen["demonstrations"] = recipe.demonstrations.model_dump(mode="json")
+    if recipe.conformal is not None:
+        chosen["conformal"] = recipe.conformal.model_dump(mode="json")
     chosen["data"] = sha256_of(folder.data / "manifest.json")
     if recipe.soft is not None:
         chosen["soft"] = recipe.soft.model_dump(mode="json", exclude={"sft_adapter", "answers"})

@@ -3,16 +3,19 @@
 Three shapes. `single`: one target behind one prompt. `all_targets`: instruction and history as
 the trunk, and after each title but the last a branch of the prompt's closing words and the title
 that came next. `inline`: each title is a target where it stands inside the history, which costs
-almost nothing more than reading it; only the last follows the closing words. Knows neither models
-nor losses.
+almost nothing more than reading it; only the last follows the closing words. Beside them rows of
+two views: candidates behind a history, and others behind the same history and what came next.
+Knows neither models nor losses.
 """
 
+import copy
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from llmrec.text.encoding import NOTHING_ELSE, Context, PromptEncoder
+from llmrec.text.encoding import NOTHING_ELSE, Context, Ids, PromptEncoder
 from llmrec.text.tree import Segment, TokenTree
 
 Positions = Sequence[int] | npt.NDArray[np.int32]
@@ -95,6 +98,68 @@ def with_own_answers(
         ids = completions[target][segment.start : len(completions[target]) - left_out]
         own.append(Segment(ids, segment.parent, target, segment.start, kind=1))
     return TokenTree((*row.segments, *own))
+
+
+@dataclass(frozen=True)
+class Views:
+    """Two prompts that begin alike, as token ids: `trunk`, then the rest of the first or second.
+
+    The first shows a history, the second that history and what came next.
+    """
+
+    trunk: Ids
+    first: Ids
+    second: Ids
+
+    def prompts(self) -> tuple[Ids, Ids]:
+        """The whole first prompt and the whole second one."""
+        return (np.concatenate([self.trunk, self.first]),
+                np.concatenate([self.trunk, self.second]))  # fmt: skip
+
+
+def widened(encoder: PromptEncoder, titles: int) -> PromptEncoder:
+    """The same encoder for prompts that show `titles` more.
+
+    Raises RecipeError where the prompt of fewer titles does not begin that of more.
+    """
+    wide = copy.copy(encoder)
+    wide.max_history = encoder.max_history + titles
+    wide.require_shared_prefixes()
+    return wide
+
+
+def two_views(
+    encoder: PromptEncoder, wide: PromptEncoder, history: Positions, further: Positions
+) -> Views:
+    """The prompt of `history`, and that of `history` and `further` (not empty) behind it.
+
+    `wide`: the encoder `widened` by so many titles. Titles that the token budget drops from the
+    second prompt are dropped from the first as well. Where none of the history would be left, the
+    prompts share nothing and each shows what it can.
+    """
+    shown = np.asarray(history, np.int32)[-encoder.max_history :]
+    longer = wide.prompt(np.concatenate([shown, np.asarray(further, np.int32)]))
+    kept = len(longer.history) - len(further)
+    if kept < 1:
+        return Views(longer.ids[:0], encoder.prompt(shown).ids, longer.ids)
+    cut = longer.title_ends[kept - 1]
+    closing = longer.ids[longer.title_ends[-1] :]
+    return Views(longer.ids[:cut], closing, longer.ids[cut:])
+
+
+def with_candidates(
+    views: Views, completions: Sequence[Ids], first: Positions, second: Positions
+) -> TokenTree:
+    """Both prompts in one row, each with the completions of its candidates behind it.
+
+    `first`: positions, the target before all others. The target is of kind 0, the other candidates
+    of the first prompt of kind 1, those of the second of kind 2; branches stand in this order.
+    """
+    ends = (Segment(views.trunk), Segment(views.first, 0), Segment(views.second, 0))
+    mine = [Segment(completions[item], 1, int(item), kind=min(place, 1))
+            for place, item in enumerate(first)]  # fmt: skip
+    others = [Segment(completions[item], 2, int(item), kind=2) for item in second]
+    return TokenTree((*ends, *mine, *others))
 
 
 SHAPES: dict[str, RowBuilder] = {

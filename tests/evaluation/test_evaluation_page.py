@@ -151,7 +151,7 @@ def test_the_page_needs_no_other_file():
 def test_without_baselines_or_models_the_page_still_stands():
     bare = replace(report(), comparisons=(), best_baseline={}, visitors=())
     page = sentences(render(bare))
-    assert "No language model could be compared with a baseline here." in page
+    assert "No model could be compared with a baseline here." in page
 
 
 def test_curves_are_drawn_repeatably_in_the_colour_of_the_page():

@@ -1,0 +1,242 @@
+"""Sequential networks: training and answering, whatever reads the sequence.
+
+Output tied to the item embeddings, cross-entropy over the whole catalog, early stop on validation
+NDCG@10. `SASRec` and `GRU4Rec` say how a sequence is read. Knows no titles and no other loss;
+`fine_tuning` does. Importing this module imports torch.
+"""
+
+import copy
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llmrec.baselines.distribution import Distribution, Floats, Histories, seen
+from llmrec.data.records import Examples, Interactions, Ints
+
+log = logging.getLogger("llmrec")
+
+# Logits held at once in training: 2**24 float32 are 64 MiB, a few times that with gradients.
+LOGITS = 2**24
+IGNORED = -100
+ANSWERED = 256  # histories read at a time
+
+
+class Network(nn.Module, ABC):
+    """Item embeddings (N, hidden) in `items`, read by `forward`, and the output tied to them."""
+
+    def __init__(self, catalog_size: int, hidden: int, max_length: int) -> None:
+        super().__init__()
+        self.catalog_size, self.max_length = catalog_size, max_length
+        self.items = nn.Embedding(catalog_size, hidden)
+        nn.init.normal_(self.items.weight, std=hidden**-0.5 / 2)
+        self.bias = nn.Parameter(torch.zeros(catalog_size))
+
+    @abstractmethod
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(B, S) positions, right-padded -> (B, S, hidden); no place sees a later one."""
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., hidden) -> (..., N): a dot product with each item's embedding, plus its bias."""
+        return F.linear(hidden, self.items.weight, self.bias)
+
+    def after(self, rows: Sequence[Ints]) -> Tensor:
+        """(B, N) logits of what follows each of B sequences, of which the last items are read.
+
+        An empty sequence gets the items' biases alone.
+        """
+        # A row of one item more than it has: `padded` takes the last for the label.
+        cut = [np.append(row[-self.max_length :], 0).astype(np.int64) for row in rows]
+        ends = torch.tensor([len(row) - 2 for row in cut])
+        hidden = self(padded(cut)[0])[torch.arange(len(cut)), ends.clamp(min=0)]
+        return self.logits(hidden * (ends >= 0).unsqueeze(1))
+
+
+@dataclass(frozen=True)
+class Sequential(ABC):
+    """Sizes and training. `temperature` divides the logits once trained (1: as trained).
+
+    Training stops after `patience` epochs without a better NDCG@10 on validation, or goes on to the
+    last epoch where there is no validation example.
+    """
+
+    hidden: int = 64
+    layers: int = 2
+    max_length: int = 50
+    dropout: float = 0.1
+    learning_rate: float = 5e-3
+    weight_decay: float = 0.01
+    batch_size: int = 24
+    max_epochs: int = 10
+    patience: int = 5
+    temperature: float = 1.0
+
+    @abstractmethod
+    def network(self, catalog_size: int) -> Network:
+        """An untrained network for N items."""
+
+    def fit(
+        self, train: Interactions, catalog_size: int, valid: Examples, filter_seen: bool, seed: int
+    ) -> "FittedNetwork":
+        """Train on every transition of every user; keep the epoch that ranks `valid` best.
+
+        The same seed and number of threads give the same weights; torch's own random state is
+        left as it was.
+        """
+        sequences = sequences_of(train)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            rng = np.random.default_rng(seed)
+            network = self.network(catalog_size)
+            optimizer = torch.optim.AdamW(
+                network.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay
+            )
+            # The rate falls to 0 at the last epoch: far fewer epochs than at a constant rate.
+            schedule = torch.optim.lr_scheduler.LambdaLR(
+                optimizer, lambda epoch: 1.0 - epoch / self.max_epochs
+            )
+            best = FittedNetwork(copy.deepcopy(network).eval(), self.temperature, epoch=0)
+            best_ndcg = -1.0
+            for epoch in range(1, self.max_epochs + 1):
+                loss = self._epoch(network, optimizer, sequences, rng)
+                schedule.step()
+                fitted = FittedNetwork(network.eval(), self.temperature, epoch)
+                ndcg = fitted.ndcg(valid, filter_seen)
+                log.info("%s epoch %d: loss %.4f, valid NDCG@10 %.4f", type(self).__name__.lower(),
+                         epoch, loss, ndcg)  # fmt: skip
+                if ndcg > best_ndcg or len(valid) == 0:
+                    best_ndcg = ndcg
+                    best = FittedNetwork(copy.deepcopy(network), self.temperature, epoch)
+                elif epoch - best.epoch >= self.patience:
+                    break
+        return best
+
+    def _epoch(
+        self, network: Network, optimizer: torch.optim.Optimizer, sequences: list[Ints],
+        rng: np.random.Generator,
+    ) -> float:  # fmt: skip
+        """One pass over all transitions; mean loss in nats."""
+        network.train()
+        rows = windows(sequences, self.max_length, rng)
+        rng.shuffle(rows)
+        total, targets = 0.0, 0
+        for start in range(0, len(rows), self.batch_size):
+            batch = rows[start : start + self.batch_size]
+            optimizer.zero_grad()
+            total += cross_entropy_backward(network, batch)
+            step(network, optimizer)
+            targets += transitions(batch)
+        return total / max(1, targets)
+
+
+@dataclass(frozen=True)
+class FittedNetwork(Distribution):
+    """A network in evaluation mode, as it was after `epoch` epochs."""
+
+    network: Network
+    temperature: float
+    epoch: int
+
+    @torch.no_grad()
+    def weights(self, histories: Histories) -> Floats:
+        """See `Distribution.weights`; an empty history gets the items' biases alone."""
+        result = np.empty((len(histories), self.network.catalog_size))
+        for start in range(0, len(histories), ANSWERED):
+            logits = self.network.after(histories[start : start + ANSWERED]).double()
+            probabilities = torch.softmax(logits / self.temperature, dim=-1)
+            result[start : start + ANSWERED] = probabilities.numpy()
+        return result
+
+    @torch.no_grad()
+    def ndcg(self, examples: Examples, filter_seen: bool, k: int = 10) -> float:
+        """Mean NDCG@k of the examples, 0 for none; equal scores by position, as rankings are.
+
+        For choosing an epoch; what is reported comes from `llmrec.evaluation`.
+        """
+        total = 0.0
+        histories = examples.histories()
+        for start in range(0, len(histories), ANSWERED):
+            part = histories[start : start + ANSWERED]
+            scores = self.network.after(part)
+            targets = torch.from_numpy(examples.targets[start : start + ANSWERED].astype(np.int64))
+            if filter_seen:
+                scores[tuple(torch.from_numpy(x.astype(np.int64)) for x in seen(part))] = -torch.inf
+            own = scores.gather(1, targets[:, None])
+            before = torch.arange(scores.shape[1]) < targets[:, None]
+            rank = ((scores > own) | ((scores == own) & before)).sum(dim=1)
+            hit = (rank < k) & (own[:, 0] > -torch.inf)
+            total += float((hit / torch.log2(rank + 2.0)).sum())
+        return total / max(1, len(examples))
+
+
+def cross_entropy_backward(network: Network, batch: Sequence[Ints]) -> float:
+    """Add the gradients of the mean cross-entropy over a batch's transitions; returns its sum."""
+    total, targets = 0.0, transitions(batch)
+    for part in _parts(batch, network.catalog_size):
+        inputs, labels = padded(part)
+        hidden = network(inputs)[labels != IGNORED]
+        loss = F.cross_entropy(network.logits(hidden), labels[labels != IGNORED], reduction="sum")
+        (loss / targets).backward()
+        total += loss.item()
+    return total
+
+
+def step(network: Network, optimizer: torch.optim.Optimizer) -> None:
+    """Update the weights with the gradients, whose norm is cut to 5."""
+    nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+    optimizer.step()
+
+
+def transitions(rows: Sequence[Ints]) -> int:
+    """How many items of the rows follow another."""
+    return sum(len(row) - 1 for row in rows)
+
+
+def spans(
+    lengths: Sequence[int], max_length: int, rng: np.random.Generator
+) -> Iterator[tuple[int, int, int]]:
+    """(number, start, stop): windows of at most `max_length` transitions, at a random phase.
+
+    Neighbouring windows share one item, so every transition of a sequence stands in one window.
+    """
+    for number, length in enumerate(lengths):
+        begin = -int(rng.integers(max_length))
+        for start in range(begin, length - 1, max_length):
+            first, stop = max(0, start), min(length, start + max_length + 1)
+            if stop - first > 1:
+                yield number, first, stop
+
+
+def windows(sequences: Sequence[Ints], max_length: int, rng: np.random.Generator) -> list[Ints]:
+    """The sequences cut into the windows that `spans` gives."""
+    cut = spans([len(sequence) for sequence in sequences], max_length, rng)
+    return [sequences[number][start:stop] for number, start, stop in cut]
+
+
+def sequences_of(train: Interactions) -> list[Ints]:
+    """Each user's positions, oldest first, in the order of the rows."""
+    starts = np.flatnonzero(np.diff(train.user)) + 1
+    return np.split(train.position, starts)
+
+
+def padded(rows: Sequence[Ints]) -> tuple[Tensor, Tensor]:
+    """(B, S) inputs, all but the last item of each row, and labels, all but its first."""
+    length = max(1, max(len(row) for row in rows) - 1)
+    inputs = torch.zeros((len(rows), length), dtype=torch.long)
+    labels = torch.full((len(rows), length), IGNORED)
+    for i, row in enumerate(rows):
+        inputs[i, : len(row) - 1] = torch.from_numpy(row[:-1].astype(np.int64))
+        labels[i, : len(row) - 1] = torch.from_numpy(row[1:].astype(np.int64))
+    return inputs, labels
+
+
+def _parts(batch: Sequence[Ints], catalog_size: int) -> Iterator[Sequence[Ints]]:
+    """The batch in pieces whose logits fit; their gradients add up to the batch's."""
+    longest = max(len(row) for row in batch)
+    size = max(1, LOGITS // (longest * catalog_size))
+    return (batch[start : start + size] for start in range(0, len(batch), size))

@@ -1,0 +1,325 @@
+"""`llmrec evaluate --calibration`: `calibration.json` and the scores behind prediction sets.
+
+Temperatures are fitted on validation examples. The test users are cut in two by a seeded draw: one
+part calibrates the prediction sets, and everything reported is measured on the other. Reads the
+lists that `recommend` leaves for systems that are distributions. Imports no torch.
+"""
+
+import json
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from llmrec.data.files import replacing, write_json
+from llmrec.data.records import Examples
+from llmrec.errors import DataError, RecipeError
+from llmrec.evaluation import calibration, conformal
+from llmrec.evaluation.beyond import head
+from llmrec.evaluation.calibration import Listed
+from llmrec.evaluation.conformal import RULES, Group
+from llmrec.evaluation.intervals import mean_intervals
+from llmrec.evaluation.layout import as_json, laid_out, number
+from llmrec.evaluation.predictions import Predictions
+from llmrec.stages.evaluation_inputs import TestSplit, read_test_split
+
+if TYPE_CHECKING:
+    from llmrec.recipe import Recipe
+    from llmrec.recipe_evaluation import Calibration
+    from llmrec.stages.folder import RunFolder
+
+log = logging.getLogger("llmrec")
+
+VERSION = 1
+SYSTEM, METHOD, SCORE = "system", "method", "score"
+STATED, SCALED = "stated", "scaled"  # the probabilities as they are, and at the temperature
+ECE, ECE_MASS, BRIER, NLL = "ECE", "ECE, equal mass", "Brier", "NLL"
+# The rule whose sizes are drawn and whose groups are told; the other rules' are in the JSON.
+DRAWN = conformal.Rule("aps")
+LEVELS = tuple(round(0.02 * step, 2) for step in range(1, 50))
+_PREFERRED_K = 10
+
+
+def asked(recipe: "Recipe") -> "Calibration":
+    """The recipe's section evaluate.calibration. Raises RecipeError if it has none."""
+    if recipe.evaluate.calibration is None:
+        raise RecipeError("evaluate.calibration: null, so `recommend` keeps no lists to calibrate. "
+                          "Set evaluate.calibration to {} or to the settings you want, then run "
+                          "`llmrec recommend` and this again.")  # fmt: skip
+    return recipe.evaluate.calibration
+
+
+def run(recipe: "Recipe", folder: "RunFolder") -> dict[str, Any]:
+    """Calibrate every system with lists; returns two tables and the files written.
+
+    Raises RecipeError for a recipe without evaluate.calibration, DataError where data or lists are
+    missing or do not belong together.
+    """
+    settings, split = asked(recipe), read_test_split(folder)
+    provenance = folder.provenance(recipe)
+    users, clusters = np.unique(split.examples.user_ids, return_inverse=True)
+    calibrates = _set_aside(len(users), settings.share, recipe.evaluate.seed)[clusters.ravel()]
+    valid = _examples(folder, "valid")
+    k = _cut_off(recipe.evaluate.k)
+    systems: dict[str, dict[str, Any]] = {}
+    scores, without = [], []
+    for system in recipe.systems:
+        paths = [folder.lists(system, part) for part in ("valid", "test")]
+        if not all(path.is_file() for path in paths):
+            without.append(system)
+            continue
+        fitting, _ = _lists(paths[0], system, valid, provenance["data"])
+        whole, rows = _lists(paths[1], system, split.examples, provenance["data"])
+        temperature = calibration.fit_temperature(fitting)
+        stated = {STATED: whole, SCALED: calibration.temperature_scaled(whole, temperature)}
+        found, own = _calibrated(recipe, settings, split, rows, calibrates[rows], stated, k)
+        scores.append(_scores_of(system, own))
+        systems[system] = {"temperature": temperature, "n_fitted": len(fitting), **found}
+        log.info("calibrate: %s, temperature %.3f", system, temperature)
+    if not systems:
+        raise DataError(f"{folder.lists('any', 'test').parent} holds no lists of the recipe's "
+                        "systems for both valid and test; run `llmrec recommend` with "
+                        "evaluate.calibration set.")  # fmt: skip
+    notes = [f"Without lists, so left out: {', '.join(without)}."] if without else []
+    said = as_json({
+        "version": VERSION, "name": recipe.name, "data": provenance["data"], "k": k,
+        "settings": {**settings.model_dump(), "samples": recipe.evaluate.samples,
+                     "confidence": recipe.evaluate.confidence, "seed": recipe.evaluate.seed},
+        "rules": [asdict(rule) for rule in RULES], "drawn": DRAWN.method,
+        "systems": systems, "notes": notes, "provenance": provenance,
+    })  # fmt: skip
+    with replacing(folder.set_scores) as temporary:
+        pq.write_table(pa.concat_tables(scores), temporary)
+    write_json(folder.calibration, said)
+    return {
+        "table": laid_out(*figures_table(said), "text") + "".join(f"{n}\n" for n in notes),
+        "coverage": laid_out(*coverage_table(said), "text")
+        + "\n" + laid_out(*group_table(said), "text"),
+        "calibration": str(folder.calibration),
+        "scores": str(folder.set_scores),
+    }  # fmt: skip
+
+
+def figures_table(said: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of what `calibration.json` says of probabilities, two rows a system."""
+    header, rows = ["system", "temperature", "n"], []
+    for system, found in said["systems"].items():
+        for which, temperature in ((STATED, 1.0), (SCALED, found["temperature"])):
+            figures = found[which]["figures"]
+            rows.append([system, number(temperature, 2), str(found["n_measured"]),
+                         *(_interval(figure) for figure in figures.values())])  # fmt: skip
+            names = [f"{name}, nats" if name == NLL else name for name in figures]
+    return [*header, *names], rows
+
+
+def coverage_table(said: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the prediction sets for all users that measure."""
+    header = ["system", "method", "wanted", "calibrated", "coverage", "size", "median size",
+              "empty", "guarantee"]  # fmt: skip
+    return header, [
+        [system, c["method"], number(1 - c["alpha"], 2), str(c["calibrated"]),
+         _interval(c["coverage"]), _interval(c["size"], 1), _number(c["median_size"], 1),
+         _number(c["empty_share"], 3), "yes" if c["guaranteed"] else f"no: {c['reason']}"]
+        for system, found in said["systems"].items()
+        for c in found["coverages"]
+        if c["group"] == conformal.ALL
+    ]  # fmt: skip
+
+
+def group_table(said: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the drawn rule for groups, with the common threshold and their own."""
+    header = ["system", "method", "wanted", "group", "n", "coverage", "size", "coverage, own",
+              "size, own", "guarantee, own"]  # fmt: skip
+    rows = []
+    for system, found in said["systems"].items():
+        drawn = [c for c in found["coverages"]
+                 if c["method"] == said["drawn"] and c["group"] != conformal.ALL]  # fmt: skip
+        owns = {(c["group"], c["alpha"]): c for c in drawn if c["own"]}
+        for c in (c for c in drawn if not c["own"]):
+            own, cells = owns.get((c["group"], c["alpha"])), ["", "", ""]
+            if own is not None:
+                cells = [_interval(own["coverage"]), _interval(own["size"], 1),
+                         "yes" if own["guaranteed"] else f"no: {own['reason']}"]  # fmt: skip
+            rows.append([system, c["method"], number(1 - c["alpha"], 2), c["group"],
+                         str(c["coverage"]["n"]), _interval(c["coverage"]),
+                         _interval(c["size"], 1), *cells])  # fmt: skip
+    return header, rows
+
+
+def read_calibration(path: Path, data: str | None) -> dict[str, Any] | None:
+    """What `run` wrote; None where it wrote nothing, or of other data than `data`.
+
+    Raises DataError for a file that is something else.
+    """
+    if not path.is_file():
+        return None
+    try:
+        said = dict(json.loads(path.read_text("utf-8")))
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{path} is not JSON ({error}); run `llmrec evaluate --calibration` "
+                        "again.") from None  # fmt: skip
+    lacking = {"version", "data", "k", "systems", "drawn", "notes"} - set(said)
+    if lacking or said["version"] != VERSION:
+        what = f"lacks {', '.join(sorted(lacking))}" if lacking else "is of another version"
+        raise DataError(f"{path} {what}; run `llmrec evaluate --calibration` again.")
+    if said["data"] != data:
+        log.warning("%s is of other data than stands in this run and was left out; run `llmrec "
+                    "evaluate --calibration` again", path)  # fmt: skip
+        return None
+    return said
+
+
+def _set_aside(users: int, share: float, seed: int) -> npt.NDArray[np.bool_]:
+    """(users,) which of them calibrate: a share drawn with the seed, never none and never all."""
+    if users < 2:
+        raise DataError(f"calibration needs two test users at least, one to calibrate and one to "
+                        f"measure; there are {users}. Look at data.split and data.subset."
+                        )  # fmt: skip
+    chosen = np.zeros(users, np.bool_)
+    count = min(max(round(share * users), 1), users - 1)
+    chosen[np.random.default_rng(seed).permutation(users)[:count]] = True
+    return chosen
+
+
+def _calibrated(
+    recipe: "Recipe",
+    settings: "Calibration",
+    split: TestSplit,
+    rows: npt.NDArray[np.int64],
+    calibrates: npt.NDArray[np.bool_],
+    stated: Mapping[str, Listed],
+    k: int,
+) -> tuple[dict[str, Any], Listed]:
+    """All figures of one system whose lists are those of the test examples `rows`; and the lists
+    that calibrate, at the temperature."""
+    examples = split.examples.take(rows)
+    parts = {name: (lists.take(calibrates), lists.take(~calibrates))
+             for name, lists in stated.items()}  # fmt: skip
+    users = np.unique(examples.user_ids, return_inverse=True)[1].ravel()
+    clusters, bootstrap = users[~calibrates], {
+        "samples": recipe.evaluate.samples, "confidence": recipe.evaluate.confidence,
+        "seed": recipe.evaluate.seed,
+    }  # fmt: skip
+    calibrating, measured = parts[SCALED]
+    curve = conformal.size_curve(calibrating, measured, DRAWN, LEVELS)
+    found = {
+        "n_calibrating": len(calibrating),
+        "n_measured": len(measured),
+        "users_calibrating": len(np.unique(users[calibrates])),
+        "users_measured": len(np.unique(clusters)),
+        "rows": len(rows),
+        "list_length": stated[STATED].probabilities.shape[1],
+        **{name: _figures(part, clusters, k, settings.bins, bootstrap)
+           for name, (_, part) in parts.items()},
+        "coverages": conformal.coverages(
+            calibrating, measured, settings.alpha, _groups(split, examples, calibrates), clusters,
+            **bootstrap,
+        ),
+        "size_curve": [{"alpha": alpha, "size": size, "coverage": share}
+                       for alpha, size, share in curve],
+    }  # fmt: skip
+    return found, calibrating
+
+
+def _figures(
+    measured: Listed,
+    clusters: npt.NDArray[np.intp],
+    k: int,
+    bins: int,
+    bootstrap: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Means with intervals and the bins of the reliability diagrams."""
+    first, several = calibration.top_k_mass(measured, 1), calibration.top_k_mass(measured, k)
+    binned = {
+        ECE: (*first, "width"),
+        ECE_MASS: (*first, "mass"),
+        f"{ECE}, first {k}": (*several, "width"),
+    }
+    eces = calibration.ece_intervals([*binned.values()], clusters, bins=bins, **bootstrap)
+    values = np.stack([calibration.brier(measured), calibration.nll(measured)], axis=1)
+    means = mean_intervals(values, clusters, **bootstrap)
+    figures = dict(zip((*binned, BRIER, NLL), (*eces, *means), strict=True))
+    return {
+        "figures": figures,
+        "reliability": {name: calibration.reliability(promised, right, bins, by)
+                        for name, (promised, right, by) in binned.items()},
+    }  # fmt: skip
+
+
+def _groups(
+    split: TestSplit, examples: Examples, calibrates: npt.NDArray[np.bool_]
+) -> dict[str, Group]:
+    """Thirds by history length, which may have their own threshold; targets of head and tail."""
+    lengths = np.diff(examples.offsets)
+    cuts = conformal.activity_cuts(lengths[calibrates])
+    popular = head(split.counts)[examples.targets]
+    masks = {**conformal.activity_groups(lengths, cuts), "head": popular, "tail": ~popular}
+    return {name: Group(mask[calibrates], mask[~calibrates], name not in ("head", "tail"))
+            for name, mask in masks.items()}  # fmt: skip
+
+
+def _scores_of(system: str, calibrating: Listed) -> pa.Table:
+    """One row for each rule and calibrating example."""
+    rules = [rule.method for rule in RULES]
+    return pa.table({
+        SYSTEM: pa.array([system] * len(rules) * len(calibrating), pa.string()),
+        METHOD: pa.array(np.repeat(rules, len(calibrating)).tolist(), pa.string()),
+        SCORE: np.concatenate([conformal.target_scores(calibrating, rule) for rule in RULES]),
+    })  # fmt: skip
+
+
+def _examples(folder: "RunFolder", part: str) -> Examples:
+    path = folder.examples(part)
+    if not path.is_file():
+        raise DataError(f"{path} is not there; run `llmrec prepare` first.")
+    return Examples.read(path)
+
+
+def _lists(
+    path: Path, system: str, examples: Examples, data: str | None
+) -> tuple[Listed, npt.NDArray[np.int64]]:
+    """The lists of one file and the rows (L,) of `examples` they are of, all or those it names."""
+    lists, again = Predictions.read(path), "Run `llmrec recommend` again."
+    if lists.info.system != system:
+        raise DataError(f"{path}: says it is of the system {lists.info.system!r}, not {system!r}. "
+                        f"{again}")  # fmt: skip
+    made_from = lists.info.provenance.get("data")
+    if data is not None and made_from is not None and made_from != data:
+        raise DataError(f"{path}: made from other data (manifest {str(made_from)[:12]}) than "
+                        f"stands in this run ({data[:12]}). {again}")  # fmt: skip
+    named = lists.info.provenance.get("rows")
+    rows = np.asarray(range(len(examples)) if named is None else named, np.int64)
+    if len(rows) != len(lists) or len(np.unique(rows)) != len(rows):
+        raise DataError(f"{path}: {len(lists)} lists for {len(np.unique(rows))} examples. {again}")
+    if len(rows) and not 0 <= rows.min() <= rows.max() < len(examples):
+        raise DataError(f"{path}: names row {int(rows.max())} of {len(examples)} examples. {again}")
+    differs = np.flatnonzero(lists.user_ids != examples.user_ids[rows])
+    if len(differs):
+        row = int(differs[0])
+        raise DataError(f"{path}: row {row} is of user {lists.user_ids[row]!r}, the split has "
+                        f"{examples.user_ids[rows[row]]!r} there ({len(differs)} rows differ). "
+                        f"{again}")  # fmt: skip
+    scores = [lists.scores[a:b] for a, b in zip(lists.offsets, lists.offsets[1:], strict=False)]
+    return calibration.listed(lists.rankings(), scores, examples.targets[rows]), rows
+
+
+def _cut_off(ks: Sequence[int]) -> int:
+    return _PREFERRED_K if _PREFERRED_K in ks else max(ks)
+
+
+def _interval(said: Mapping[str, Any], decimals: int = 3) -> str:
+    text = _number(said["mean"], decimals)
+    if said["low"] is not None:
+        text += f" [{_number(said['low'], decimals)}, {_number(said['high'], decimals)}]"
+    return f"{text} (n = {said['n']})" if said["excluded"] and said["n"] else text
+
+
+def _number(value: float | None, decimals: int) -> str:
+    return number(math.nan if value is None else value, decimals)

@@ -1,0 +1,226 @@
+"""The loss of a step over candidates: read together or in parts, it is the same."""
+
+import numpy as np
+import pytest
+import torch
+
+from llmrec.model.candidate_objective import CandidateObjective
+from llmrec.model.objectives import log_threshold, set_distance, set_size
+from llmrec.model.row_order import FILLER, RowOrder
+from llmrec.text.rows import Views, with_candidates
+from llmrec.text.tree import Segment, TokenTree
+from llmrec.text.trie import TitleTrie
+
+COMPLETIONS = [np.array(ids, np.int32) for ids in (
+    [5, 6, 1], [5, 7, 8, 1], [9, 1], [9, 6, 5, 1], [5, 6, 9, 1], [7, 1], [8, 8, 1], [6, 5, 1],
+)]  # fmt: skip
+TRIE = TitleTrie.from_sequences(COMPLETIONS)
+VECTORS = torch.randn(8, 3, generator=torch.Generator().manual_seed(3))
+SMOOTH, HARD = 0.7, None
+SIZE = 4  # candidates of a view
+
+
+def rows(count, seed=0):
+    """Rows of two views over random tokens, of clearly different lengths."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for number in range(count):
+        views = Views(*(rng.integers(10, 60, 3 + 2 * number).astype(np.int32) for _ in range(3)))
+        first, second = (rng.permutation(8)[:SIZE].tolist() for _ in range(2))
+        made.append(with_candidates(views, COMPLETIONS, first, second))
+    return made
+
+
+def objective(name="sft", temperature=SMOOTH, **settings):
+    given = {"alpha": 0.4, "beta": 2.0, "gamma": 3.0, "nearest": 2, "vectors": VECTORS} | settings
+    return CandidateObjective(name, TRIE, COMPLETIONS, temperature=temperature, **given)
+
+
+def read_alone(model, asked, row):
+    """(2C,) log-probabilities of a row's branches, a forward pass for each path."""
+    values = []
+    for path in row.paths():
+        prompt = np.concatenate([row.segments[i].ids for i in path[:-1]]).tolist()
+        answer = row.segments[path[-1]].ids.tolist()
+        logits = model(torch.tensor([[*prompt, *answer]])).logits[0, len(prompt) - 1 : -1].float()
+        total = 0.0
+        for step, token in enumerate(answer):
+            z = logits[step]
+            if asked.name == "msl":
+                allowed = TRIE.allowed(np.array(answer[:step], np.int32)).tolist()
+                total = total + z[token] / asked.tau
+                total = total - (z[allowed] / asked.tau).logsumexp(0)
+            else:
+                total = total + z.log_softmax(0)[token]
+        values.append(total)
+    return torch.stack(values)
+
+
+def plain_loss(asked, values, items):
+    """The loss of all examples at once, from its definition."""
+    truth = torch.stack([v[0] - v[:SIZE].logsumexp(0) for v in values])
+    log_p = torch.stack([v[SIZE:] - v[SIZE:].logsumexp(0) for v in values])
+    eta = log_threshold(truth, asked.alpha, asked.temperature)
+    loss = -sum(v[0] for v in values) / len(values)
+    loss = loss + asked.beta * set_size(log_p, eta, asked.temperature)
+    unit = VECTORS / VECTORS.norm(dim=1, keepdim=True)
+    alike = torch.tensor([[float(unit[row[0]] @ unit[i]) for i in row[SIZE:]] for row in items])
+    label = torch.tensor([[i == row[0] for i in row[SIZE:]] for row in items])
+    return loss + asked.gamma * set_distance(
+        log_p, eta, alike, label, asked.nearest, asked.temperature
+    )
+
+
+def items_of(row):
+    return [segment.target for segment in row.segments if segment.target >= 0]
+
+
+def gradient_of(model, loss):
+    model.zero_grad()
+    loss.backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+class Alone:
+    process_index, num_processes = 0, 1
+
+
+class OneOfTwo:
+    """Gathers what the first and the second process hold, which is known beforehand."""
+
+    num_processes = 2
+
+    def __init__(self, index, parts):
+        self.process_index, self._parts = index, iter(parts)
+
+    def gather(self, mine):
+        both = next(self._parts)
+        torch.testing.assert_close(mine, both[self.process_index])
+        return torch.cat(both)
+
+
+def batch_of(asked, some, numbers):
+    """What the trainer's `_batch` gives."""
+    batch = asked.prepare([row.flatten() for row in some])
+    real = (torch.tensor(numbers) != FILLER).float().repeat_interleave(2 * SIZE)
+    return {**batch, "weights": torch.tensor(asked.kind_weights)[batch["kinds"]] * real}
+
+
+def by_parts(model, asked, batches, accelerator, targets):
+    """The loss and the gradient of a process: read twice, learned batch by batch."""
+    with torch.no_grad():
+        values = [asked.branch_log_probabilities(model, batch) for batch in batches]
+    told = asked.weigh(batches, values, accelerator)
+    model.zero_grad()
+    total = 0.0
+    for batch in batches:
+        values = asked.branch_log_probabilities(model, batch)
+        loss = batch["offset"] - (values * batch["weights"]).sum() / targets
+        loss.backward()
+        total += float(loss.detach())
+    return told, total, torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+@pytest.mark.parametrize("name", ["sft", "msl"])
+def test_both_views_in_one_tree_are_read_as_each_path_alone(tiny_model, name):
+    asked, some = objective(name, tau=1.5), rows(3)
+    batch = asked.prepare([row.flatten() for row in some])
+    assert batch["items"].tolist() == [items_of(row) for row in some]
+    with torch.no_grad():
+        together = asked.branch_log_probabilities(tiny_model, batch).reshape(3, -1)
+        alone = torch.stack([read_alone(tiny_model, asked, row) for row in some])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-4)
+    assert float(together.std()) > 0.1
+
+
+@pytest.mark.parametrize("name", ["sft", "msl"])
+@pytest.mark.parametrize("temperature", [SMOOTH, HARD])
+def test_every_cut_of_a_step_gives_the_loss_and_gradient_of_the_whole(
+    tiny_llama, name, temperature
+):
+    asked, some = objective(name, temperature), rows(4)
+    whole = plain_loss(asked, [read_alone(tiny_llama, asked, row) for row in some],
+                       [items_of(row) for row in some])  # fmt: skip
+    expected, loss = gradient_of(tiny_llama, whole), float(whole.detach())
+    scale = float(expected.abs().max())
+    assert scale > 1e-3
+    for size in (1, 2, 3, 4):
+        cut = [range(4)[i : i + size] for i in range(0, 4, size)]
+        batches = [batch_of(asked, [some[n] for n in numbers], numbers) for numbers in cut]
+        told, total, gradient = by_parts(tiny_llama, asked, batches, Alone, 4)
+        assert total == pytest.approx(loss, rel=1e-5)
+        assert told["cross_entropy"] + 2 * told["set_size"] + 3 * told[
+            "set_distance"
+        ] == pytest.approx(loss, rel=1e-5)
+        torch.testing.assert_close(gradient / scale, expected / scale, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [SMOOTH, HARD])
+def test_two_processes_and_a_filler_give_the_loss_and_gradient_of_one(tiny_llama, temperature):
+    asked, some = objective("msl", temperature), rows(3)
+    whole = plain_loss(asked, [read_alone(tiny_llama, asked, row) for row in some],
+                       [items_of(row) for row in some])  # fmt: skip
+    expected, loss = gradient_of(tiny_llama, whole), float(whole.detach())
+    held = [[0, 1], [2, FILLER]]
+    batches = [[batch_of(asked, [some[n]], [n]) for n in mine] for mine in held]
+    with torch.no_grad():
+        values = [torch.stack([asked.branch_log_probabilities(tiny_llama, b) for b in mine])
+                  for mine in batches]  # fmt: skip
+    real = [torch.tensor([n != FILLER for n in mine]) for mine in held]
+    items = [torch.cat([b["items"] for b in mine]) for mine in batches]
+    found = [by_parts(tiny_llama, asked, mine, OneOfTwo(index, [values, real, items]), 3)
+             for index, mine in enumerate(batches)]  # fmt: skip
+    assert found[0][1] + found[1][1] == pytest.approx(loss, rel=1e-5)
+    scale = float(expected.abs().max())
+    gradient = found[0][2] + found[1][2]
+    torch.testing.assert_close(gradient / scale, expected / scale, rtol=0, atol=1e-5)
+
+
+def test_the_distance_of_hard_sets_has_a_value_and_no_gradient(tiny_llama):
+    """The vectors are fixed; smooth sets carry a gradient to the weights."""
+    some = rows(4)
+    values = torch.stack([read_alone(tiny_llama, objective(), row) for row in some]).detach()
+    items = torch.tensor([items_of(row) for row in some])
+    for temperature, moves in ((HARD, False), (SMOOTH, True)):
+        leaf = values.double().requires_grad_()
+        loss = objective(temperature=temperature, beta=0.0, alpha=0.9).step_loss(leaf, items)
+        assert float(loss.set_distance.detach()) > 0
+        [gradient] = torch.autograd.grad(loss.total - loss.cross_entropy, leaf, allow_unused=True,
+                                         materialize_grads=True)  # fmt: skip
+        assert bool(gradient.abs().max() > 1e-6) is moves
+
+
+def test_rows_of_another_form_are_refused():
+    asked, some = objective(), rows(2)
+    plain = TokenTree((Segment(COMPLETIONS[0]), Segment(COMPLETIONS[1], 0, 1)))
+    with pytest.raises(ValueError, match="equally many"):
+        asked.prepare([some[0].flatten(), plain.flatten()])
+    with pytest.raises(ValueError, match="vectors"):
+        objective(vectors=None)
+    assert float(objective(vectors=None, gamma=0.0).step_loss(
+        torch.randn(2, 8), torch.zeros(2, 8, dtype=torch.long)).set_distance) == 0  # fmt: skip
+
+
+@pytest.mark.parametrize(("count", "size"), [(10, 1), (10, 2), (11, 4), (8, 4), (3, 4)])
+def test_coming_rows_are_those_that_the_steps_read(count, size):
+    group = 4
+    order = RowOrder(range(5, 5 + count), group, size, seed=1)
+    steps = []
+    for epoch in range(4):
+        order.epoch = epoch
+        read = [number for number, _ in order]
+        steps += [read[i : i + group] for i in range(0, len(read), group)]
+    for step in range(5):
+        for ahead in (1, 2, 3, 5):
+            if step + ahead > len(steps):
+                continue
+            wanted = sorted({n for one in steps[step : step + ahead] for n in one} - {FILLER})
+            found = order.coming(step, ahead)
+            assert sorted(found) == wanted
+            order.epoch = 0  # nothing hangs on the epoch that is being read
+            assert order.coming(step, ahead) == found
+
+
+def test_an_order_begins_with_the_weights_it_is_given():
+    order = RowOrder([7, 7], group=1, size=1, seed=0, weights=(1.0, 0.0, 0.0))
+    assert sorted(order) == [(0, (1.0, 0.0, 0.0)), (1, (1.0, 0.0, 0.0))]
