@@ -216,16 +216,16 @@ def recommend(
     overrides: Overrides = None,
     histories: Annotated[
         Optional[typer.FileText],  # noqa: UP045
-        typer.Option(
-            encoding="utf-8",
-            help="A file or - for stdin; a line: JSON list of ids or titles, or {user, history}.",
-        ),
+        typer.Option(encoding="utf-8", help="JSON lines (-: stdin): [id, ...] or {user, history}."),
     ] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Items for each of these histories.")] = 10,
-    coverage: Annotated[Optional[float], typer.Option(help="Sets that hold the next item for this share of these users, not top-k.")] = None,  # noqa: UP045
+    coverage: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="Not top-k but sets that hold the next item for this share of users."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Recommend for the test split, or for histories of your own (one JSON line per item)."""
+    """Recommend for the test split, or for histories of ids or titles (one JSON line per item)."""
     from llmrec.stages.folder import open_run
 
     settings, folder = open_run(recipe, overrides or [])
@@ -236,6 +236,8 @@ def recommend(
             rows = stage.raw(folder.root, histories, top_k, coverage)
         terminal.show_lines(rows)
         return
+    if coverage is not None:
+        raise RecipeError("--coverage is for histories of your own; name them with --histories")
     with terminal.stdout_for_data():
         result = stage.run(settings, folder)
     folder.keep(settings)

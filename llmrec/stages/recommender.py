@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from llmrec.baselines.ranking import predict
+from llmrec.baselines.sequential import FittedNetwork
 from llmrec.data.catalog import Catalog
 from llmrec.data.records import ITEM_ID, TITLE, Examples, concatenated, offsets_of
-from llmrec.decoding.beam import Scoring, beam_search
+from llmrec.decoding.beam import Ranking, Scoring, beam_search
 from llmrec.decoding.grounding import Grounder
 from llmrec.decoding.open_items import OpenItems
 from llmrec.decoding.shared_prompt import SharedPrompt
@@ -20,37 +22,52 @@ from llmrec.model.forward import require_tree_support
 from llmrec.model.loading import load_model, load_tuned
 from llmrec.recipe import Recipe
 from llmrec.recipe_loading import load
+from llmrec.stages import networks
 from llmrec.stages.folder import RunFolder
 from llmrec.stages.language import adapter_of, base_of, closed_items, encoder_of
 from llmrec.stages.parts import batches
+from llmrec.stages.prediction_sets import PredictionSets, prediction_sets
 from llmrec.stages.prompting import Prompting
 from llmrec.stages.selection import Selecting
 from llmrec.stages.similar_users import SimilarUsers
 from llmrec.text.encoding import Ids
 
 log = logging.getLogger("llmrec")
+GUARANTEED = "guaranteed"
 
 
 class Recommender:
-    """A language model that answers with items of one catalog. Make it with `from_pretrained`."""
+    """A trained model that answers with items of one catalog. Make it with `from_pretrained`."""
 
     def __init__(
-        self, model: Any, catalog: Catalog, recipe: Recipe, folder: RunFolder | None = None
+        self,
+        model: Any,
+        catalog: Catalog,
+        recipe: Recipe,
+        folder: RunFolder | None = None,
+        system: str = "tuned",
     ) -> None:
-        """`folder`: the run, which similar users are found in where the recipe shows some."""
+        """`model`: a language model or a FittedNetwork, the one of the recipe's `system`.
+
+        `folder`: the run, which similar users and the calibration are found in where needed.
+        """
         if recipe.demonstrations is not None and folder is None:
             raise LlmrecError("the recipe shows similar users; give the run folder to find them in")
         self.model, self.catalog, self.recipe, self.folder = model, catalog, recipe, folder
-        self.encoder = encoder_of(recipe, catalog)
+        self.system = system
         self.grounder = Grounder(catalog)
-        self._finder: SimilarUsers | None = None
-        require_tree_support(model, recipe.prompt.max_tokens)
+        if not isinstance(model, FittedNetwork):
+            self.encoder = encoder_of(recipe, catalog)
+            self._finder: SimilarUsers | None = None
+            require_tree_support(model, recipe.prompt.max_tokens)
 
     @classmethod
-    def from_pretrained(cls, path: str | Path) -> "Recommender":
+    def from_pretrained(cls, path: str | Path, system: str | None = None) -> "Recommender":
         """From a run folder, or the adapter folder inside one. Raises LlmrecError if it is neither.
 
-        A run that was only prepared answers with its untuned base model.
+        `system`: of a run that trained networks one of network, network_ce and network_cpft, by
+        default the one trained furthest; of any other run tuned or untuned, by default tuned. A run
+        that was only prepared answers with its untuned base model.
         """
         root = Path(path)
         folder = RunFolder(root if RunFolder(root).recipe.is_file() else root.parent)
@@ -61,18 +78,16 @@ class Recommender:
                 "wrote"
             )
         recipe = load(folder.recipe, [])
-        tuned = adapter_of(recipe, folder)
-        base = base_of(recipe)
-        if not tuned.is_dir():
-            log.warning("%s has no trained weights: the untuned %s answers", path, base.source)
-        model = load_tuned(base, tuned) if tuned.is_dir() else load_model(base)
-        return cls(model, Catalog.read(folder.items), recipe, folder)
+        load_system = _network if recipe.network is not None else _language_model
+        model, system = load_system(recipe, folder, system)
+        return cls(model, Catalog.read(folder.items), recipe, folder, system)
 
     def recommend(
         self,
         histories: Sequence[Sequence[str]],
         top_k: int = 10,
         users: Sequence[str] | None = None,
+        coverage: float | None = None,
     ) -> pa.Table:
         """The `top_k` best items after each history: user, rank, item_id, title, score.
 
@@ -82,25 +97,64 @@ class Recommender:
         the recipe shows similar users, nobody is shown to themselves. Candidates of an evaluation
         play no part.
         Scores are log-probabilities under the recipe's decoding; rank starts at 1.
+
+        With `coverage`, say 0.9, every user gets the smallest set of items that is to hold the next
+        one for that share of the users, as the run's calibration found it, if they are like the
+        users that it calibrated with. `top_k` is then no limit: a set may be longer, shorter or
+        empty, and who has an empty one has no rows. A column `guaranteed` comes last; it is false
+        where nothing can be promised, and the `top_k` best items are given, with a warning that
+        says why. Raises LlmrecError for a coverage outside (0, 1) and where this run's system is
+        not calibrated.
         """
         if top_k < 1:
             raise LlmrecError(f"top_k must be at least 1, got {top_k}")
         names = [str(i) for i in range(len(histories))] if users is None else list(users)
         if len(names) != len(histories):
             raise DataError(f"{len(names)} users for {len(histories)} histories; give one for each")
+        sets = None if coverage is None else self._sets(coverage)
         positions = [self._positions(name, h) for name, h in zip(names, histories, strict=True)]
+        rankings = self._rankings(users, positions, top_k if sets is None else sets.list_length)
+        if sets is None:
+            return self._table(names, rankings)
+        if sets.guaranteed:
+            lengths = sets.sizes([r.scores for r in rankings]).tolist()
+        else:
+            log.warning("no guarantee at a coverage of %g for %s: %s", coverage, self.system,
+                        sets.reason)  # fmt: skip
+            lengths = [top_k] * len(rankings)
+        cut = [Ranking(r.positions[:n], r.scores[:n])
+               for r, n in zip(rankings, lengths, strict=True)]  # fmt: skip
+        table = self._table(names, cut)
+        said = pa.array([sets.guaranteed] * table.num_rows, pa.bool_())
+        return table.append_column(GUARANTEED, said)
+
+    def _sets(self, coverage: float) -> PredictionSets:
+        if self.folder is None:
+            raise LlmrecError("coverage rests on the calibration of a run; give the run folder")
+        return prediction_sets(self.folder, self.system, coverage)
+
+    def _rankings(
+        self, users: Sequence[str] | None, histories: Sequence[np.ndarray], top_k: int
+    ) -> list[Ranking]:
+        """The `top_k` best items after each history, fewer where so many are not open."""
         decode = self.recipe.decode
-        prompts = self._prompts(users, positions)
-        rankings: dict[int, Any] = {}
+        if isinstance(self.model, FittedNetwork):
+            answers = predict(self.model, histories, None, len(self.catalog), top_k,
+                              decode.filter_seen)  # fmt: skip
+            return [Ranking(items[items >= 0], scores[items >= 0])
+                    for items, scores in zip(answers.positions, answers.scores, strict=True)
+                    ]  # fmt: skip
+        prompts = self._prompts(users, histories)
+        rankings: dict[int, Ranking] = {}
         for batch in batches([len(p) for p in prompts], decode.batch_size):
-            closed = closed_items([positions[i] for i in batch], decode.filter_seen)
-            answers = beam_search(
+            closed = closed_items([histories[i] for i in batch], decode.filter_seen)
+            found = beam_search(
                 SharedPrompt(self.model, [prompts[i] for i in batch]),
                 OpenItems(self.encoder.trie, closed),
                 beams=max(decode.beams, top_k), top_k=top_k, scoring=Scoring(decode.renormalise),
             )  # fmt: skip
-            rankings |= dict(zip(batch.tolist(), answers, strict=True))
-        return self._table(names, [rankings[i] for i in range(len(names))])
+            rankings |= dict(zip(batch.tolist(), found, strict=True))
+        return [rankings[i] for i in range(len(histories))]
 
     def _prompts(self, users: Sequence[str] | None, histories: Sequence[np.ndarray]) -> list[Ids]:
         """The prompts; similar users are those of the whole training data, as of now.
@@ -134,7 +188,7 @@ class Recommender:
             )
         return np.array([hit.position for hit in found], np.int32)
 
-    def _table(self, names: Sequence[str], rankings: Sequence[Any]) -> pa.Table:
+    def _table(self, names: Sequence[str], rankings: Sequence[Ranking]) -> pa.Table:
         positions = np.concatenate([r.positions for r in rankings] or [np.zeros(0, int)])
         counts = [len(r.positions) for r in rankings]
         return pa.table({
@@ -144,6 +198,32 @@ class Recommender:
             TITLE: pa.array([self.catalog.titles[p] for p in positions], pa.string()),
             "score": pa.array([float(s) for r in rankings for s in r.scores], pa.float32()),
         })  # fmt: skip
+
+
+def _network(recipe: Recipe, folder: RunFolder, system: str | None) -> tuple[Any, str]:
+    """The network of a system, by default the one trained furthest, and the system."""
+    trained = [name for name in ("network_cpft", "network_ce") if name in recipe.systems]
+    trained.append("network")
+    if system is not None and system not in trained:
+        raise LlmrecError(f"{folder.root} has no system {system!r} that answers raw histories; "
+                          f"there are {', '.join(trained)}")  # fmt: skip
+    system = system or trained[0]
+    return networks.fitted(recipe, folder, system), system
+
+
+def _language_model(recipe: Recipe, folder: RunFolder, system: str | None) -> tuple[Any, str]:
+    """The language model with the adapter or, asked for or without one, as it came; the system."""
+    if system not in (None, "tuned", "untuned"):
+        raise LlmrecError(f"{folder.root} has no system {system!r} that answers raw histories; "
+                          "there are tuned, untuned")  # fmt: skip
+    adapter, base = adapter_of(recipe, folder), base_of(recipe)
+    if system != "untuned" and adapter.is_dir():
+        return load_tuned(base, adapter), "tuned"
+    if system == "tuned":
+        raise LlmrecError(f"{adapter}: no trained weights; run `llmrec train` first or ask untuned")
+    if system is None:
+        log.warning("%s has no trained weights: the untuned %s answers", folder.root, base.source)
+    return load_model(base), "untuned"
 
 
 def read_histories(lines: Iterable[str]) -> tuple[list[str], list[list[str]]]:

@@ -1,0 +1,269 @@
+"""Fine-tuning: what the two views read, what is learned, determinism, and NDCG of an epoch."""
+
+import copy
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from llmrec.baselines import fine_tuning
+from llmrec.baselines.fine_tuning import FineTuning, following_items
+from llmrec.baselines.gru4rec import GRU4Rec
+from llmrec.baselines.ranking import mean_ndcg, predict
+from llmrec.baselines.sasrec import SASRec
+from llmrec.baselines.sequential import FittedNetwork, Network
+from llmrec.data.records import Examples, Interactions, concatenated, offsets_of
+
+# Each item stands once and is followed by the next number, so an item says where it stands.
+SEQUENCES = [list(range(0, 11)), list(range(20, 23)), list(range(30, 39)), [45, 46]]
+FOLLOWING = {0: 50, 1: 51, 3: 52}  # nothing follows sequence 2
+ITEMS = 60
+SIZES = SASRec(hidden=8, layers=1, max_length=4, dropout=0.0)
+PLAN = FineTuning(learning_rate=1e-3, batch_size=3, max_epochs=3)
+
+
+def interactions(sequences, names=None):
+    """The sequences as users' rows."""
+    lengths = [len(s) for s in sequences]
+    rows = np.arange(sum(lengths))
+    users = np.repeat(np.arange(len(sequences)), lengths).astype(np.int32)
+    names = names or [f"u{n}" for n in range(len(sequences))]
+    return Interactions(users, np.concatenate(sequences).astype(np.int32), rows, rows,
+                        np.array(names, object))  # fmt: skip
+
+
+def examples(names, histories, targets):
+    histories = [np.array(h, np.int32) for h in histories]
+    flags = np.zeros(len(names), dtype=bool)
+    return Examples(np.array(names, object), offsets_of(histories), concatenated(histories),
+                    np.array(targets, np.int32), np.zeros(len(names), np.int64), flags,
+                    flags)  # fmt: skip
+
+
+TRAIN = interactions(SEQUENCES)
+VALID = examples([f"u{n}" for n in FOLLOWING], [SEQUENCES[n] for n in FOLLOWING],
+                 list(FOLLOWING.values()))  # fmt: skip
+
+
+def untrained(sizes=SIZES, seed=0, items=ITEMS):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return FittedNetwork(sizes.network(items).eval(), 1.0, 0)
+
+
+def nothing(train, sets, labels, items):
+    """A loss that adds nothing to learn from."""
+    return 0.0 * (train.sum() + sets.sum()), {"nothing": 0.0}
+
+
+def state_bytes(fitted):
+    return b"".join(t.numpy().tobytes() for t in fitted.network.state_dict().values())
+
+
+def test_following_items_are_those_right_after_a_training_sequence():
+    train = interactions([[1, 2, 3], [4, 5], [6, 7], [8, 9], [1, 1]], ["a", "b", "c", "d", "e"])
+    valid = examples(
+        ["e", "b", "stranger", "a", "c", "c"],
+        [[1, 1], [5], [4, 5], [1, 2, 3], [6, 7, 8], [6, 7]],
+        [9, 8, 7, 0, 5, 4],
+    )
+    # b's history is cut, one of c's goes on too far, d is not validated.
+    assert following_items(train, valid) == {0: 0, 2: 4, 4: 9}
+    assert following_items(train, valid.take(np.arange(0))) == {}
+
+
+def test_following_items_go_by_sequence_and_not_by_the_number_of_the_user():
+    train = interactions([[1, 2], [3, 4], [5, 6]], ["a", "b", "c"])
+    fewer = train.take(np.array([4, 5, 2, 3]))  # c, then b; a has no row
+    valid = examples(["a", "b", "c"], [[1, 2], [3, 4], [5, 6]], [7, 8, 9])
+    assert following_items(fewer, valid) == {0: 9, 1: 8}
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """Rows that `after` was given while training, call by call."""
+    real, calls = Network.after, []
+
+    def recording(self, rows):
+        if self.training:
+            calls.append([row.tolist() for row in rows])
+        return real(self, rows)
+
+    monkeypatch.setattr(Network, "after", recording)
+    return calls
+
+
+@pytest.fixture
+def learned(monkeypatch):
+    """Batches whose cross-entropy was learned."""
+    real, calls = fine_tuning.cross_entropy_backward, []
+
+    def recording(network, batch):
+        calls.append([row.tolist() for row in batch])
+        return real(network, batch)
+
+    monkeypatch.setattr(fine_tuning, "cross_entropy_backward", recording)
+    return calls
+
+
+@pytest.mark.parametrize("following", [FOLLOWING, {}, None])
+def test_views_end_where_they_should(read, learned, following):
+    seen_labels = []
+
+    def loss(train, sets, labels, items):
+        assert train.shape == sets.shape == (len(labels), ITEMS)
+        assert items.shape == (ITEMS, SIZES.hidden)
+        torch.testing.assert_close(train.exp().sum(dim=1), torch.ones(len(labels)))
+        torch.testing.assert_close(sets.exp().sum(dim=1), torch.ones(len(labels)))
+        seen_labels.append(labels.tolist())
+        return nothing(train, sets, labels, items)
+
+    PLAN.fit(untrained(), TRAIN, VALID, False, 0, loss, following)
+    sequence_of = {item: n for n, s in enumerate(SEQUENCES) for item in s}
+    inside = at_end = 0
+    assert len(read) == 2 * len(seen_labels) == 2 * len(learned)
+    for train, sets, labels, batch in zip(read[::2], read[1::2], seen_labels, learned, strict=True):
+        assert [row[:-1] for row in batch] == train
+        for begun, longer, label in zip(train, sets, labels, strict=True):
+            number = sequence_of[label]
+            assert label == begun[-1] + 1
+            assert longer[: len(begun) + 1] == [*begun, label]
+            further = longer[len(begun) + 1 :]
+            if label == SEQUENCES[number][-1]:
+                at_end += 1
+                assert further == ([following[number]] if number in (following or {}) else [])
+            else:
+                inside += 1
+                assert further == ([label + 1] if following else [])
+    assert min(inside, at_end) > 5
+
+
+@pytest.mark.parametrize("sizes", [SIZES, GRU4Rec(hidden=8, max_length=4, dropout=0.0)])
+def test_the_loss_gets_what_the_network_says_after_each_view(read, sizes):
+    given = []
+
+    def loss(train, sets, labels, items):
+        given.append((train.detach(), sets.detach()))
+        return nothing(train, sets, labels, items)
+
+    base = untrained(sizes)
+    plan = FineTuning(learning_rate=1e-12, batch_size=50, max_epochs=1)
+    plan.fit(base, TRAIN, VALID, False, 0, loss, FOLLOWING)
+    for rows, found in zip(read, given[0], strict=True):
+        histories = [np.array(row, np.int32) for row in rows]
+        expected = np.log(base.probabilities(histories, filter_seen=False))
+        np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
+
+
+def test_every_transition_is_learned_once_an_epoch_and_no_validation_item(learned):
+    PLAN.fit(untrained(), TRAIN, VALID, False, 0, nothing, FOLLOWING)
+    found = [pair for batch in learned for row in batch for pair in itertools.pairwise(row)]
+    once = [pair for s in SEQUENCES for pair in itertools.pairwise(s)]
+    assert sorted(found) == sorted(once * PLAN.max_epochs)
+    assert not {item for pair in found for item in pair} & set(FOLLOWING.values())
+
+
+def test_the_loss_changes_what_is_learned_through_both_views():
+    def towards(index):
+        def loss(*given):
+            value = -given[index][:, 7].mean()  # item 7 becomes likelier
+            return 50.0 * value, {"value": value.item()}
+
+        return loss
+
+    history = [np.array([45, 46], np.int32)]
+    plan = FineTuning(learning_rate=1e-2, batch_size=50, max_epochs=5)
+    plain = plan.fit(untrained(), TRAIN, VALID.take(np.arange(0)), False, 0, nothing, FOLLOWING)
+    for index in (0, 1):
+        pulled = plan.fit(untrained(), TRAIN, VALID.take(np.arange(0)), False, 0, towards(index),
+                          FOLLOWING)  # fmt: skip
+        assert (pulled.fitted.probabilities(history)[0, 7]
+                > 1.5 * plain.fitted.probabilities(history)[0, 7])  # fmt: skip
+
+
+def test_cross_entropy_alone_is_a_plain_loop(learned):
+    base = untrained()
+    base.network.double()  # so that AdamW makes no steps of rounding errors
+    plan = FineTuning(learning_rate=1e-2, weight_decay=0.1, batch_size=3, max_epochs=1)
+    tuned = plan.fit(base, TRAIN, VALID, False, 0)
+    network = copy.deepcopy(base.network)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2, weight_decay=0.1)
+    assert len(learned) > 2
+    for batch in learned:
+        losses = []
+        for row in batch:
+            for i in range(1, len(row)):
+                last = network(torch.tensor([row[:i]]))[0, -1]
+                scores = network.items.weight @ last + network.bias
+                losses.append(torch.logsumexp(scores, 0) - scores[row[i]])
+        optimizer.zero_grad()
+        (sum(losses) / len(losses)).backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+        optimizer.step()
+    for name, value in tuned.fitted.network.state_dict().items():
+        torch.testing.assert_close(value, network.state_dict()[name], rtol=0, atol=1e-9)
+        assert not torch.equal(value, base.network.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("loss", [None, nothing])
+def test_same_seed_same_bytes_whatever_the_state_of_torch_and_base_is_left_alone(loss):
+    base = untrained(SASRec(hidden=8, max_length=4, dropout=0.4))
+    before = state_bytes(base)
+
+    def tuned(seed):
+        return PLAN.fit(base, TRAIN, VALID, False, seed, loss, FOLLOWING)
+
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    one = tuned(1)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(6)
+    two, other = tuned(1), tuned(2)
+    assert state_bytes(one.fitted) == state_bytes(two.fitted)
+    assert state_bytes(one.fitted) != state_bytes(other.fitted)
+    assert state_bytes(base) == before
+    assert not base.network.training
+    assert not one.fitted.network.training
+    assert all(p.grad is None for p in base.network.parameters())
+
+
+def test_the_best_epoch_is_kept_and_patience_ends_training(monkeypatch):
+    # Of the epochs, and at last of the base network.
+    values = iter([0.1, 0.3, 0.3, 0.2, 0.5])
+    monkeypatch.setattr(FittedNetwork, "ndcg", lambda *_: next(values))
+    tuned = FineTuning(max_epochs=9, patience=2).fit(untrained(), TRAIN, VALID, False, 0)
+    assert (tuned.fitted.epoch, tuned.epochs) == (2, 4)
+    assert (tuned.ndcg, tuned.base_ndcg) == (0.3, 0.5)
+
+
+def test_without_patience_all_epochs_and_without_validation_the_last(monkeypatch):
+    monkeypatch.setattr(FittedNetwork, "ndcg", lambda *_: 0.1)
+    tuned = FineTuning(max_epochs=4, patience=None).fit(untrained(), TRAIN, VALID, False, 0)
+    assert (tuned.fitted.epoch, tuned.epochs) == (1, 4)
+    nobody = VALID.take(np.arange(0))
+    tuned = FineTuning(max_epochs=4, patience=1).fit(untrained(), TRAIN, nobody, False, 0)
+    assert (tuned.fitted.epoch, tuned.epochs) == (4, 4)
+
+
+@pytest.mark.parametrize("filter_seen", [True, False])
+@pytest.mark.parametrize("tied", [True, False])
+def test_ndcg_of_an_epoch_is_that_of_the_rankings(filter_seen, tied):
+    rng, items = np.random.default_rng(0), 25
+    fitted = untrained(items=items)
+    with torch.no_grad():
+        if tied:  # every history gets the biases, three different ones
+            fitted.network.items.weight.zero_()
+            fitted.network.bias.copy_(torch.arange(items) % 3)
+        else:
+            fitted.network.items.weight.mul_(9.0)
+    histories = [rng.integers(items, size=rng.integers(0, 9)) for _ in range(300)]
+    asked = examples([str(n) for n in range(300)], histories, rng.integers(items, size=300))
+    answers = predict(fitted, asked.histories(), asked.targets, items, 10, filter_seen)
+    expected = mean_ndcg(answers.positions, asked.targets)
+    assert 0.05 < expected < 0.5
+    assert fitted.ndcg(asked, filter_seen) == pytest.approx(expected, abs=1e-6)
+    assert fitted.ndcg(asked, filter_seen, k=1) == pytest.approx(
+        mean_ndcg(answers.positions[:, :1], asked.targets), abs=1e-6
+    )
+    assert fitted.ndcg(asked.take(np.arange(0)), filter_seen) == 0
