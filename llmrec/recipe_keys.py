@@ -15,6 +15,7 @@ from llmrec.recipe import Recipe
 # What people write for it elsewhere.
 HABITS = {
     "lr": "train.learning_rate",
+    "learning_rate": "train.learning_rate",
     "epochs": "train.num_train_epochs",
     "num_epochs": "train.num_train_epochs",
     "batch_size": "train.per_device_train_batch_size",
@@ -84,8 +85,8 @@ def meant(section: tuple[str, ...], key: str) -> tuple[str, ...] | None:
         found = (distance + elsewhere, -JaroWinkler.similarity(word, name), path)
         if best is None or found < best:
             best = found
-    # A habit is an exact word, so it beats everything but the same word in a real key.
-    if word in HABITS and (best is None or best[0] >= 1):
+    # A habit is an exact word, so it beats everything but that very key of the section.
+    if word in HABITS and (best is None or best[0] > 0):
         return tuple(HABITS[word].split("."))
     return best[2] if best else None
 

@@ -16,6 +16,14 @@ TEXT = (
 WORDS = TEXT.split()
 
 
+@pytest.fixture(autouse=True)
+def logging_as_it_was(monkeypatch):
+    """A verb called inside a test sets up no logging: that would outlast the test."""
+    from llmrec import terminal
+
+    monkeypatch.setattr(terminal, "set_up_logging", lambda quiet: None)
+
+
 @pytest.fixture(scope="session")
 def tokenizer():
     """A byte-level BPE tokenizer trained on a few words, with chat-like control tokens."""

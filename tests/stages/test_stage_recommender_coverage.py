@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from llmrec import Recommender, terminal
+from llmrec import Recommender
 from llmrec.cli import app
 from llmrec.data.catalog import Catalog
 from llmrec.data.records import Examples
@@ -206,7 +206,6 @@ def test_what_was_not_calibrated_is_refused(copied):
 
 
 def test_the_command_passes_coverage_on(finished, tmp_path, monkeypatch):
-    monkeypatch.setattr(terminal, "set_up_logging", lambda quiet: None)  # it would outlast the test
     users, histories = asked(finished)
     lines = [json.dumps({"user": u, "history": h}) for u, h in zip(users, histories, strict=True)]
     (tmp_path / "asked.jsonl").write_text("\n".join(lines), "utf-8")

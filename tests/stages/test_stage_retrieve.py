@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from llmrec import Recommender, terminal
+from llmrec import Recommender
 from llmrec.cli import app
 from llmrec.data.records import Examples
 from llmrec.errors import DataError, LlmrecError, RecipeError
@@ -72,7 +72,6 @@ def test_a_damaged_table_of_vectors_is_made_anew(run, caplog):
 
 
 def test_the_commands_print_a_table_and_a_verdict(run, monkeypatch):
-    monkeypatch.setattr(terminal, "set_up_logging", lambda quiet: None)  # it would outlast the test
     _, folder = run
     asked = CliRunner().invoke(app, ["retrieve", str(folder.root)])
     assert asked.exit_code == 0
