@@ -145,7 +145,8 @@ def set_distance(
 
     log_p (B, N); similarity (B, N): cosine of each item to the example's true one; is_label (B, N):
     the true item itself, which does not count. An example whose set holds nothing else adds 0.
-    Smooth: items count as far as they are members, an example as far as its surest member.
+    Smooth: items count as far as they are members, an example as far as the surest
+    of those that count.
     """
     inside = membership(log_p, log_eta, temperature).masked_fill(is_label, 0.0)
     # Similarities are shifted above 0, so that every member comes before what is none.

@@ -22,7 +22,8 @@ class Segment:
 
     `target` >= 0 marks tokens to be predicted: they are tokens `start`, `start + 1`, ... of the
     completion of the catalog item at position `target`. `target` = ROOT: only read. `kind` tells
-    apart targets that are weighted differently: 0 real ones, 1 a model's own answers.
+    apart targets that are weighted differently: 0 real ones, 1 a model's own answers or other
+    candidates, 2 candidates of a second view.
     """
 
     ids: Ids

@@ -205,7 +205,7 @@ def test_what_was_not_calibrated_is_refused(copied):
         alone.recommend([["i1"]], coverage=0.7)
 
 
-def test_the_command_passes_coverage_on(finished, tmp_path, monkeypatch):
+def test_the_command_passes_coverage_on(finished, tmp_path):
     users, histories = asked(finished)
     lines = [json.dumps({"user": u, "history": h}) for u, h in zip(users, histories, strict=True)]
     (tmp_path / "asked.jsonl").write_text("\n".join(lines), "utf-8")

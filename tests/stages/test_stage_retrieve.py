@@ -71,7 +71,7 @@ def test_a_damaged_table_of_vectors_is_made_anew(run, caplog):
     assert "making" in caplog.text
 
 
-def test_the_commands_print_a_table_and_a_verdict(run, monkeypatch):
+def test_the_commands_print_a_table_and_a_verdict(run):
     _, folder = run
     asked = CliRunner().invoke(app, ["retrieve", str(folder.root)])
     assert asked.exit_code == 0
