@@ -46,7 +46,9 @@ SIZES = {
     "ml": {},
     "beauty": {"learning_rate": 1.0e-3, "batch_size": 128, "max_epochs": 30, "dropout": 0.3},
 }
-EPOCHS, PATIENCE = 5, 2
+# Fine-tuning: at most so many epochs, and how many without a better one end it.
+EPOCHS = {"ml": (5, 2), "beauty": (3, 1)}
+CONFIDENT = 5_000  # test users of a cell, at most, whose prediction sets are measured
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ def run(cell: Cell, given: argparse.Namespace) -> None:
     for name in [*(n for n in ARMS if n != "ce"), "ce"]:
         if _file(folder, name).exists():
             continue
-        arm, loss, patience, epochs = ARMS[name], None, PATIENCE, EPOCHS
+        arm, loss, (epochs, patience) = ARMS[name], None, EPOCHS[cell.data]
         if arm.losses is not None:
             loss = networks.set_loss(Conformal(**arm.losses))
         else:
@@ -143,40 +145,46 @@ def run(cell: Cell, given: argparse.Namespace) -> None:
 
 
 def _measure(folder: RunFolder, name: str, fitted: FittedNetwork, cell: Cell, facts: dict) -> None:
-    """Every figure of every test user, in one file; the whole catalog, users in chunks."""
+    """Every figure of every test user, in one file; users in chunks.
+
+    Figures of confidence need the whole catalog's ranking, so those of users beyond `CONFIDENT` are
+    NaN. `calibrates`: 1 for users that find thresholds, 0 for those that measure, else NaN.
+    """
     begun = time.monotonic()
     test, size = Examples.read(folder.examples("test")), len(Catalog.read(folder.items))
-    users = np.random.default_rng(cell.seed).permutation(len(test))
-    calibrates = np.zeros(len(test), bool)
-    calibrates[users[: len(test) // 2]] = True
-    columns: dict[str, list[np.ndarray]] = {}
+    shown = predict(fitted, test.histories(), test.targets, size, 50, True)
+    lists = list(shown.positions)
+    found = {"NLL": shown.nll}
+    for k in (10, 50):
+        found[f"R@{k}"] = hit_rate(lists, test.targets, k)
+        found[f"N@{k}"] = ndcg(lists, test.targets, k)
+    drawn = np.random.default_rng(cell.seed).permutation(len(test))[:CONFIDENT]
+    finding, measuring = drawn[: len(drawn) // 2], drawn[len(drawn) // 2 :]
+    calibrates = np.full(len(test), np.nan)
+    calibrates[finding], calibrates[measuring] = 1.0, 0.0
 
-    def lists():
-        for part in chunks(len(test), size):
-            asked = test.take(np.arange(len(test))[part])
-            shown = predict(fitted, asked.histories(), asked.targets, size, size, True)
-            kept = [row[row >= 0] for row in shown.positions]
-            scores = [s[: len(k)] for s, k in zip(shown.scores, kept, strict=True)]
-            yield part, asked, shown.nll, kept, listed(kept, scores, asked.targets)
+    def ranked(users: np.ndarray):
+        for part in chunks(len(users), size):
+            asked = test.take(users[part])
+            whole = predict(fitted, asked.histories(), asked.targets, size, size, True)
+            kept = [row[row >= 0] for row in whole.positions]
+            scores = [s[: len(k)] for s, k in zip(whole.scores, kept, strict=True)]
+            yield users[part], listed(kept, scores, asked.targets)
 
-    for _, asked, nll, kept, known in lists():
-        mass, hit = top_k_mass(known, 10)
-        for key, values in {
-            **{f"R@{k}": hit_rate(kept, asked.targets, k) for k in (10, 50)},
-            **{f"N@{k}": ndcg(kept, asked.targets, k) for k in (10, 50)},
-            "NLL": nll, "top1": known.probabilities[:, 0], "right": known.place == 0,
-            "mass10": mass, "hit10": hit, "score": target_scores(known, LAC),
-        }.items():  # fmt: skip
-            columns.setdefault(key, []).append(np.asarray(values))
-    found = {key: np.concatenate(values) for key, values in columns.items()}
-    limits = {a: threshold(found["score"][calibrates], a) for a in ALPHAS}
-    sizes = {a: [] for a in ALPHAS}
-    for _, _, _, _, known in lists():
-        for a in ALPHAS:
-            sizes[a].append(set_sizes(known, LAC, limits[a]))
+    limits = {}
+    for users in (finding, measuring):
+        for part, known in ranked(users):
+            mass, hit = top_k_mass(known, 10)
+            for key, values in {
+                "top1": known.probabilities[:, 0], "right": known.place == 0,
+                "mass10": mass, "hit10": hit, "score": target_scores(known, LAC),
+                **{f"size {a}": set_sizes(known, LAC, limit) for a, limit in limits.items()},
+            }.items():  # fmt: skip
+                found.setdefault(key, np.full(len(test), np.nan))[part] = values
+        limits = limits or {a: threshold(found["score"][finding], a) for a in ALPHAS}
     for a in ALPHAS:
-        found[f"covered {a}"] = found["score"] <= limits[a]
-        found[f"size {a}"] = np.concatenate(sizes[a])
+        found[f"covered {a}"] = np.full(len(test), np.nan)
+        found[f"covered {a}"][measuring] = found["score"][measuring] <= limits[a]
     found["calibrates"] = calibrates
     np.savez(_file(folder, name).with_suffix(".partial.npz"), facts=json.dumps(facts), **found)
     _file(folder, name).with_suffix(".partial.npz").rename(_file(folder, name))
@@ -205,8 +213,8 @@ def table(group: list[Cell], given: argparse.Namespace) -> list[str]:
     pooled = {n: {k: np.concatenate([f[k] for f, _ in read[n]]) for k in read[n][0][0]}
               for n in names}  # fmt: skip
     users = np.tile(np.arange(len(read["base"][0][0]["NLL"])), len(group))
-    sizes = {n: {a: [f[f"size {a}"][~f["calibrates"]].mean() for f, _ in read[n]] for a in ALPHAS}
-             for n in names}  # fmt: skip
+    sizes = {n: {a: [f[f"size {a}"][f["calibrates"] == 0].mean() for f, _ in read[n]]
+                 for a in ALPHAS} for n in names}  # fmt: skip
     lines = [
         f"{len(group)} seed(s), n = {len(users)} (user, seed) pairs of {users.max() + 1} users.",
         "", "| | R@10 | N@10 | R@50 | N@50 | NLL, nats | validation N@10 by seed | kept epoch |",
@@ -222,10 +230,11 @@ def table(group: list[Cell], given: argparse.Namespace) -> list[str]:
               "| | ECE, top 1 | ECE, mass of 10 against hit@10 | coverage 0.9 | set size | "
               "coverage 0.7 | set size |", "|---|---|---|---|---|---|---|"]  # fmt: skip
     for n in names:
-        own = {k: v[~pooled[n]["calibrates"]] for k, v in pooled[n].items()}
-        mine = users[~pooled[n]["calibrates"]]
-        eces = ece_intervals([(own["top1"], own["right"], "mass"),
-                              (own["mass10"], own["hit10"], "mass")], mine)  # fmt: skip
+        measuring = pooled[n]["calibrates"] == 0
+        own = {k: v[measuring] for k, v in pooled[n].items()}
+        mine = users[measuring]
+        eces = ece_intervals([(own["top1"], own["right"] == 1, "mass"),
+                              (own["mass10"], own["hit10"] == 1, "mass")], mine)  # fmt: skip
         shown = [f"{e.mean:.4f} [{e.low:.4f}, {e.high:.4f}]" for e in eces]
         for a in ALPHAS:
             shown += [_interval(own[f"covered {a}"].astype(float), mine, 3),
