@@ -88,7 +88,7 @@ def beam_search(
     for depth in count():
         user, beam, child, score = _candidates(state, open_items, logits, scoring)
         user, beam, child, score, place = _best(user, beam, child, score, keep=2 * beams)
-        ends = np.diff(open_items.trie.children)[child] == 0
+        ends = open_items.trie.child_count(child) == 0
         _finish(finished_score, finished_node, user, child, score, ends & (place < beams))
         state = _survivors(state, user, beam, child, score, ends)
         # A path's score only falls, so a user whose finished beams beat every running one is done.

@@ -47,7 +47,7 @@ class OpenItems:
 
     def count(self, users: Longs, nodes: Longs) -> Longs:
         """(C,) open items of user `users[c]` below node `nodes[c]`."""
-        low, high = self.trie.low[nodes], self.trie.high[nodes]
+        low, high = self.trie.below(nodes)
         base = users * self._stride
         closed = np.searchsorted(self._closed, base + high) - np.searchsorted(
             self._closed, base + low
@@ -57,10 +57,8 @@ class OpenItems:
     def log_mass(self, users: Longs, nodes: Longs) -> Doubles:
         """(C,) log of the baseline's probability of the items of `nodes[c]` for `users[c]`."""
         assert self._cumulative is not None  # noqa: S101  callers ask `guided` first
-        mass = (
-            self._cumulative[users, self.trie.high[nodes]]
-            - self._cumulative[users, self.trie.low[nodes]]
-        )
+        low, high = self.trie.below(nodes)
+        mass = self._cumulative[users, high] - self._cumulative[users, low]
         return np.log(np.maximum(mass, SMALLEST))
 
     def items_at(self, user: int, node: int) -> npt.NDArray[np.int32]:

@@ -89,14 +89,13 @@ def trie_choices(
             mine = tree.targets == target
             before[mine] = walks[int(target)][tree.steps[mine]]
             after[mine] = walks[int(target)][tree.steps[mine] + 1]
-        keep = np.flatnonzero(np.diff(trie.children)[before] > 1)
+        keep = np.flatnonzero(trie.child_count(before) > 1)
         kept.append(keep)
         nodes.append(before[keep])
         reached.append(after[keep])
     parents, true_child = np.concatenate(nodes), np.concatenate(reached)
     children, owner = trie.children_of(parents)
-    first = np.searchsorted(owner, np.arange(len(parents)))
-    chosen = first + true_child - trie.children[parents]
+    chosen = np.flatnonzero(children == true_child[owner])  # one of each parent's children
     return kept, Choices(
         torch.from_numpy(trie.tokens[children].astype(np.int64)),
         torch.from_numpy(owner.astype(np.int64)),

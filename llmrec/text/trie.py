@@ -121,6 +121,14 @@ class TitleTrie:
         node = self.walk(prefix)[-1]
         return self.tokens[self.children[node] : self.children[node + 1]]
 
+    def child_count(self, nodes: npt.NDArray[np.integer]) -> Longs:
+        """(B,) how many children each of B nodes has; 0 where no sequence goes on."""
+        return np.diff(self.children)[nodes].astype(np.int64)
+
+    def below(self, nodes: npt.NDArray[np.integer]) -> tuple[Longs, Longs]:
+        """(B,) first and (B,) one past the last place in `items` of what lies below B nodes."""
+        return self.low[nodes].astype(np.int64), self.high[nodes].astype(np.int64)
+
     def children_of(self, nodes: npt.NDArray[np.integer]) -> tuple[Longs, Longs]:
         """All children of B nodes end to end: (C,) child nodes, (C,) index of the parent in B."""
         first, count = self.children[nodes], np.diff(self.children)[nodes]

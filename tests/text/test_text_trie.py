@@ -39,7 +39,9 @@ def test_a_node_knows_the_items_below_and_those_that_end_there(sequences):
     for prefix in continuations(sequences):
         node = trie.walk(prefix)[-1]
         below = [i for i, s in enumerate(sequences) if tuple(s[: len(prefix)]) == prefix]
-        assert sorted(trie.items[trie.low[node] : trie.high[node]]) == below
+        (low,), (high,) = trie.below(np.array([node]))
+        assert sorted(trie.items[low:high]) == below
+        assert trie.child_count(np.array([node])) == len(trie.allowed(prefix))
         assert trie.items_at(node).tolist() == [
             i for i, s in enumerate(sequences) if tuple(s) == prefix
         ]
