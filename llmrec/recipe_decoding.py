@@ -56,8 +56,11 @@ class Grounding(Section):
 
 
 class Decode(Section):
-    """Constrained beam search."""
+    """Constrained search: only items of the catalog come out."""
 
+    search: Literal["beam", "best_first"] = "beam"
+    """beam: what `beams` beams find, as papers do it; best_first: the most probable items, with
+    proof."""
     beams: Count = 10
     """Beams of a user."""
     top_k: Count = 10
@@ -75,9 +78,9 @@ class Decode(Section):
 
     @model_validator(mode="after")
     def _enough_beams(self) -> Self:
-        if self.top_k > self.beams:
+        if self.search == "beam" and self.top_k > self.beams:
             raise ValueError(
                 f"{self.beams} beams give at most {self.beams} items, top_k asks for {self.top_k}; "
-                "raise beams or lower top_k"
+                "raise beams, lower top_k or set decode.search=best_first"
             )
         return self

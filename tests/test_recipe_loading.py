@@ -82,7 +82,8 @@ def test_all_errors_come_at_once_in_the_order_of_the_lines(recipe):
         "and `name` of the recipe",
         '8: objective.name is "mls"; allowed: one of sft, msl; did you mean msl?',
         "9: objective is given twice, first in line 8; keep one",
-        "10: decode: 2 beams give at most 2 items, top_k asks for 10; raise beams or lower top_k",
+        "10: decode: 2 beams give at most 2 items, top_k asks for 10; raise beams, "
+        "lower top_k or set decode.search=best_first",
         "command line, 'oops': overrides are written section.key=value, options start with --",
         "command line, 'evaluate.kk=3': unknown key evaluate.kk; did you mean evaluate.k?",
         "command line, 'seed=-1': seed is -1; allowed: a whole number, at least 0, below "

@@ -18,6 +18,7 @@ from llmrec.data.catalog import Catalog
 from llmrec.data.files import sha256_of
 from llmrec.data.records import Examples
 from llmrec.decoding.beam import Ranking, Scoring, beam_search
+from llmrec.decoding.best_first import best_first
 from llmrec.decoding.candidates import candidate_ranking, candidate_scores
 from llmrec.decoding.likelihood import PathScores, path_scores
 from llmrec.decoding.open_items import OpenItems
@@ -136,10 +137,20 @@ def ranked_and_scored(
         return ranked, candidate_nll(scores, candidates, examples.targets)
     closed = closed_items(histories, decode.filter_seen)
     open_items = OpenItems(encoder.trie, closed, probabilities)
-    rankings = beam_search(shared, open_items, beams=decode.beams, top_k=decode.top_k,
-                           scoring=Scoring(decode.renormalise, weight))  # fmt: skip
+    rankings = searched(shared, open_items, decode, decode.top_k, weight)
     paths = path_scores(shared, encoder.completions, examples.targets.tolist(), open_items)
     return rankings, paths.nll(weight)
+
+
+def searched(
+    prompts: SharedPrompt, open_items: OpenItems, decode: Decode, top_k: int, weight: float = 1.0
+) -> list[Ranking]:
+    """The `top_k` items of each user by the recipe's search; beams are as many as that at least."""
+    scoring = Scoring(decode.renormalise, weight)
+    if decode.search == "best_first":
+        return best_first(prompts, open_items, top_k=top_k, scoring=scoring).rankings
+    beams = max(decode.beams, top_k)
+    return beam_search(prompts, open_items, beams=beams, top_k=top_k, scoring=scoring)
 
 
 def closed_items(

@@ -365,9 +365,9 @@ def named_candidate(
 def _unused(system: str) -> list[str]:
     """Keys of `decode` that make no difference to a system."""
     if "tuned" not in system:
-        return ["beams", "renormalise", "batch_size", "guidance", "grounding"]
+        return ["search", "beams", "renormalise", "batch_size", "guidance", "grounding"]
     if system.endswith(("_grounded", "_free")):
-        return ["beams", "renormalise", "batch_size", "guidance"]
+        return ["search", "beams", "renormalise", "batch_size", "guidance"]
     if system.endswith("_guided"):
         return ["batch_size", "grounding"]
     return ["batch_size", "guidance", "grounding"]

@@ -13,7 +13,7 @@ from llmrec.baselines.ranking import predict
 from llmrec.baselines.sequential import FittedNetwork
 from llmrec.data.catalog import Catalog
 from llmrec.data.records import ITEM_ID, TITLE, Examples, concatenated, offsets_of
-from llmrec.decoding.beam import Ranking, Scoring, beam_search
+from llmrec.decoding.beam import Ranking
 from llmrec.decoding.grounding import Grounder
 from llmrec.decoding.open_items import OpenItems
 from llmrec.decoding.shared_prompt import SharedPrompt
@@ -24,7 +24,7 @@ from llmrec.recipe import Recipe
 from llmrec.recipe_loading import load
 from llmrec.stages import networks
 from llmrec.stages.folder import RunFolder
-from llmrec.stages.language import adapter_of, base_of, closed_items, encoder_of
+from llmrec.stages.language import adapter_of, base_of, closed_items, encoder_of, searched
 from llmrec.stages.parts import batches
 from llmrec.stages.prediction_sets import PredictionSets, prediction_sets
 from llmrec.stages.prompting import Prompting
@@ -148,11 +148,8 @@ class Recommender:
         rankings: dict[int, Ranking] = {}
         for batch in batches([len(p) for p in prompts], decode.batch_size):
             closed = closed_items([histories[i] for i in batch], decode.filter_seen)
-            found = beam_search(
-                SharedPrompt(self.model, [prompts[i] for i in batch]),
-                OpenItems(self.encoder.trie, closed),
-                beams=max(decode.beams, top_k), top_k=top_k, scoring=Scoring(decode.renormalise),
-            )  # fmt: skip
+            shared = SharedPrompt(self.model, [prompts[i] for i in batch])
+            found = searched(shared, OpenItems(self.encoder.trie, closed), decode, top_k)
             rankings |= dict(zip(batch.tolist(), found, strict=True))
         return [rankings[i] for i in range(len(histories))]
 
