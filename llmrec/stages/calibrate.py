@@ -75,13 +75,14 @@ def run(recipe: "Recipe", folder: "RunFolder") -> dict[str, Any]:
         if not all(path.is_file() for path in paths):
             without.append(system)
             continue
-        fitting, _ = _lists(paths[0], system, valid, provenance["data"])
-        whole, rows = _lists(paths[1], system, split.examples, provenance["data"])
+        fitting, *_ = _lists(paths[0], system, valid, provenance["data"])
+        whole, rows, made = _lists(paths[1], system, split.examples, provenance["data"])
         temperature = calibration.fit_temperature(fitting)
         stated = {STATED: whole, SCALED: calibration.temperature_scaled(whole, temperature)}
         found, own = _calibrated(recipe, settings, split, rows, calibrates[rows], stated, k)
         scores.append(_scores_of(system, own))
-        systems[system] = {"temperature": temperature, "n_fitted": len(fitting), **found}
+        systems[system] = {"temperature": temperature, "n_fitted": len(fitting),
+                           "settings": made, **found}  # fmt: skip
         log.info("calibrate: %s, temperature %.3f", system, temperature)
     if not systems:
         raise DataError(f"{folder.lists('any', 'test').parent} holds no lists of the recipe's "
@@ -284,8 +285,9 @@ def _examples(folder: "RunFolder", part: str) -> Examples:
 
 def _lists(
     path: Path, system: str, examples: Examples, data: str | None
-) -> tuple[Listed, npt.NDArray[np.int64]]:
-    """The lists of one file and the rows (L,) of `examples` they are of, all or those it names."""
+) -> tuple[Listed, npt.NDArray[np.int64], Any]:
+    """The lists of one file, the rows (L,) of `examples` they are of, all or those it names, and
+    the settings that they depend on."""
     lists, again = Predictions.read(path), "Run `llmrec recommend` again."
     if lists.info.system != system:
         raise DataError(f"{path}: says it is of the system {lists.info.system!r}, not {system!r}. "
@@ -307,7 +309,8 @@ def _lists(
                         f"{examples.user_ids[rows[row]]!r} there ({len(differs)} rows differ). "
                         f"{again}")  # fmt: skip
     scores = [lists.scores[a:b] for a, b in zip(lists.offsets, lists.offsets[1:], strict=False)]
-    return calibration.listed(lists.rankings(), scores, examples.targets[rows]), rows
+    found = calibration.listed(lists.rankings(), scores, examples.targets[rows])
+    return found, rows, lists.info.provenance.get("settings")
 
 
 def _cut_off(ks: Sequence[int]) -> int:

@@ -29,7 +29,7 @@ def write_lists(answering: "Answering", system: str) -> bool:
         return False
     written = False
     for split in ("valid", "test"):
-        settings = {**answering.settings(system), "listed": _length(answering, system)}
+        settings = list_settings(answering, system)
         path = answering.folder.lists(system, split)
         if path.exists() and Predictions.read(path).info.provenance.get("settings") == settings:
             continue
@@ -38,6 +38,11 @@ def write_lists(answering: "Answering", system: str) -> bool:
             _described(found, settings, answering, system, split).write(path)
             written = True
     return written
+
+
+def list_settings(answering: "Answering", system: str) -> dict[str, Any]:
+    """All that a system's lists depend on, besides the versions of packages."""
+    return {**answering.settings(system), "listed": _length(answering, system)}
 
 
 def valid_rows(answering: "Answering") -> npt.NDArray[np.int64]:

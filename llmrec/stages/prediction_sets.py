@@ -5,7 +5,7 @@ rule LAC of `llmrec.evaluation.conformal`). Loads no model and makes no list; im
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,11 +56,14 @@ class PredictionSets:
         return conformal.set_sizes(lists, LAC, self.threshold)
 
 
-def prediction_sets(folder: RunFolder, system: str, coverage: float) -> PredictionSets:
+def prediction_sets(
+    folder: RunFolder, system: str, coverage: float, settings: Mapping[str, Any]
+) -> PredictionSets:
     """The smallest sets of a system that hold the target for a share `coverage` of the users.
 
-    Raises LlmrecError for a coverage outside (0, 1), and where the run holds no calibration of the
-    system, or one of other data.
+    `settings`: those that the system's lists depend on now. Raises LlmrecError for a coverage
+    outside (0, 1), and where the run holds no calibration of the system, or one of other data,
+    weights or settings.
     """
     if not 0 < coverage < 1:
         raise LlmrecError(f"coverage must be above 0 and below 1, got {coverage}; 0.9 asks for "
@@ -74,6 +77,12 @@ def prediction_sets(folder: RunFolder, system: str, coverage: float) -> Predicti
         raise LlmrecError(f"{folder.calibration.parent} holds no calibration of the system "
                           f"{system!r}, only of {', '.join(said['systems']) or 'none'}; {_HOW}"
                           )  # fmt: skip
+    made = said["systems"][system].get("settings") or {}
+    differ = [key for key in {**made, **settings} if made.get(key) != settings.get(key)]
+    if differ:
+        raise LlmrecError(f"{folder.calibration} is of other lists of {system!r} than this run "
+                          f"makes now (differs: {', '.join(sorted(differ))}), so no coverage can "
+                          f"be promised; {_HOW}")  # fmt: skip
     kept = pq.read_table(
         folder.set_scores, filters=[(SYSTEM, "=", system), (METHOD, "=", LAC.method)]
     )

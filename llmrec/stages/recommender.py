@@ -25,9 +25,11 @@ from llmrec.recipe_loading import load
 from llmrec.stages import networks
 from llmrec.stages.folder import RunFolder
 from llmrec.stages.language import adapter_of, base_of, closed_items, encoder_of, searched
+from llmrec.stages.lists import list_settings
 from llmrec.stages.parts import batches
 from llmrec.stages.prediction_sets import PredictionSets, prediction_sets
 from llmrec.stages.prompting import Prompting
+from llmrec.stages.recommend import Answering
 from llmrec.stages.selection import Selecting
 from llmrec.stages.similar_users import SimilarUsers
 from llmrec.text.encoding import Ids
@@ -131,7 +133,8 @@ class Recommender:
     def _sets(self, coverage: float) -> PredictionSets:
         if self.folder is None:
             raise LlmrecError("coverage rests on the calibration of a run; give the run folder")
-        return prediction_sets(self.folder, self.system, coverage)
+        settings = list_settings(Answering(self.recipe, self.folder), self.system)
+        return prediction_sets(self.folder, self.system, coverage, settings)
 
     def _rankings(
         self, users: Sequence[str] | None, histories: Sequence[np.ndarray], top_k: int

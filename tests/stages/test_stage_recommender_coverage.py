@@ -171,6 +171,7 @@ def test_lists_too_short_for_the_targets_promise_nothing(copied, caplog):
     recipe = load(copied.recipe, ["evaluate.calibration.listed=2"])
     recommend.run(recipe, copied)
     calibrate.run(recipe, copied)
+    copied.keep(recipe)
     users, histories = asked(copied)
     recommender = Recommender.from_pretrained(copied.root, "network")
     caplog.clear()
@@ -233,5 +234,9 @@ def test_a_language_model_gives_the_sets_it_was_calibrated_with(recipe_of):
     assert found(table) == {user: items for user, items in written.items() if items}
     with pytest.raises(LlmrecError, match="ask untuned"):
         Recommender.from_pretrained(folder.root, "tuned")
+    folder.keep(load(folder.recipe, ["decode.renormalise=false"]))
+    changed = Recommender.from_pretrained(folder.root, "untuned")
+    with pytest.raises(LlmrecError, match=r"differs: decode\).*llmrec evaluate --calibration"):
+        changed.recommend(histories, 1, users, coverage=0.7)
     with pytest.raises(LlmrecError, match="there are tuned, untuned"):
         Recommender.from_pretrained(folder.root, "network")

@@ -1,9 +1,12 @@
 """Constrained beam search side by side with Hugging Face's `generate`, in one run.
 
 Both search the same trie with the same model, prompts, beams and dtype, warm; what they return is
-checked equal first. One line of JSON for each figure on stdout, and with --out a Markdown table.
+checked equal first. The peer answers one user at a time, and only the first `peer users` of those
+that llmrec answers in batches; rates are by user. Long titles are two catalog titles joined by a
+colon. One line of JSON for each figure on stdout, and with --out a Markdown page.
 
-    python tools/bench/decode.py --users 8 --repeats 5 --out results/decode.md
+    python tools/bench/decode.py --out results/decode.md
+    python tools/bench/decode.py --only 10                     # the figures of 10 beams
 """
 
 import argparse
@@ -13,6 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -37,29 +41,56 @@ NOTHING = np.zeros(0, np.int32)
 MODEL = "smollm2-135m-instruct"
 
 
+@dataclass(frozen=True)
+class Shape:
+    """One figure. `goal`: how many times the peer's rate is aimed at."""
+
+    beams: int
+    renormalise: bool
+    goal: float
+    long: bool = False
+    peers: int = 2
+    repeats: int = 3
+
+
+SHAPES = (
+    Shape(10, False, 6.0), Shape(10, True, 6.0), Shape(20, False, 9.0, repeats=2),
+    Shape(50, False, 14.0, peers=1, repeats=2),
+    Shape(10, False, 4.0, long=True, repeats=2), Shape(10, True, 7.0, long=True, repeats=2),
+    Shape(20, False, 5.0, long=True, peers=1, repeats=2),
+    Shape(20, True, 11.0, long=True, peers=1, repeats=2),
+)  # fmt: skip
+
+
 def main() -> None:
     """Measure and print."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--users", type=int, default=8)
-    options.add_argument("--repeats", type=int, default=5)
-    options.add_argument("--beams", type=int, default=10)
-    options.add_argument("--history", type=int, default=10, help="titles in a prompt")
+    options.add_argument("--users", type=int, default=8, help="users in a batch of llmrec's")
+    options.add_argument("--history", type=int, default=25, help="titles in a prompt")
+    options.add_argument("--only", type=int, action="append", help="beams to measure")
+    options.add_argument("--repeats", type=int, help="of each figure; default: 3 or 2")
     options.add_argument("--out", type=Path)
     given = options.parse_args()
-    encoder, prompts = prompts_of(given.users, given.history)
     model = load_model(BaseModel(str(model_path(MODEL))), "cpu")
-    figures = [
-        figure(model, encoder, prompts, given.beams, given.repeats, renormalise)
-        for renormalise in (False, True)
-    ]
-    for line in figures:
-        print(json.dumps(line), flush=True)
+    figures = []
+    for long in (False, True):
+        encoder, prompts = prompts_of(given.users, given.history, long)
+        for shape in SHAPES:
+            if shape.long == long and (given.only is None or shape.beams in given.only):
+                repeats = given.repeats or shape.repeats
+                figures.append(figure(model, encoder, prompts, shape, repeats))
+                print(json.dumps(figures[-1]), flush=True)
     if given.out:
         given.out.write_text(page(figures, given), "utf-8")
 
 
-def prompts_of(users: int, history: int) -> tuple[PromptEncoder, list[np.ndarray]]:
-    """Prompts of the first test users of MovieLens-100K, titles with their year."""
+def prompts_of(
+    users: int, history: int, long: bool = False
+) -> tuple[PromptEncoder, list[np.ndarray]]:
+    """Prompts of the first test users of MovieLens-100K, titles with their year.
+
+    `long`: the items are pairs of titles, about 24 to 31 tokens, and a prompt holds half as many.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         recipe = load("sft_ml100k", [f"output_dir={scratch}"])
         folder = RunFolder.of(recipe)
@@ -68,48 +99,57 @@ def prompts_of(users: int, history: int) -> tuple[PromptEncoder, list[np.ndarray
         test = Examples.read(folder.examples("test"))
     template = PromptTemplate.from_file(shipped.prompts() / "next_item" / "movie.jinja")
     tokenizer = load_tokenizer(BaseModel(str(model_path(MODEL))))
-    encoder = PromptEncoder(template, tokenizer, catalog.titles, max_history=history)
-    return encoder, [encoder.prompt(test.history(i)).ids for i in range(users)]
+    titles, half = list(catalog.titles), len(catalog.titles) // 2
+    if long:
+        titles = [f"{a}: {b}" for a, b in zip(titles, titles[half:] + titles[:half], strict=True)]
+    encoder = PromptEncoder(template, tokenizer, titles, max_history=history // (1 + long))
+    lengthy = [i for i in range(len(test)) if len(test.history(i)) >= history][:users]
+    return encoder, [encoder.prompt(test.history(i)).ids for i in lengthy]
 
 
-def figure(model, encoder, prompts, beams, repeats, renormalise) -> dict:
+def figure(model, encoder, prompts, shape: Shape, repeats: int) -> dict:
     """Users per second both ways, and their ratio, after checking that the answers are equal."""
-    dict_trie = nested(encoder.completions)
+    beams, dict_trie = shape.beams, nested(encoder.completions)
     item_of = {tuple(ids.tolist()): i for i, ids in enumerate(encoder.completions)}
+    theirs_asked = prompts[: shape.peers]
 
     def theirs():
-        return [hugging_face(model, p, dict_trie, encoder, beams, renormalise) for p in prompts]
+        return [hugging_face(model, p, dict_trie, encoder, beams, shape.renormalise)
+                for p in theirs_asked]  # fmt: skip
 
     def ours():
         open_items = OpenItems(encoder.trie, [NOTHING] * len(prompts))
         return beam_search(SharedPrompt(model, prompts), open_items, beams=beams, top_k=beams,
-                           scoring=Scoring(renormalise))  # fmt: skip
+                           scoring=Scoring(shape.renormalise))  # fmt: skip
 
+    answered = ours()
     equal = 0
-    for (sequences, scores), ranking in zip(theirs(), ours(), strict=True):
+    for (sequences, scores), ranking in zip(theirs(), answered, strict=False):
         same = [item_of.get(s) for s in sequences] == ranking.positions.tolist()
         equal += same and np.allclose(scores, ranking.scores, rtol=1e-5, atol=1e-4)
-    if equal < len(prompts):
-        sys.exit(f"only {equal} of {len(prompts)} users have equal lists; nothing is timed")
+    if equal < len(theirs_asked):
+        sys.exit(f"only {equal} of {len(theirs_asked)} users have equal lists; nothing is timed")
     seconds = {"hugging_face": [], "llmrec": []}
+    asked = {"hugging_face": len(theirs_asked), "llmrec": len(prompts)}
     for _ in range(repeats):  # alternating, so that a slow spell of the machine hits both
         for name, run in (("llmrec", ours), ("hugging_face", theirs)):
             begun = time.perf_counter()
             run()
-            seconds[name].append(time.perf_counter() - begun)
-    rate = {name: len(prompts) / statistics.median(s) for name, s in seconds.items()}
+            seconds[name].append((time.perf_counter() - begun) / asked[name])
+    rate = {name: 1 / statistics.median(s) for name, s in seconds.items()}
     ratios = [h / o for h, o in zip(seconds["hugging_face"], seconds["llmrec"], strict=True)]
     tokens = float(np.mean([len(c) for c in encoder.completions]))
     length = float(np.mean([len(p) for p in prompts]))
     return {
-        "figure": "constrained beam search, users per second",
-        "softmax": "allowed tokens" if renormalise else "whole vocabulary",
+        "figure": "constrained beam search, users per second", "beams": beams,
+        "softmax": "allowed tokens" if shape.renormalise else "whole vocabulary",
+        "prompt_tokens": round(length, 1), "title_tokens": round(tokens, 1),
         "hugging_face": round(rate["hugging_face"], 3), "llmrec": round(rate["llmrec"], 3),
         "ratio": round(statistics.median(ratios), 2),
-        "ratio_range": [round(min(ratios), 2), round(max(ratios), 2)],
+        "ratio_range": [round(min(ratios), 2), round(max(ratios), 2)], "goal": shape.goal,
         "sharing_limit": round(limit(length, tokens, beams), 2),
-        "equal_users": equal, "users": len(prompts), "repeats": repeats, "beams": beams,
-        "prompt_tokens": round(length, 1), "title_tokens": round(tokens, 1),
+        "equal_users": equal, "peer_users": len(theirs_asked), "users": len(prompts),
+        "certified": sum(ranking.certified for ranking in answered), "repeats": repeats,
         "items": len(encoder.titles), "model": MODEL, "dtype": "float32",
         "threads": torch.get_num_threads(), "torch": torch.__version__,
         "transformers": transformers.__version__, "machine": platform.machine(),
@@ -161,21 +201,23 @@ def page(figures: list[dict], given: argparse.Namespace) -> str:
     lines = [
         "# Constrained decoding against Hugging Face",
         "",
-        f"`python tools/bench/decode.py --users {given.users} --repeats {given.repeats}`: "
+        f"`python tools/bench/decode.py --users {given.users} --history {given.history}`: "
         f"{first['model']}, float32, {first['threads']} CPU threads ({first['machine']}), torch "
         f"{first['torch']}, transformers {first['transformers']}; {first['items']} MovieLens-100K "
-        f"titles of {first['title_tokens']} tokens, prompts of {first['prompt_tokens']}, "
-        f"{first['beams']} beams. Peer: `generate(num_beams, prefix_allowed_tokens_fn, "
-        "length_penalty=0)` over a nested-dict trie, one user at a time. Users per second, median "
-        f"of {first['repeats']} alternating repeats; lists equal in items, order and scores for "
-        f"all {first['users']} users in both modes.",
+        "titles, or pairs of them. Peer: `generate(num_beams, prefix_allowed_tokens_fn, "
+        "length_penalty=0)` over a nested-dict trie, one user at a time. Users per second, medians "
+        "of alternating repeats; lists equal in items, order and scores for all users of the peer. "
+        "Proven: of llmrec's users, those whose list is certified to be the true best.",
         "",
-        "| softmax over | Hugging Face | llmrec | ratio (range) | limit of prompt sharing alone |",
-        "|---|---|---|---|---|",
+        "| beams | softmax over | prompt | title | Hugging Face | llmrec | ratio (range) | goal | "
+        "limit of prompt sharing | peer's users | proven |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| {f['softmax']} | {f['hugging_face']} | {f['llmrec']} | {f['ratio']} "
-        f"({f['ratio_range'][0]} to {f['ratio_range'][1]}) | {f['sharing_limit']} |"
+        f"| {f['beams']} | {f['softmax']} | {f['prompt_tokens']} | {f['title_tokens']} | "
+        f"{f['hugging_face']} | {f['llmrec']} | {f['ratio']} ({f['ratio_range'][0]} to "
+        f"{f['ratio_range'][1]}) | {f['goal']} | {f['sharing_limit']} | {f['peer_users']} | "
+        f"{f['certified']} of {f['users']} |"
         for f in figures
     ]
     lines += ["", "Over the allowed tokens forced tokens need no forward pass, which is why the "
