@@ -47,7 +47,7 @@ SIZES = {
     "beauty": {"learning_rate": 1.0e-3, "batch_size": 128, "max_epochs": 30, "dropout": 0.3},
 }
 # Fine-tuning: at most so many epochs, and how many without a better one end it.
-EPOCHS = {"ml": (5, 2), "beauty": (3, 1)}
+EPOCHS = {"ml": (5, 2), "beauty": (2, 1)}
 CONFIDENT = 5_000  # test users of a cell, at most, whose prediction sets are measured
 
 
@@ -67,6 +67,9 @@ ARMS = {
     "cpd": Arm("CE + CPD, hard", {"beta": 0.0, "gamma": 1.0}),
     "smooth": Arm("CE + 0.01 CPS + CPD, smooth", {"beta": 0.01, "gamma": 1.0, "smooth": True}),
 }
+# A machine of two cores affords these on Beauty; CE runs for as many epochs, so it comes last.
+ARMS_OF = {"ml": (*(name for name in ARMS if name != "ce"), "ce"),
+           "beauty": ("light", "cps", "cpd", "ce")}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -125,15 +128,14 @@ def run(cell: Cell, given: argparse.Namespace) -> None:
     if not _file(folder, "base").exists():
         _measure(folder, "base", base, cell, {**made, "valid": base.ndcg(valid, True)})
     further = following_items(train, valid)
-    # Plain fine-tuning runs for as many epochs as the longest of the others, so it comes last.
-    for name in [*(n for n in ARMS if n != "ce"), "ce"]:
+    for name in ARMS_OF[cell.data]:
         if _file(folder, name).exists():
             continue
         arm, loss, (epochs, patience) = ARMS[name], None, EPOCHS[cell.data]
         if arm.losses is not None:
             loss = networks.set_loss(Conformal(**arm.losses))
         else:
-            ended = [_read(folder, n)[1]["epochs"] for n in ARMS if n != "ce"]
+            ended = [_read(folder, n)[1]["epochs"] for n in ARMS_OF[cell.data] if n != "ce"]
             patience, epochs = None, max(ended)
         plan = FineTuning(max_epochs=epochs, patience=patience)
         tuned = plan.fit(base, train, valid, True, cell.seed, loss, further)
@@ -203,12 +205,12 @@ def _read(folder: RunFolder, name: str) -> tuple[dict[str, np.ndarray], dict]:
 
 def _finished(cell: Cell, given: argparse.Namespace) -> bool:
     _, folder = recipe_of(cell, given)
-    return all(_file(folder, name).exists() for name in ("base", *ARMS))
+    return all(_file(folder, name).exists() for name in ("base", *ARMS_OF[cell.data]))
 
 
 def table(group: list[Cell], given: argparse.Namespace) -> list[str]:
     """Means over seeds and users with intervals over users, then paired tests."""
-    names = ("base", *ARMS)
+    names = ("base", *(name for name in ARMS if name in ARMS_OF[group[0].data]))
     read = {n: [_read(recipe_of(c, given)[1], n) for c in group] for n in names}
     pooled = {n: {k: np.concatenate([f[k] for f, _ in read[n]]) for k in read[n][0][0]}
               for n in names}  # fmt: skip
