@@ -9,7 +9,7 @@ setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,embed,gguf,report]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,data,embed,gguf,report]'
 	touch $@
 
 demo: $(READY)
@@ -35,11 +35,10 @@ lint: $(READY)
 	$(BIN)/mypy
 
 bench: $(READY)
-	$(BIN)/python tools/bench/decode.py --out results/decode.md
-	$(BIN)/python tools/bench/soft.py --out results/soft-bench.md
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python tools/bench/all.py --out results/bench-cpu.md
 
 bench-similar: $(READY)
-	$(BIN)/python tools/bench/candidates.py --users 4 --repeats 3 --out results/candidates-bench.md
 	$(BIN)/python tools/bench/retrieval.py --out results/retrieval-bench.md
 
 clean:

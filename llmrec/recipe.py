@@ -89,6 +89,10 @@ class Data(Section):
     """Titles keep their year: The Matrix (1999)."""
     max_title_chars: Annotated[int, Field(ge=8)] = 200
     """Longer titles are cut to this many characters."""
+    out_of_core: bool = False
+    """Filter with DuckDB, on disk where memory is short; needs the extra `data`."""
+    memory_limit: Word = "4GB"
+    """Memory that DuckDB may take while it filters."""
     max_bad_rows: Annotated[int, Field(ge=0)] = 0
     """Unreadable rows that are skipped and reported before it is an error."""
     subset: Subset = Subset()

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llmrec.data.records import Bools, Interactions, Longs
-from llmrec.data.sorting import rows_in_order
+from llmrec.data.sorting import ascending, first_of_each, rows_in_order
 
 
 def first_of_duplicates(interactions: Interactions) -> Bools:
@@ -15,14 +15,11 @@ def first_of_duplicates(interactions: Interactions) -> Bools:
     keys: list[npt.NDArray[np.integer]] = [
         interactions.user, interactions.position, interactions.timestamp
     ]  # fmt: skip
-    by_key = rows_in_order([*keys, interactions.source_row])
-    new = np.ones(len(interactions), dtype=np.bool_)
-    if len(interactions) > 1:
-        new[1:] = False
-        for column in keys:
-            new[1:] |= np.diff(column[by_key]) != 0
+    if ascending(interactions.source_row):
+        return first_of_each(keys)
+    by_source = rows_in_order([interactions.source_row])
     keep = np.empty(len(interactions), dtype=np.bool_)
-    keep[by_key] = new
+    keep[by_source] = first_of_each([column[by_source] for column in keys])
     return keep
 
 
@@ -33,14 +30,21 @@ def k_core(interactions: Interactions, k: int) -> Bools:
     nothing changes; the result does not depend on the order of dropping.
     """
     keep = np.ones(len(interactions), dtype=np.bool_)
-    rows = np.arange(len(interactions))
-    while True:
-        user, item = interactions.user[rows], interactions.position[rows]
-        enough = (np.bincount(user)[user] >= k) & (np.bincount(item)[item] >= k)
-        if enough.all():
-            return keep
-        keep[rows[~enough]] = False
-        rows = rows[enough]
+    codes = [interactions.user, interactions.position]
+    counts = [np.bincount(column) for column in codes]
+    unchanged = 0  # looks in a row, at users and items in turn, that found nobody rare
+    while unchanged < 2:
+        unchanged += 1
+        rare = (counts[0] > 0) & (counts[0] < k)
+        if rare.any():
+            dropped = np.flatnonzero(rare[codes[0]] & keep)
+            keep[dropped] = False
+            for column, count in zip(codes, counts, strict=True):
+                count -= np.bincount(column[dropped], minlength=len(count))
+            unchanged = 0
+        codes.reverse()
+        counts.reverse()
+    return keep
 
 
 def seeded_subset(total: int, count: int | None, seed: int, purpose: int) -> Longs:

@@ -203,8 +203,12 @@ def _split(
     def examples(targets: Longs) -> Examples:
         start = start_of_row[targets]
         offsets = np.concatenate([[0], np.cumsum(targets - start)]).astype(np.int64)
-        rows = np.arange(offsets[-1]) + np.repeat(start - offsets[:-1], targets - start)
-        return _examples(ordered, ordered.position[rows], offsets, targets, known)
+        # Targets ascend, one a user: +1 where a history opens, -1 behind it.
+        steps = np.zeros(len(ordered), dtype=np.int8)
+        steps[start] = 1
+        steps[targets] = -1
+        in_history = np.cumsum(steps, dtype=np.int8).view(np.bool_)
+        return _examples(ordered, ordered.position[in_history], offsets, targets, known)
 
     return Split(examples(train_targets), examples(valid_targets), examples(test_targets),
                  ordered.take(in_train))  # fmt: skip

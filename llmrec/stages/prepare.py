@@ -8,7 +8,9 @@ where the manifest of an earlier run still holds. Knows no text and no model.
 import json
 import logging
 import shutil
+import tempfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +21,7 @@ from llmrec.data.catalog import Catalog, build_catalog, duplicate_titles
 from llmrec.data.files import sha256_of, write_json
 from llmrec.data.filters import compacted, first_of_duplicates, k_core, seeded_subset
 from llmrec.data.records import Examples, Interactions
-from llmrec.data.sources import Columns, Layout, RawData, read_source, recognise
+from llmrec.data.sources import BadRows, Columns, Layout, RawData, read_layout, recognise
 from llmrec.data.splits import (
     Split,
     by_user,
@@ -75,11 +77,9 @@ def run(recipe: "Recipe", folder: "RunFolder", offline: bool = False) -> dict[st
         log.info("prepare: %s is up to date", folder.data)
         return {**standing, "skipped": True}
     log.info("prepare: reading %s (%s)", path, layout.format)
-    raw = read_source(path, recipe.data.format, items, _columns(recipe.data),
-                      recipe.data.max_bad_rows)  # fmt: skip
+    raw, kept, counts = _read(layout, recipe.data, folder.root)
     for row in raw.bad_rows.rows[:10]:
         log.warning("prepare: left out %s", row)
-    kept, counts = _filtered(raw, recipe.data)
     kept, catalog = _catalogued(kept, raw, recipe.data)
     whole = _split(order(kept, recipe.data.ties, recipe.seed), recipe.data)
     _refuse_empty(whole, recipe.data.split)
@@ -131,8 +131,8 @@ def ordered_log(data: "Data", seed: int, sources: dict[str, Any]) -> tuple[Inter
         raise DataError(f"data.source {data.source!r} is not what this run was prepared from: "
                         f"{', '.join(changed) or 'files'} differ in SHA-256 from the manifest; "
                         "bring back the source, or run `llmrec prepare` again.")  # fmt: skip
-    raw = read_source(path, data.format, items, _columns(data), data.max_bad_rows)
-    rows, catalog = _catalogued(_filtered(raw, data)[0], raw, data)
+    raw, kept, _ = _read(layout, data)
+    rows, catalog = _catalogued(kept, raw, data)
     return order(rows, data.ties, seed), catalog
 
 
@@ -167,6 +167,29 @@ def _source_files(layout: Layout) -> dict[str, Path]:
 
 def _fingerprint(path: Path) -> dict[str, Any]:
     return {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
+
+
+def _read(
+    layout: Layout, data: "Data", scratch: Path | None = None
+) -> tuple[RawData, Interactions, dict[str, int]]:
+    """The raw data, its rows that pass the filters, and how many each filter dropped.
+
+    Out of core the filters come first, and only what they leave is read; tables go below `scratch`.
+    """
+    bad = BadRows(data.max_bad_rows)
+    if not data.out_of_core:
+        raw = read_layout(layout, bad)
+        return raw, *_filtered(raw, data)
+    from llmrec.data.out_of_core import filtered
+
+    if scratch is not None:
+        scratch.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".out-of-core-", dir=scratch) as temporary:
+        fewer, counts = filtered(layout, Path(temporary), bad, min_rating=data.min_rating,
+                                 k_core=data.k_core, memory_limit=data.memory_limit,
+                                 scratch=Path(temporary))  # fmt: skip
+        raw = read_layout(fewer, BadRows())
+    return replace(raw, bad_rows=bad), raw.interactions, counts
 
 
 def _filtered(raw: RawData, data: "Data") -> tuple[Interactions, dict[str, int]]:

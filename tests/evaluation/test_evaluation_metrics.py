@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmrec.evaluation import average_precision, hit_rate, mrr, ndcg, precision, recall
-from llmrec.evaluation.metrics import METRICS, at_every_k
+from llmrec.evaluation.metrics import METRICS, at_every_k, metrics_at
 
 
 def one(metric, ranking, target, k):
@@ -132,6 +132,49 @@ def test_names_at_every_k():
     assert list(values)[:4] == ["HR@1", "HR@2", "NDCG@1", "NDCG@2"]
     assert values["HR@1"] == [0]
     assert values["HR@2"] == [1]
+
+
+@pytest.mark.parametrize("several", [False, True], ids=["one target", "several targets"])
+@pytest.mark.parametrize("kind", [np.int32, np.int64, np.uint8, list])
+def test_all_at_once_is_bit_for_bit_what_each_metric_gives(several, kind):
+    rng = np.random.default_rng(1)
+    rankings = rng.integers(0 if kind is np.uint8 else -1, 60, (5000, 12))  # more than one chunk
+    targets = rng.integers(-1, 70, (5000, 3) if several else 5000)
+    targets[0] = -1
+    rankings = list(rankings) if kind is list else rankings.astype(kind)
+    ks = [10, 1, 3, 20]  # beyond what stands in the rankings, and in no order
+    together = metrics_at(rankings, targets, list(METRICS), ks)
+    assert list(together) == [(name, k) for name in METRICS for k in ks]
+    for (name, k), values in together.items():
+        alone = METRICS[name](rankings, targets, k)
+        assert values.dtype == alone.dtype == np.float64
+        np.testing.assert_array_equal(values, alone)
+        assert np.nansum(values) > 0
+        assert np.isnan(values[0])
+
+
+def test_ranks_of_many_users_against_a_plain_loop():
+    """Across the edges of what is compared at once, with targets that no narrow type can hold."""
+    rng = np.random.default_rng(2)
+    rankings = rng.integers(0, 30, (9001, 8)).astype(np.int8)
+    targets = np.where(rng.random(9001) < 0.1, 2**40, rng.integers(-1, 40, 9001))
+    expected = []
+    for row, target in zip(rankings.tolist(), targets.tolist(), strict=True):
+        rank = row[:6].index(target) + 1 if target in row[:6] else None
+        expected.append(np.nan if target < 0 else 1 / log2(rank + 1) if rank else 0)
+    values = metrics_at(rankings, targets, ["NDCG"], [6])["NDCG", 6]
+    np.testing.assert_allclose(values, expected, rtol=1e-14)
+
+
+def test_only_what_is_asked_is_measured_and_misuse_is_named():
+    rankings, targets = np.array([[4, 2]]), np.array([2])
+    assert metrics_at(rankings, targets, ["HR"], []) == {}
+    assert metrics_at(rankings, targets, [], [1]) == {}
+    assert list(metrics_at(rankings, targets, ["MRR"], [2])) == [("MRR", 2)]
+    with pytest.raises(ValueError, match=r"AUC.*allowed: HR, NDCG"):
+        metrics_at(rankings, targets, ["HR", "AUC"], [1])
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        metrics_at(rankings, targets, ["HR"], [5, 0])
 
 
 def test_against_an_oracle():

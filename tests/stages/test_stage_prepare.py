@@ -258,3 +258,33 @@ def test_titles_stay_text_in_the_items_file(source: Path, folder: RunFolder) -> 
     assert table[0]["raw_title"] == "{{7*7}} <b>\u202e\tX</b>"
     assert table[0]["title_rule"] == "cleaned"
     assert table[1]["title"] == "Untitled item 1"
+
+
+@pytest.mark.parametrize("titled", [True, False], ids=["items file", "titles in line"])
+def test_out_of_core_writes_the_same_files(source: Path, tmp_path: Path, titled: bool) -> None:
+    pytest.importorskip("duckdb")
+    lines = (source / "interactions.csv").read_text().splitlines()
+    if not titled:
+        (source / "items.csv").unlink()
+        lines = [f"{line},Film {line.split(',')[1]}" if n else f"{line},title"
+                 for n, line in enumerate(lines)]  # fmt: skip
+    lines += [lines[5], "9,7,4,5" + ",One row" * (not titled), "broken"]
+    (source / "interactions.csv").write_text("\n".join(lines) + "\n")
+    asked = {"k_core": 3, "min_rating": 1.5, "max_bad_rows": 1}
+    folders = [RunFolder(tmp_path / name) for name in ("memory", "disk")]
+    inside, outside = (
+        prepare.run(recipe(source, out_of_core=n == 1, **asked), folder)
+        for n, folder in enumerate(folders)
+    )
+    assert os.listdir(folders[1].root) == ["data"]
+    ours, theirs = (contents(folder) for folder in folders)
+    assert ours.pop("manifest.json") != theirs.pop("manifest.json")
+    assert ours == theirs
+    for key in ("counts", "shares", "bad_rows", "outputs"):
+        assert inside[key] == outside[key]
+    assert inside["counts"]["duplicates_dropped"] == inside["counts"]["bad_rows"] == 1
+    assert inside["counts"]["outside_k_core"] >= 1
+    log, catalog = prepare.ordered_log(recipe(source, out_of_core=True, **asked).data, 0,
+                                       outside["sources"])  # fmt: skip
+    assert len(log) == inside["counts"]["interactions"]
+    assert catalog.item_ids == Catalog.read(folders[0].items).item_ids

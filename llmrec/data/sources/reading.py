@@ -18,12 +18,14 @@ from llmrec.data.catalog import id_order
 from llmrec.data.records import (
     ITEM_ID,
     RATING,
+    SOURCE_ROW,
     TIMESTAMP,
     TITLE,
     USER_ID,
     Bools,
     Interactions,
     Ints,
+    Longs,
 )
 from llmrec.data.sources.delimited import Delimited, delimited_blocks
 from llmrec.data.sources.formats import (
@@ -84,8 +86,11 @@ def read_source(
     max_bad_rows: int = 0,
 ) -> RawData:
     """Read a file or folder; DataError past `max_bad_rows` or where nothing usable is left."""
-    layout = recognise(path, format_name, items, columns)
-    bad = BadRows(max_bad_rows)
+    return read_layout(recognise(path, format_name, items, columns), BadRows(max_bad_rows))
+
+
+def read_layout(layout: Layout, bad: BadRows) -> RawData:
+    """Read what was recognised; DataError past the limit of `bad` or where nothing is left."""
     interactions, item_ids, in_line_titles = _interactions(layout.interactions, bad)
     if layout.items is not None:
         titles, brands, untitled, repeated = _item_titles(layout, item_ids, bad)
@@ -101,12 +106,13 @@ def read_source(
 
 
 def _blocks(file: TableFile, bad: BadRows) -> Iterator[Block]:
-    if isinstance(file.layout, Delimited):
+    if file.layout != JSONL:
         names = available(file)
         missing = [name for name in file.columns.values() if name not in names]
         if missing:
             raise DataError(f"{file.path} has no column {', '.join(missing)}; it has "
-                            f"{', '.join(names)}")  # fmt: skip
+                            f"{', '.join(names)}. Map them in data.columns.")  # fmt: skip
+    if isinstance(file.layout, Delimited):
         return delimited_blocks(file.path, file.layout, file.columns, bad)
     if file.layout == JSONL:
         return jsonl_blocks(file.path, file.columns, _OPTIONAL, bad)
@@ -135,12 +141,23 @@ def _keep(file: TableFile, block: Block, reasons: dict[str, Reasons], bad: BadRo
     return keep
 
 
-def _interactions(
-    file: TableFile, bad: BadRows
-) -> tuple[Interactions, npt.NDArray[np.object_], npt.NDArray[np.object_]]:
-    """Interactions with coded users and items, the item ids, and titles found in the same file."""
-    users, items, titles = [], [], []
-    times, rows, scores = [], [], []
+@dataclass(frozen=True)
+class GoodRows:
+    """R good rows of a block, ids and titles dictionary-encoded; None where there is no column."""
+
+    user: pa.DictionaryArray
+    item: pa.DictionaryArray
+    timestamp: Longs
+    source_row: Longs
+    rating: npt.NDArray[np.float32] | None
+    title: pa.DictionaryArray | None
+
+
+def good_rows(file: TableFile, bad: BadRows) -> Iterator[GoodRows]:
+    """Yield what can be used of every block of a file of interactions, typed and checked.
+
+    Rows are numbered as a SOURCE_ROW column has it, else by their place in the file.
+    """
     dates: bool | None = None
     header = file.layout.header_lines if isinstance(file.layout, Delimited) else 0
     for block in _blocks(file, bad):
@@ -148,22 +165,33 @@ def _interactions(
         item, bad_items = identifiers(block.columns[ITEM_ID])
         time, bad_times, dates = timestamps(block.columns[TIMESTAMP], dates)
         reasons = {USER_ID: bad_users, ITEM_ID: bad_items, TIMESTAMP: bad_times}
+        score = None
         if RATING in file.columns:
             score, reasons[RATING] = ratings(block.columns[RATING])
+        rows = block.lines - 1 - header
+        if SOURCE_ROW in file.columns:
+            rows = block.columns[SOURCE_ROW].to_numpy(False)
         keep = _keep(file, block, reasons, bad)
         mask = pa.array(keep)
-        users.append(user.filter(mask))
-        items.append(item.filter(mask))
-        times.append(time[keep])
-        rows.append(block.lines[keep] - 1 - header)
-        if RATING in file.columns:
-            scores.append(score[keep])
+        title = None
         if TITLE in file.columns:
-            titles.append(as_text(block.columns[TITLE]).dictionary_encode().filter(mask))
-    user_codes, user_ids = _coded(users)
-    item_codes, item_ids = _coded(items)
+            title = as_text(block.columns[TITLE]).dictionary_encode().filter(mask)
+        yield GoodRows(user.filter(mask), item.filter(mask), time[keep], rows[keep],
+                       None if score is None else score[keep], title)  # fmt: skip
+
+
+def _interactions(
+    file: TableFile, bad: BadRows
+) -> tuple[Interactions, npt.NDArray[np.object_], npt.NDArray[np.object_]]:
+    """Interactions with coded users and items, the item ids, and titles found in the same file."""
+    blocks = list(good_rows(file, bad))
+    user_codes, user_ids = _coded([block.user for block in blocks])
+    item_codes, item_ids = _coded([block.item for block in blocks])
+    scores = [block.rating for block in blocks if block.rating is not None]
+    titles = [block.title for block in blocks if block.title is not None]
     interactions = Interactions(
-        user_codes, item_codes, _joined(times, np.int64), _joined(rows, np.int64), user_ids,
+        user_codes, item_codes, _joined([block.timestamp for block in blocks], np.int64),
+        _joined([block.source_row for block in blocks], np.int64), user_ids,
         _joined(scores, np.float32) if RATING in file.columns else None,
     )  # fmt: skip
     in_line = np.full(len(item_ids), "", dtype=object)
