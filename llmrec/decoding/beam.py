@@ -1,12 +1,13 @@
 """Constrained beam search: beams follow the TitleTrie, a leaf is an item.
 
-A step sends each user's live beams as new columns behind that user's prompt, so nothing is
-reordered. Which beams live, when
+A pass of the model reads tokens of the beams as new columns behind their user's prompt, so nothing
+is reordered, and with them tokens that the beams are forced to take next. Which beams live, when
 they finish and when the search stops is what Hugging Face's beam search does with an allowed-token
 mask and length penalty 0. Under scores renormalised over the allowed tokens a beam whose rest is
 forced costs no forward pass. No state outlives a call. Knows neither text nor metrics.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
 
@@ -14,12 +15,25 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from llmrec.decoding.beam_state import (
+    NOWHERE,
+    Beams,
+    Candidates,
+    Places,
+    best,
+    finish,
+    plan,
+    seen,
+    settle,
+    survivors,
+)
 from llmrec.decoding.open_items import OpenItems, child_log_probabilities
-from llmrec.decoding.shared_prompt import SharedPrompt
+from llmrec.decoding.shared_prompt import SharedPrompt, normalisers
 from llmrec.text.trie import TREE_ROOT
 
 Longs = npt.NDArray[np.int64]
 Doubles = npt.NDArray[np.float64]
+ROOM = 128  # columns of all users that a pass may have before more of them cost more than they save
 
 
 @dataclass(frozen=True)
@@ -42,166 +56,159 @@ class Scoring:
 
 @dataclass(frozen=True)
 class Ranking:
-    """One user's items, best first: `positions` (L,) int32, `scores` (L,) float32."""
+    """One user's items, best first: `positions` (L,) int32, `scores` (L,) float32.
+
+    `certified`: proven to be the best of all open items, by their scores; where the last of them
+    has its equals among the others, any of these.
+    """
 
     positions: npt.NDArray[np.int32]
     scores: npt.NDArray[np.float32]
+    certified: bool = False
 
 
-@dataclass
-class _Beams:
-    """U users x K beams. `slot` is the beam's row in the last forward pass, -1 for none."""
-
-    node: Longs
-    score: Doubles
-    slot: Longs
-    sees: npt.NDArray[np.bool_]  # (U, K, G) generated columns on the beam's path
-
-
-@torch.inference_mode()
 def beam_search(
+    prompts: SharedPrompt, open_items: OpenItems, *, beams: int, top_k: int, scoring: Scoring
+) -> list[Ranking]:
+    """The `top_k` best open items of each of U users, as found by `beams` beams.
+
+    A user with fewer open items gets them all if the beams suffice, never anything else. A list is
+    certified if nothing that the beams gave up was more probable than its last item.
+    """
+    users = np.arange(len(prompts))
+    return _search(prompts, open_items, users, beams, top_k, scoring)
+
+
+def certified_search(
     prompts: SharedPrompt,
     open_items: OpenItems,
     *,
     beams: int,
     top_k: int,
     scoring: Scoring,
+    widest: int,
 ) -> list[Ranking]:
-    """The `top_k` best open items of each of U users, as found by `beams` beams.
+    """`beam_search` with twice the beams, again and again, for users whose list is not certified.
 
-    A user with fewer open items gets them all if the beams suffice, never anything else.
+    Ends when all are, or with `widest` beams; the lists that then are not certified say so.
     """
-    if top_k > beams:
+    rankings = beam_search(prompts, open_items, beams=beams, top_k=top_k, scoring=scoring)
+    while beams < widest:
+        users = np.flatnonzero([not ranking.certified for ranking in rankings])
+        if len(users) == 0:
+            break
+        beams = min(2 * beams, widest)
+        part = prompts.of(users) if len(users) < len(prompts) else prompts
+        found = _search(part, open_items, users, beams, top_k, scoring)
+        for user, ranking in zip(users, found, strict=True):
+            rankings[user] = ranking
+    return rankings
+
+
+@torch.inference_mode()
+def _search(
+    prompts: SharedPrompt,
+    open_items: OpenItems,
+    users: Longs,
+    beams: int,
+    top_k: int,
+    scoring: Scoring,
+) -> list[Ranking]:
+    """Beam search for some `users` (U,) of `open_items`, whose prompts are those of `prompts`."""
+    if not 1 <= top_k <= beams:
         raise ValueError(f"top_k = {top_k} items cannot come out of {beams} beams")
-    users = len(prompts)
     prompts.restart()
-    state = _Beams(
-        node=np.zeros((users, beams), np.int64),
-        score=np.full((users, beams), -np.inf),
-        slot=np.tile(np.arange(users)[:, None], (1, beams)),
-        sees=np.zeros((users, beams, 0), bool),
-    )
-    state.score[:, 0] = 0.0
-    finished_score = np.full((users, beams), -np.inf)
-    finished_node = np.full((users, beams), -1, np.int64)
-    logits = prompts.logits
+    state = Beams.at_prompts(len(users), beams, TREE_ROOT)
+    roots = np.full(len(users), TREE_ROOT)
+    before = np.full(len(users), -1)
+    places = _places(open_items, users, roots, before, scoring, lambda at: prompts.logits[at])
+    finished_score = np.full((len(users), top_k), -np.inf)
+    finished_node = np.full((len(users), top_k), NOWHERE)
+    given_up = np.full(len(users), -np.inf)
     for depth in count():
-        user, beam, child, score = _candidates(state, open_items, logits, scoring)
-        user, beam, child, score, place = _best(user, beam, child, score, keep=2 * beams)
-        ends = open_items.trie.child_count(child) == 0
-        _finish(finished_score, finished_node, user, child, score, ends & (place < beams))
-        state = _survivors(state, user, beam, child, score, ends)
-        # A path's score only falls, so a user whose finished beams beat every running one is done.
-        done = finished_score.min(axis=1) >= state.score[:, 0]
-        state.score[done] = -np.inf
+        found = _candidates(state, places, open_items, users)
+        found, rank = best(found, 2 * beams, given_up)
+        ends = open_items.trie.child_count(found.node) == 0
+        finish(finished_score, finished_node, found, ends, given_up, rank, beams)
+        state = survivors(state, places, found.take(~ends), given_up)
+        # A path's score only falls: who has top_k finished beams that beat every running one is
+        # done, and the running ones could not have changed the list.
+        state.score[finished_score[:, -1] >= state.score[:, 0]] = -np.inf
         if not np.isfinite(state.score).any():
             return [
-                _ranking(open_items, u, finished_node[u], finished_score[u], top_k)
-                for u in range(users)
+                _ranking(open_items, int(user), *finished, top_k)
+                for user, *finished in zip(
+                    users, finished_node, finished_score, given_up, strict=True
+                )
             ]
-        logits = _advance(state, open_items, prompts, depth, scoring)
+        _advance(state, places, open_items, users, prompts, depth, scoring)
     raise AssertionError("unreachable: every beam ends")
 
 
-def _candidates(
-    state: _Beams, open_items: OpenItems, logits: torch.Tensor, scoring: Scoring
-) -> tuple[Longs, Longs, Longs, Doubles]:
-    """All open continuations of all live beams: user, beam, child node, score, each (C,)."""
+def _candidates(state: Beams, places: Places, open_items: OpenItems, users: Longs) -> Candidates:
+    """All open continuations of all live beams; those of a beam that was not read are forced."""
     user, beam = np.nonzero(np.isfinite(state.score))
-    child, owner = open_items.children(user, state.node[user, beam])
-    slots = state.slot[user, beam][owner]
-    read = slots >= 0
-    step = np.zeros(len(child))
-    if read.any():
-        rows = torch.from_numpy(slots[read]).to(logits.device)
-        tokens = torch.from_numpy(open_items.trie.tokens[child[read]].astype(np.int64))
-        values = logits[rows, tokens.to(logits.device)].float()
-        if scoring.over_children:
-            step[read] = child_log_probabilities(
-                values.double().cpu().numpy(), owner[read], open_items, user[owner[read]],
-                child[read], scoring.guidance,
-            )  # fmt: skip
-        else:
-            normaliser = torch.logsumexp(logits.float(), dim=-1)
-            step[read] = (values - normaliser[rows]).double().cpu().numpy()
-    return user[owner], beam[owner], child, state.score[user, beam][owner] + step
-
-
-def _best(
-    user: Longs, beam: Longs, child: Longs, score: Doubles, keep: int
-) -> tuple[Longs, Longs, Longs, Doubles, Longs]:
-    """The `keep` best candidates of each user, best first, ties by node; and their places."""
-    order = np.lexsort((child, -score, user))
-    sorted_user = user[order]
-    place = np.arange(len(order)) - np.searchsorted(sorted_user, sorted_user)
-    order, place = order[place < keep], place[place < keep]
-    return user[order], beam[order], child[order], score[order], place
-
-
-def _finish(
-    finished_score: Doubles, finished_node: Longs, user: Longs, child: Longs, score: Doubles,
-    ends: npt.NDArray[np.bool_],
-) -> None:  # fmt: skip
-    """Merge candidates that end into each user's finished beams, keeping the best."""
-    width = finished_score.shape[1]
-    for u in np.unique(user[ends]):
-        mine = ends & (user == u)
-        scores = np.concatenate([finished_score[u], score[mine]])
-        nodes = np.concatenate([finished_node[u], child[mine]])
-        order = np.argsort(-scores, kind="stable")[:width]
-        finished_score[u], finished_node[u] = scores[order], nodes[order]
-
-
-def _survivors(
-    state: _Beams, user: Longs, beam: Longs, child: Longs, score: Doubles,
-    ends: npt.NDArray[np.bool_],
-) -> _Beams:  # fmt: skip
-    """The best candidates that go on, as the next beams."""
-    users, beams = state.node.shape
-    user, beam, child, score = (x[~ends] for x in (user, beam, child, score))
-    place = np.arange(len(user)) - np.searchsorted(user, user)
-    kept = place < beams
-    user, beam, child, score, place = (x[kept] for x in (user, beam, child, score, place))
-    following = _Beams(
-        node=np.full((users, beams), TREE_ROOT, np.int64),
-        score=np.full((users, beams), -np.inf),
-        slot=np.full((users, beams), -1, np.int64),
-        sees=np.zeros_like(state.sees),
-    )
-    following.node[user, place] = child
-    following.score[user, place] = score
-    following.sees[user, place] = state.sees[user, beam]
-    return following
+    place = state.place[user, beam]
+    read, free = np.flatnonzero(place >= 0), np.flatnonzero(place < 0)
+    owner, child, step = places.continuations(place[read])
+    forced, forced_owner = open_items.children(users[user[free]], state.node[user, beam][free])
+    owner = np.concatenate([read[owner], free[forced_owner]])
+    child = np.concatenate([child, forced])
+    step = np.concatenate([step, np.zeros(len(forced))])
+    order = np.argsort(owner, kind="stable")
+    owner = owner[order]
+    score = state.score[user, beam][owner] + step[order]
+    return Candidates(user[owner], beam[owner], child[order], score)
 
 
 def _advance(
-    state: _Beams, open_items: OpenItems, prompts: SharedPrompt, depth: int, scoring: Scoring
-) -> torch.Tensor:
-    """Read the token of every live beam that needs it; sets their slots and columns."""
-    needed = np.isfinite(state.score)
+    state: Beams, places: Places, open_items: OpenItems, users: Longs, prompts: SharedPrompt,
+    depth: int, scoring: Scoring,
+) -> None:  # fmt: skip
+    """Read what the live beams need, if anything, and what there is room for."""
+    wanted = np.isfinite(state.score)
     if scoring.over_children:
-        user, beam = np.nonzero(needed)
-        needed[user, beam] = open_items.count(user, state.node[user, beam]) > 1
-    user, beam = np.nonzero(needed)
-    if len(user) == 0:
-        return torch.zeros(0)
-    column = np.arange(len(user)) - np.searchsorted(user, user)
-    width, users = int(column.max()) + 1, len(state.node)
-    tokens = np.zeros((users, width), np.int64)
-    tokens[user, column] = open_items.trie.tokens[state.node[user, beam]]
-    sees = np.zeros((users, width, state.sees.shape[2] + width), bool)
-    sees[:, range(width), range(state.sees.shape[2], state.sees.shape[2] + width)] = True
-    sees[user, column, : state.sees.shape[2]] = state.sees[user, beam]
-    grown = np.zeros((*state.node.shape, sees.shape[2]), bool)
-    grown[..., : state.sees.shape[2]] = state.sees
-    grown[user, beam] = sees[user, column]
-    state.sees = grown
-    state.slot[user, beam] = np.arange(len(user))
-    return prompts.read(tokens, depth, sees, user * width + column)
+        user, beam = np.nonzero(wanted)
+        wanted[user, beam] = open_items.count(users[user], state.node[user, beam]) > 1
+    reading = plan(state, places, open_items, users, wanted, depth, ROOM)
+    if reading is None:
+        return
+    sees = seen(state, reading)
+    tokens, depths = np.zeros((2, len(users), sees.shape[1]), np.int64)
+    at = (reading.user, reading.column)
+    tokens[at], depths[at] = open_items.trie.tokens[reading.node], reading.depth
+    flat = reading.user * sees.shape[1] + reading.column
+    more = _places(open_items, users[reading.user], reading.node, reading.depth, scoring,
+                   lambda at: prompts.read(tokens, depths, sees, flat[at]))  # fmt: skip
+    settle(state, places, reading, more)
+
+
+def _places(
+    open_items: OpenItems, users: Longs, nodes: Longs, depth: Longs, scoring: Scoring,
+    read: Callable[[Longs], torch.Tensor],
+) -> Places:  # fmt: skip
+    """The open continuations of R nodes of `users` (R,); `read` gives the logits after some."""
+    child, owner = open_items.children(users, nodes)
+    asked = np.bincount(owner, minlength=len(nodes)) > (1 if scoring.over_children else 0)
+    logits = read(np.flatnonzero(asked))
+    among = asked[owner]
+    rows = torch.from_numpy((np.cumsum(asked) - 1)[owner[among]]).to(logits.device)
+    tokens = open_items.trie.tokens[child[among]].astype(np.int64)
+    values = logits[rows, torch.from_numpy(tokens).to(logits.device)].float()
+    step = np.zeros(len(child))
+    if scoring.over_children:
+        step[among] = child_log_probabilities(
+            values.double().cpu().numpy(), owner[among], open_items, users[owner[among]],
+            child[among], scoring.guidance,
+        )  # fmt: skip
+    else:
+        step[among] = (values - normalisers(logits)[rows]).double().cpu().numpy()
+    # No probability is above 1, whatever float32 rounds to: what is given up relies on it.
+    return Places.of(nodes, depth, owner, child, np.minimum(step, 0.0))
 
 
 def _ranking(
-    open_items: OpenItems, user: int, nodes: Longs, scores: Doubles, top_k: int
+    open_items: OpenItems, user: int, nodes: Longs, scores: Doubles, given_up: float, top_k: int
 ) -> Ranking:
     """Finished nodes as items; nodes that hold several open items give them all, lowest first."""
     positions: list[int] = []
@@ -211,4 +218,6 @@ def _ranking(
             items = open_items.items_at(user, int(node))
             positions += items.tolist()
             values += [score] * len(items)
-    return Ranking(np.array(positions[:top_k], np.int32), np.array(values[:top_k], np.float32))
+    last = values[top_k - 1] if len(values) >= top_k else -np.inf
+    return Ranking(np.array(positions[:top_k], np.int32), np.array(values[:top_k], np.float32),
+                   bool(last >= given_up))  # fmt: skip

@@ -15,12 +15,11 @@ import torch
 
 from llmrec.decoding.beam import Ranking, Scoring
 from llmrec.decoding.open_items import OpenItems, child_log_probabilities
-from llmrec.decoding.shared_prompt import SharedPrompt
+from llmrec.decoding.shared_prompt import SharedPrompt, normalisers
 from llmrec.text.trie import TREE_ROOT
 
 Longs = npt.NDArray[np.int64]
 Doubles = npt.NDArray[np.float64]
-ROWS = 32  # rows whose normaliser is taken at a time; in float32 they fit a processor's cache
 PROMPT = -1  # as a column: the last token of the prompt
 
 
@@ -224,10 +223,11 @@ def _of_vocabulary(
     logits: torch.Tensor, rows: npt.NDArray[np.integer], tokens: npt.NDArray[np.integer]
 ) -> Doubles:
     """(C,) log-probabilities of `tokens` (C,) after `rows` (C,) of logits (R, V)."""
-    sums = torch.cat([torch.logsumexp(part.float(), dim=-1) for part in logits.split(ROWS)])
     row = torch.from_numpy(rows.astype(np.int64)).to(logits.device)
     token = torch.from_numpy(tokens.astype(np.int64)).to(logits.device)
-    return (logits[row, token].float() - sums[row]).double().cpu().numpy()
+    # No probability is above 1, whatever float32 rounds to: the proof relies on it.
+    values = (logits[row, token].float() - normalisers(logits)[row]).clamp(max=0.0)
+    return values.double().cpu().numpy()
 
 
 def _ranking(ended: _Places, open_items: OpenItems) -> Ranking:
@@ -235,4 +235,4 @@ def _ranking(ended: _Places, open_items: OpenItems) -> Ranking:
     items = [open_items.items_at(int(user), node) for user, node in
              dict.fromkeys(zip(ended.user.tolist(), ended.node.tolist(), strict=True))]  # fmt: skip
     positions = np.concatenate([*items, np.zeros(0, np.int32)])[: len(ended.node)]
-    return Ranking(positions.astype(np.int32), ended.score.astype(np.float32))
+    return Ranking(positions.astype(np.int32), ended.score.astype(np.float32), certified=True)

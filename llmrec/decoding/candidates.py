@@ -14,13 +14,12 @@ import torch
 
 from llmrec.decoding.beam import Ranking
 from llmrec.decoding.open_items import segment_log_softmax
-from llmrec.decoding.shared_prompt import SharedPrompt
+from llmrec.decoding.shared_prompt import SharedPrompt, normalisers
 
 Longs = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 Doubles = npt.NDArray[np.float64]
 HELD = 2**27  # logits held at a time, 512 MiB in float32
-ROWS = 32  # rows whose normaliser is taken at a time; in float32 they fit a processor's cache
 
 
 @dataclass(frozen=True)
@@ -125,8 +124,7 @@ def _steps(prompts: SharedPrompt, forest: _Forest, asked: Bools, renormalise: bo
         tokens = torch.from_numpy(forest.token[of_asked[mine]]).to(rows.device)
         logits[of_asked[mine]] = rows[row, tokens].double().cpu().numpy()
         if not renormalise and len(nodes):
-            sums = [torch.logsumexp(part.float(), dim=-1) for part in rows.split(ROWS)]
-            normaliser[nodes] = torch.cat(sums).double().cpu().numpy()
+            normaliser[nodes] = normalisers(rows).double().cpu().numpy()
 
     take(np.arange(users), prompts.logits)
     columns = _columns(forest, asked)

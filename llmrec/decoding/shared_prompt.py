@@ -2,22 +2,26 @@
 
 One row a user. Tokens read later are further columns of the same row under a tree mask: each sees
 its user's prompt and the columns that it is told to, so a prompt's keys and values exist once,
-however many beams or titles hang on it. Knows neither titles nor search.
+however many beams or titles hang on it. What all prompts begin with is read as one row for all.
+Knows neither titles nor search.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
-from transformers import DynamicCache
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, DynamicLayer
 
 from llmrec.model.forward import TreeBatch, forward_logits
 
 Longs = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
+WORTH = 64  # tokens that must be saved to read the common beginning in a pass of its own
+ROWS = 32  # rows whose normaliser is taken at a time; in float32 they fit a processor's cache
 
 
 class SharedPrompt:
@@ -31,39 +35,123 @@ class SharedPrompt:
         self._model = model
         self._device = next(model.parameters()).device
         self._lengths = np.array([len(p) for p in prompts], np.int64)
-        self._width = int(self._lengths.max())
-        self._cache: Any = DynamicCache()
-        ids = np.zeros((len(prompts), self._width), np.int64)
+        self._cache: Any = Cache(layer_class_to_replicate=_RoomyLayer)
+        begun = self._read_beginning(prompts)
+        rests = self._lengths - begun
+        width = int(rests.max())
+        ids = np.zeros((len(prompts), width), np.int64)
         for row, prompt in enumerate(prompts):
-            ids[row, self._width - len(prompt) :] = prompt  # left padded
-        column, begins = np.arange(self._width), self._width - self._lengths
-        self._real = column >= begins[:, None]
-        mask = np.tri(self._width, dtype=bool) & self._real[:, None, :]
-        mask[:, column, column] = True
-        last = np.arange(len(ids)) * self._width + self._width - 1
-        self.logits = self._forward(ids, np.maximum(column - begins[:, None], 0), mask, last)
+            ids[row, width - rests[row] :] = prompt[begun:]  # left padded
+        column, pads = np.arange(width), (width - rests)[:, None]
+        self._real = np.ones((len(prompts), begun + width), bool)
+        self._real[:, begun:] = column >= pads
+        mask = np.tri(width, begun + width, begun, dtype=bool) & self._real[:, None, :]
+        mask[:, column, begun + column] = True
+        last = np.arange(len(ids)) * width + width - 1
+        self.logits = self._forward(ids, begun + np.maximum(column - pads, 0), mask, last)
 
     def __len__(self) -> int:
         return len(self._lengths)
 
+    @torch.inference_mode()
+    def of(self, rows: Longs) -> "SharedPrompt":
+        """The prompts of some rows (R,), as they were read; a copy that knows nothing behind."""
+        part, at = copy(self), torch.from_numpy(rows).to(self._device)
+        width = self._real.shape[1]
+        part._cache = _filled((keys[at, :, :width], values[at, :, :width])
+                              for keys, values in self._layers())  # fmt: skip
+        part._lengths, part._real = self._lengths[rows], self._real[rows]
+        part.logits = self.logits[at]
+        return part
+
     def restart(self) -> None:
         """Forget everything read behind the prompts."""
-        behind = self._cache.get_seq_length() - self._width
+        behind = self._cache.get_seq_length() - self._real.shape[1]
         if behind:
             self._cache.crop(-behind)
 
     @torch.inference_mode()
-    def read(self, tokens: Longs, depth: Longs | int, sees: Bools, at: Longs) -> torch.Tensor:
+    def read(self, tokens: Longs, depth: Longs | int, sees: Bools, at: Longs) -> Tensor:
         """(T, V) logits after the tokens at flat places `at` (T,) of `tokens` (U, W).
 
         `depth`: how many tokens stand between the prompt and each of them on its path. sees
         (U, W, G + W): which of the G columns read so far, and of the new ones, each looks at.
         """
         positions = np.broadcast_to(self._lengths[:, None] + depth, tokens.shape)
-        prompt = np.broadcast_to(self._real[:, None, :], (*tokens.shape, self._width))
+        prompt = np.broadcast_to(self._real[:, None, :], (*tokens.shape, self._real.shape[1]))
         return self._forward(tokens, positions, np.concatenate([prompt, sees], axis=2), at)
 
-    def _forward(self, ids: Longs, positions: Longs, mask: Bools, at: Longs) -> torch.Tensor:
+    def _read_beginning(self, prompts: Sequence[npt.NDArray[np.int32]]) -> int:
+        """Read what all prompts begin with as one row; returns how many tokens that are."""
+        same = _common(prompts)
+        if same * (len(prompts) - 1) < WORTH:
+            return 0
+        column = np.arange(same)
+        self._forward(prompts[0][None, :same].astype(np.int64), column[None],
+                      np.tri(same, dtype=bool)[None], column[:0])  # fmt: skip
+        self._cache = _filled((keys.expand(len(prompts), -1, -1, -1),
+                               values.expand(len(prompts), -1, -1, -1))
+                              for keys, values in self._layers())  # fmt: skip
+        return same
+
+    def _layers(self) -> list[tuple[Tensor, Tensor]]:
+        return [(layer.keys, layer.values) for layer in self._cache.layers]
+
+    def _forward(self, ids: Longs, positions: Longs, mask: Bools, at: Longs) -> Tensor:
         arrays = (ids, np.array(positions), mask[:, None], at)
         batch = TreeBatch(*(torch.from_numpy(a) for a in arrays)).to(self._device)
         return forward_logits(self._model, batch, self._cache)
+
+
+class _RoomyLayer(DynamicLayer):
+    """Keys and values of one layer, (U, heads, columns, width), with room behind them.
+
+    New columns are written into the room; transformers' own layer copies all columns in each pass.
+    """
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Add columns and return all."""
+        begin = self.get_seq_length()
+        end = begin + key_states.shape[2]
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self._rooms = [key_states[:, :, :0], value_states[:, :, :0]]
+        if end > self._rooms[0].shape[2]:
+            self._rooms = [_roomier(self.keys, key_states, end),
+                           _roomier(self.values, value_states, end)]  # fmt: skip
+        for room, states in zip(self._rooms, (key_states, value_states), strict=True):
+            room[:, :, begin:end] = states
+        self.keys, self.values = (room[:, :, :end] for room in self._rooms)
+        return self.keys, self.values
+
+
+def _roomier(held: Tensor, like: Tensor, end: int) -> Tensor:
+    """Room for `end` columns and half as many more, with what is `held` in front."""
+    users, heads, _, width = like.shape
+    room = like.new_empty((users, heads, end + end // 2, width))
+    if held.numel():
+        room[:, :, : held.shape[2]] = held
+    return room
+
+
+def _filled(layers: Iterable[tuple[Tensor, Tensor]]) -> Cache:
+    """A cache that holds copies of the keys and values of each layer."""
+    cache = Cache(layer_class_to_replicate=_RoomyLayer)
+    for number, (keys, values) in enumerate(layers):
+        cache.update(keys, values, number)
+    return cache
+
+
+def _common(prompts: Sequence[npt.NDArray[np.int32]]) -> int:
+    """How many tokens all prompts begin with alike, a last one left to each."""
+    shortest = min(len(p) for p in prompts) - 1
+    begins = np.stack([p[:shortest] for p in prompts])
+    alike = (begins == begins[0]).all(axis=0)
+    return int(np.append(alike, False).argmin())
+
+
+def normalisers(logits: Tensor) -> Tensor:
+    """(T,) float32 log-sum-exp of each row of `logits` (T, V)."""
+    return torch.cat([torch.logsumexp(rows.float(), dim=-1) for rows in logits.split(ROWS)])

@@ -26,6 +26,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from llmrec.errors import LlmrecError, RecipeError
 from llmrec.model import checkpoints
 from llmrec.model.candidate_objective import CandidateObjective
+from llmrec.model.compiling import of_any_size, require_compiler, uncompiled
 from llmrec.model.curriculum import Mixture
 from llmrec.model.objectives import Objective
 from llmrec.model.row_order import FILLER, RowOrder, Rows, Weights
@@ -81,6 +82,8 @@ class TreeTrainer(Trainer):
                 f"this process sees {args.n_gpu} GPUs; start one process for each with "
                 "`accelerate launch --config_file ddp.yaml -m llmrec train ...`"
             )
+        if args.torch_compile:
+            require_compiler(args.device, args.torch_compile_backend)
         self.objective, self.validate, self.log_path = objective, validate, log_path
         self.curriculum, self.patience, self.refresh = curriculum, patience, refresh
         self.root = Path(args.output_dir)
@@ -167,6 +170,8 @@ class TreeTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """Minus the batch's weighted log-probabilities over the summed weights of the step."""
+        if self.args.torch_compile:
+            of_any_size(inputs)
         values = self.objective.branch_log_probabilities(model, inputs)
         loss = -(values * inputs["weights"]).sum() / num_items_in_batch
         if "offset" in inputs:
@@ -249,7 +254,7 @@ class TreeTrainer(Trainer):
         self.model.eval()
         try:
             with torch.no_grad():
-                yield _without_ddp(self.model_wrapped or self.model)
+                yield _bare(self.model_wrapped)
         finally:
             self.model.train(training)
 
@@ -357,8 +362,10 @@ class _Epochs(TrainerCallback):
         self.trainer.end_epoch()
 
 
-def _without_ddp(model: torch.nn.Module) -> torch.nn.Module:
-    # Its forward is a collective, and processes that search do not do equally many.
+def _bare(model: torch.nn.Module) -> torch.nn.Module:
+    # What searches reads many shapes, and a compiled model is compiled again for each. The forward
+    # of DDP is a collective, and processes that search do not do equally many.
+    model = uncompiled(model)
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 

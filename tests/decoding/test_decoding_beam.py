@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmrec import shipped
+from llmrec.decoding import beam
 from llmrec.decoding.beam import Scoring, beam_search
 from llmrec.decoding.likelihood import path_scores
 from llmrec.decoding.open_items import OpenItems
@@ -69,6 +70,45 @@ def test_equals_hugging_face_in_items_order_and_scores(tiny_model, tokenizer, be
     encoder = PromptEncoder(MOVIE, tokenizer, TITLES)
     histories = [[3, 9, 1], [0], [5, 6, 7, 8, 14], [19, 2]]
     assert_equal_to_hugging_face(tiny_model, encoder, histories, beams, renormalise)
+
+
+@pytest.mark.parametrize("renormalise", [False, True])
+def test_equals_hugging_face_for_many_random_histories(tiny_model, tokenizer, renormalise):
+    """84 users for each family and softmax, 504 in all, in batches of 21."""
+    short = [title for title in TITLES if len(title) < 12]
+    encoder = PromptEncoder(MOVIE, tokenizer, short)
+    rng = np.random.default_rng(5)
+    for _ in range(4):
+        histories = [rng.integers(0, len(short), rng.integers(1, 5)) for _ in range(21)]
+        assert_equal_to_hugging_face(tiny_model, encoder, histories, 4, renormalise)
+
+
+@pytest.mark.parametrize("room", [20, 10**6])
+@pytest.mark.parametrize("scoring", [Scoring(True), Scoring(False), Scoring(True, 0.6)])
+def test_tokens_read_ahead_change_passes_and_nothing_else(
+    tiny_llama, tokenizer, monkeypatch, scoring, room
+):
+    encoder = PromptEncoder(MOVIE, tokenizer, TITLES)
+    prompts = [encoder.prompt(h).ids for h in ([3, 9, 1], [0], [5, 6, 7, 8, 14])]
+    q = np.random.default_rng(0).dirichlet(np.ones(len(TITLES)), len(prompts))
+    read = SharedPrompt.read
+
+    def searched(room):
+        passes = []
+        monkeypatch.setattr(beam, "ROOM", room)
+        monkeypatch.setattr(SharedPrompt, "read", lambda *a: passes.append(a[1].size) or read(*a))
+        found = beam_search(SharedPrompt(tiny_llama, prompts),
+                            OpenItems(encoder.trie, [NOTHING] * len(prompts), q),
+                            beams=5, top_k=5, scoring=scoring)  # fmt: skip
+        return found, passes
+
+    one_by_one, most = searched(0)
+    ahead, fewer = searched(room)
+    assert len(fewer) < len(most)
+    for mine, other in zip(ahead, one_by_one, strict=True):
+        assert mine.positions.tolist() == other.positions.tolist()
+        np.testing.assert_allclose(mine.scores, other.scores, atol=1e-4)
+        assert mine.certified == other.certified
 
 
 @pytest.mark.real_model

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from llmrec import shipped
 from llmrec.data.candidates import candidate_nll
 from llmrec.decoding import candidates as module
+from llmrec.decoding import shared_prompt
 from llmrec.decoding.candidates import candidate_ranking, candidate_scores
 from llmrec.decoding.likelihood import path_scores
 from llmrec.decoding.open_items import OpenItems
@@ -141,7 +142,7 @@ def test_columns_read_in_parts_score_the_same(
 
     monkeypatch.setattr(shared, "read", counted)
     monkeypatch.setattr(module, "HELD", columns * shared.logits.numel())
-    monkeypatch.setattr(module, "ROWS", 2)
+    monkeypatch.setattr(shared_prompt, "ROWS", 2)
     parts = candidate_scores(shared, encoder.completions, candidates, renormalise)
     np.testing.assert_allclose(parts, whole, rtol=1e-5, atol=1e-5)
     assert max(widths) == columns

@@ -1,0 +1,376 @@
+"""The figures that need a GPU, in one call: decoding, own answers, SOFT's training step, memory.
+
+Models have the shapes of Llama-3.2-3B and SmolLM2-135M and random bf16 weights: nothing is
+downloaded. The peers are Hugging Face's `generate` with `prefix_allowed_tokens_fn`, one user at a
+time or left padded in batches, whichever is faster, and two padded training passes with logits at
+every position. A small model is checked equal first, in float32 on the same device; in bf16 the
+share of equal lists is stated. Best-first search is measured over the allowed tokens only: under
+the whole vocabulary random weights find all titles about equally improbable, and it would read most
+of the trie. A part begins only while there is time for it, and says so where there is not; one that
+fails costs the others nothing.
+
+One line of JSON for each figure on stdout, and with --out a Markdown page. Needs torch,
+transformers, peft and numpy, and of llmrec the working tree.
+
+    PYTHONPATH=. python tools/bench/gpu.py --out results/bench-h200.md
+    python tools/bench/gpu.py --smoke                          # tiny shapes on the CPU
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from gpu_page import page
+from gpu_sides import (
+    PEAK,
+    Answers,
+    Bench,
+    PairStep,
+    Plan,
+    Size,
+    alike,
+    batched,
+    best_of_all,
+    by_beams,
+    by_best_first,
+    generated,
+    read_behind,
+    roofline,
+    searched,
+    sharing,
+    tuned,
+)  # fmt: skip
+
+OWN_BEAMS = 4
+BETWEEN = 20  # seconds that must be left for another repeat
+FULL = Plan(
+    (Size("Llama-3.2-3B", 3072, 28, 24, 8, 8192, 128256, pairs=16, goals=(
+        ("decode 10", 8.0), ("decode 20", 12.0), ("own answers", 6.0), ("pairs", 2.2))),
+     Size("SmolLM2-135M", 576, 30, 9, 3, 1536, 49152, pairs=32)),
+    Size("small", 256, 4, 8, 2, 512, 4096), "cuda", torch.bfloat16, prompt=300, spread=20, title=10,
+    items=4000, users=64, batches=(8, 32, 64), peers=8, beams=(10, 20, 50), needed=45.0,
+)  # fmt: skip
+SMOKE = Plan(
+    (Size("tiny", 64, 2, 4, 2, 128, 512, pairs=2, goals=(("decode 2", 8.0), ("pairs", 2.2))),),
+    Size("tiny", 64, 2, 4, 2, 128, 512), "cpu", torch.float32, prompt=24, spread=4, title=5,
+    items=60, users=4, batches=(2, 4), peers=2, beams=(2, 3), needed=1.0,
+)  # fmt: skip
+
+
+class Clock:
+    """How many seconds are left of those given, and how often a measurement is repeated."""
+
+    def __init__(self, seconds: float, repeats: int) -> None:
+        self._end, self.repeats = time.monotonic() + seconds, repeats
+
+    def left(self) -> float:
+        return self._end - time.monotonic()
+
+    def rounds(self) -> Iterator[int]:
+        """At least one."""
+        for done in range(self.repeats):
+            if done == 0 or self.left() > BETWEEN:
+                yield done
+
+
+def main() -> None:
+    """Measure and print."""
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--repeats", type=int, default=5)
+    options.add_argument("--minutes", type=float, default=9.0, help="no part begins after them")
+    options.add_argument("--smoke", action="store_true", help="tiny shapes on the CPU, once")
+    options.add_argument("--out", type=Path)
+    given = options.parse_args()
+    if not given.smoke and not torch.cuda.is_available():
+        sys.exit("no CUDA GPU is visible to torch; --smoke tries the script on the CPU")
+    plan = SMOKE if given.smoke else FULL
+    clock, figures = Clock(60 * given.minutes, 1 if given.smoke else given.repeats), []
+    for name, part in parts(plan, clock):
+        figures.append(attempted(name, part, plan, clock))
+        print(json.dumps(figures[-1]), flush=True)
+    if given.out:
+        given.out.write_text(page(figures, sys.argv[1:]), "utf-8")
+    if any("failed" in f or f.get("equal") is False for f in figures):
+        sys.exit("a part failed or was not equal; its line says which")
+
+
+def parts(plan: Plan, clock: Clock) -> Iterator[tuple[str, Callable[[], dict]]]:
+    """Name and work of each part, the most wanted first."""
+    few = replace(plan, dtype=torch.float32, prompt=plan.prompt // 4, spread=4, items=200)
+    bench = Bench(few, plan.checked)
+    yield "equal searches", partial(equal_searches, bench)
+    yield "equal gradients", partial(equal_gradients, bench)
+    for size in plan.sizes:
+        bench = Bench(plan, size)
+        *narrow, wide = plan.beams
+        for beams in narrow:
+            for renormalise in (False, True):
+                name = f"decode {beams}"
+                yield name, partial(decoding, bench, clock, name, beams, renormalise)
+            yield f"best-first {beams}", partial(exact, bench, clock, beams)
+        for renormalise in (False, True):
+            yield "own answers", partial(decoding, bench, clock, "own answers", OWN_BEAMS,
+                                         renormalise)  # fmt: skip
+        yield "memory", partial(memory, bench, narrow[-1])
+        yield "pairs", partial(pairs, Bench(plan, size), clock)  # it puts an adapter on its model
+        for renormalise in (False, True):
+            yield f"decode {wide}", partial(decoding, bench, clock, f"decode {wide}", wide,
+                                            renormalise)  # fmt: skip
+        yield f"best-first {wide}", partial(exact, bench, clock, wide)
+
+
+def attempted(name: str, part: Callable[[], dict], plan: Plan, clock: Clock) -> dict:
+    """The figure of a part, or why there is none."""
+    if clock.left() < plan.needed:
+        return {"figure": name, "skipped": f"{max(0, round(clock.left()))} s were left"}
+    begun = time.perf_counter()
+    try:
+        found = {"figure": name, **part()}
+    except Exception as error:  # what one part breaks must not cost the others a GPU's time
+        traceback.print_exc()
+        line = (str(error).strip().splitlines() or [""])[0]
+        found = {"figure": name, "failed": f"{type(error).__name__}: {line}"}
+    release(plan)
+    return {**found, "part_seconds": round(time.perf_counter() - begun, 1)}
+
+
+def release(plan: Plan) -> None:
+    """Give back what the last part held, so that it is in no other part's memory."""
+    if plan.device == "cuda":
+        torch.cuda.empty_cache()
+
+
+# Equality, in float32
+
+
+def equal_searches(bench: Bench) -> dict:
+    """Beams against `generate`, and best-first search against the score of every title."""
+    beams, asked, equal = bench.plan.beams[0], bench.prompts[: bench.plan.peers], {}
+    for renormalise in (False, True):
+        mode = softmax(renormalise)
+        theirs = batched(asked, 1, partial(generated, bench, beams=beams, renormalise=renormalise,
+                                           scored=True))  # fmt: skip
+        for batch in (1, len(asked)):
+            ours = batched(asked, batch, partial(searched, bench,
+                                                 search=by_beams(beams, renormalise)))  # fmt: skip
+            equal[f"beams, {mode}, batch {batch}"] = alike(ours, theirs)
+        ours = searched(bench, asked[:2], by_best_first(beams, renormalise))
+        true = [best_of_all(bench, prompt, beams, renormalise) for prompt in asked[:2]]
+        equal[f"best-first, {mode}"] = alike(ours, true)
+    return {"equal": all(equal.values()), **equal, "beams": beams, "users": len(asked),
+            **bench.provenance()}  # fmt: skip
+
+
+def equal_gradients(bench: Bench) -> dict:
+    """One tree a pair against two padded passes: loss and gradients."""
+    model, losses, gradients = tuned(bench), [], []
+    step = PairStep(bench, model)
+    for run in (step.one_pass, step.two_passes):
+        losses.append(run())
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()
+                                    if p.requires_grad]))  # fmt: skip
+    loss = abs(losses[0] / losses[1] - 1)
+    most = float((gradients[0] - gradients[1]).abs().max() / gradients[1].abs().max())
+    return {"equal": loss <= 1e-5 and most <= 1e-5, "loss_apart": float(f"{loss:.1e}"),
+            "gradients_apart": float(f"{most:.1e}"), **bench.provenance()}  # fmt: skip
+
+
+# Figures
+
+
+def decoding(bench: Bench, clock: Clock, name: str, beams: int, renormalise: bool) -> dict:
+    """Users per second by beams, against `generate`."""
+    search = by_beams(beams, renormalise)
+    ours = partial(searched, bench, search=search)
+    rates, batch, found = best_batch(bench, ours)
+    asked = bench.prompts[: bench.plan.peers]
+    theirs = partial(generated, bench, beams=beams, renormalise=renormalise)
+    theirs(asked)  # warm
+    answers, once = {}, {}
+    for size in (1, len(asked)):
+        answers[size], once[size], _ = measured(bench, partial(batched, asked, size, theirs))
+    peer = min(once, key=once.get)
+    mine, peers, ratio = side_by_side(
+        bench, clock, (len(bench.prompts[: bench.plan.users]), len(asked)),
+        partial(batched, bench.prompts[: bench.plan.users], batch, ours),
+        partial(batched, asked, peer, theirs),
+    )  # fmt: skip
+    if renormalise:
+        bench.peer_rates[beams] = peers
+    passes, rows = read_behind(bench, bench.prompts[:batch], search)
+    read = min(rows, beams * (bench.plan.title - 1))
+    limit = roofline(bench, read)
+    return {
+        "softmax": softmax(renormalise), "beams": beams, "hugging_face": round(peers, 2),
+        "llmrec": round(mine, 2), **ratio, "goal": dict(bench.size.goals).get(name),
+        "sharing_limit": round(sharing(bench, beams), 2), "roofline": round(limit, 1),
+        "roofline_share": round(mine / limit, 3),
+        "batch_roofline_share": round(mine / roofline(bench, read, batch, passes), 3),
+        "llmrec_by_batch": rates, "batch": batch, "passes_behind": passes,
+        "rows_behind": round(rows, 1),
+        "hugging_face_by_batch": {size: round(len(asked) / s, 2) for size, s in once.items()},
+        "peer_batch": peer, "valid": all(len(set(items)) == beams for items, _ in found),
+        "same_lists": same_lists(found, answers[1]), "same_items": shared(found, answers[1]),
+        "peer_same_items": shared(answers[len(asked)], answers[1]),
+        "prompt_tokens": round(bench.length, 1), "title_tokens": bench.plan.title,
+        "users": bench.plan.users, "peer_users": len(asked), **bench.provenance(),
+    }  # fmt: skip
+
+
+def exact(bench: Bench, clock: Clock, beams: int) -> dict:
+    """Users per second by best-first search, against beams and against `generate`."""
+    search = by_best_first(beams, renormalise=True)
+    ours = partial(searched, bench, search=search)
+    rates, batch, found = best_batch(bench, ours)
+    asked = bench.prompts[: bench.plan.users]
+    by = partial(searched, bench, search=by_beams(beams, renormalise=True))
+    of_beams, _, _ = measured(bench, partial(batched, asked, batch, by))
+    mine, others, ratio = side_by_side(bench, clock, (len(asked), len(asked)),
+                                       partial(batched, asked, batch, ours),
+                                       partial(batched, asked, batch, by))  # fmt: skip
+    passes, rows = read_behind(bench, asked[:batch], search)
+    limit, peers = roofline(bench, rows), bench.peer_rates.get(beams)
+    return {
+        "softmax": softmax(True), "beams": beams, "llmrec_beams": round(others, 2),
+        "best_first": round(mine, 2), **ratio, "hugging_face": peers and round(peers, 2),
+        "ratio_to_hugging_face": peers and round(mine / peers, 2),
+        "goal": dict(bench.size.goals).get(f"decode {beams}"), "roofline": round(limit, 1),
+        "roofline_share": round(mine / limit, 3), "by_batch": rates, "batch": batch,
+        "passes_behind": passes, "rows_behind": round(rows, 1),
+        "found_by_beams": shared(of_beams, found), "prompt_tokens": round(bench.length, 1),
+        "title_tokens": bench.plan.title, "users": len(asked), **bench.provenance(),
+    }  # fmt: skip
+
+
+def memory(bench: Bench, beams: int) -> dict:
+    """Peak memory above the weights, by user, of one batch on both sides."""
+    asked, size, title = bench.prompts[: bench.plan.peers], bench.size, bench.plan.title
+    sides = {
+        "hugging_face": partial(generated, bench, asked, beams, False),
+        "llmrec": partial(searched, bench, asked, by_beams(beams, False)),
+    }
+    for run in sides.values():
+        run()  # warm
+    peaks = {name: measured(bench, run)[2] for name, run in sides.items()}
+    mib = {n: round(p / len(asked) / 2**20, 2) if p else None for n, p in peaks.items()}
+    width = torch.finfo(bench.plan.dtype).bits // 8
+    token = 2 * size.layers * size.kv_heads * (size.hidden // size.heads) * width / 2**20
+    kept = {"hugging_face": beams * (bench.length + title - 1),
+            "llmrec": bench.length + beams * (title - 1)}  # fmt: skip
+    return {
+        "softmax": softmax(False), "beams": beams, **mib,
+        "ratio": round(mib["hugging_face"] / mib["llmrec"], 2) if mib["llmrec"] else None,
+        "limit": round(kept["hugging_face"] / kept["llmrec"], 2),
+        "keys_and_values": {n: round(tokens * token, 2) for n, tokens in kept.items()},
+        "unit": "MiB a user", "batch": len(asked), "prompt_tokens": round(bench.length, 1),
+        "title_tokens": title, **bench.provenance(),
+    }  # fmt: skip
+
+
+def pairs(bench: Bench, clock: Clock) -> dict:
+    """SOFT's training step: one tree a pair against two padded passes with full logits."""
+    body, head = bench.weights  # the adapter's do not count
+    step = PairStep(bench, tuned(bench))
+    rows, count = step.rows(), len(step.prompts)
+    losses, peaks = [], []
+    for run in (step.one_pass, step.two_passes):
+        run()  # warm
+        loss, _, peak = measured(bench, run)
+        losses.append(loss)
+        peaks.append(peak)
+    mine, peers, ratio = side_by_side(bench, clock, (count, count), step.one_pass,
+                                      step.two_passes)  # fmt: skip
+    tokens, learned = sum(len(r.input_ids) for r in rows), sum(len(r.labels) for r in rows)
+    padded = [sum(count * max(map(len, some)) for some in step.paths),
+              count * max(len(r.input_ids) for r in rows)]  # fmt: skip
+    # Forward and backward cost alike, since frozen weights get no gradient.
+    work = 4 * (tokens * body + learned * head)
+    gib = [round(p / 2**30, 2) if p else None for p in peaks]
+    return {
+        "hugging_face": round(peers, 2), "llmrec": round(mine, 2), **ratio,
+        "goal": dict(bench.size.goals).get("pairs"),
+        "limit": round(padded[0] * (body + head) / (padded[1] * body + learned * head), 2),
+        "tokens_per_s": round(mine * tokens / count), "peak_share": round(
+            mine / count * work / PEAK, 3),
+        "llmrec_gib": gib[0], "hugging_face_gib": gib[1],
+        "loss_apart": float(f"{abs(losses[0] / losses[1] - 1):.1e}"), "pairs": count,
+        "prompt_tokens": round(float(np.mean([len(p) for p in step.prompts])), 1),
+        "title_tokens": bench.plan.title, "body_tokens": padded, "head_positions": [
+            padded[0], learned], "lora": "r 8, all-linear", **bench.provenance(),
+    }  # fmt: skip
+
+
+# Measuring
+
+
+def measured(bench: Bench, run: Callable) -> tuple:
+    """What `run` returns, its seconds, and the peak of memory above what was held before."""
+    if bench.plan.device != "cuda":
+        begun = time.perf_counter()
+        return run(), time.perf_counter() - begun, None
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before, begun = torch.cuda.memory_allocated(), time.perf_counter()
+    found = run()
+    torch.cuda.synchronize()
+    return found, time.perf_counter() - begun, torch.cuda.max_memory_allocated() - before
+
+
+def best_batch(bench: Bench, run: Callable) -> tuple[dict, int, Answers]:
+    """Users per second by users in a batch, the best batch, and what was answered in it."""
+    asked, rates, found = bench.prompts[: bench.plan.users], {}, {}
+    for size in bench.plan.batches:
+        try:
+            run(asked[:size])  # warm
+            found[size], seconds, _ = measured(bench, partial(batched, asked, size, run))
+            rates[size] = round(len(asked) / seconds, 2)
+        except torch.OutOfMemoryError:
+            if not rates:
+                raise
+            break  # larger ones are not tried
+    best = max(rates, key=rates.get)
+    return rates, best, found[best]
+
+
+def side_by_side(
+    bench: Bench, clock: Clock, users: tuple[int, int], ours: Callable, theirs: Callable
+) -> tuple[float, float, dict]:
+    """Median users per second of both sides, and the median and range of their ratios."""
+    rates = []
+    for _ in clock.rounds():  # alternating, so that a slow spell of the machine hits both
+        rates.append([count / measured(bench, run)[1] for count, run in
+                      zip(users, (ours, theirs), strict=True)])  # fmt: skip
+    ratios = [round(o / t, 2) for o, t in rates]
+    mine, peers = (statistics.median(r) for r in zip(*rates, strict=True))
+    return mine, peers, {"ratio": round(statistics.median(ratios), 2),
+                         "ratio_range": [min(ratios), max(ratios)],
+                         "repeats": len(rates)}  # fmt: skip
+
+
+def same_lists(some: Answers, others: Answers) -> float:
+    """Share of users whose lists are equal in items and order; of the first where one is longer."""
+    return round(float(np.mean([a == b for (a, _), (b, _) in zip(some, others, strict=False)])), 3)
+
+
+def shared(some: Answers, others: Answers) -> float:
+    """Mean share of a user's items that are in both lists."""
+    return round(float(np.mean([len({*a} & {*b}) / len(b) for (a, _), (b, _) in
+                                zip(some, others, strict=False)])), 3)  # fmt: skip
+
+
+def softmax(renormalise: bool) -> str:
+    """What probabilities are over."""
+    return "allowed tokens" if renormalise else "whole vocabulary"
+
+
+if __name__ == "__main__":
+    main()
