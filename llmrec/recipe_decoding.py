@@ -58,11 +58,11 @@ class Grounding(Section):
 class Decode(Section):
     """Constrained search: only items of the catalog come out."""
 
-    search: Literal["beam", "best_first"] = "beam"
-    """beam: what `beams` beams find, as papers do it; best_first: the most probable items, with
-    proof."""
+    search: Literal["beam", "certified", "best_first"] = "beam"
+    """beam: what `beams` beams find, as papers do it; certified: twice the beams again and again
+    until the list is proven to be the most probable one; best_first: that list, found directly."""
     beams: Count = 10
-    """Beams of a user."""
+    """Beams of a user; of best_first none."""
     top_k: Count = 10
     """Recommendations of a user."""
     renormalise: bool = True
@@ -78,7 +78,7 @@ class Decode(Section):
 
     @model_validator(mode="after")
     def _enough_beams(self) -> Self:
-        if self.search == "beam" and self.top_k > self.beams:
+        if self.search != "best_first" and self.top_k > self.beams:
             raise ValueError(
                 f"{self.beams} beams give at most {self.beams} items, top_k asks for {self.top_k}; "
                 "raise beams, lower top_k or set decode.search=best_first"

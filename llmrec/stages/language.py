@@ -17,7 +17,7 @@ from llmrec.data.candidates import candidate_nll
 from llmrec.data.catalog import Catalog
 from llmrec.data.files import sha256_of
 from llmrec.data.records import Examples
-from llmrec.decoding.beam import Ranking, Scoring, beam_search
+from llmrec.decoding.beam import Ranking, Scoring, beam_search, certified_search
 from llmrec.decoding.best_first import best_first
 from llmrec.decoding.candidates import candidate_ranking, candidate_scores
 from llmrec.decoding.likelihood import PathScores, path_scores
@@ -34,6 +34,7 @@ from llmrec.text.encoding import Ids, PromptEncoder
 from llmrec.text.templates import PromptTemplate
 
 log = logging.getLogger("llmrec")
+WIDEST = 640  # beams of a user, at most, that a proof is sought with
 
 
 def processes() -> PartialState:
@@ -150,6 +151,9 @@ def searched(
     if decode.search == "best_first":
         return best_first(prompts, open_items, top_k=top_k, scoring=scoring).rankings
     beams = max(decode.beams, top_k)
+    if decode.search == "certified":
+        return certified_search(prompts, open_items, beams=beams, top_k=top_k, scoring=scoring,
+                                widest=max(beams, WIDEST))  # fmt: skip
     return beam_search(prompts, open_items, beams=beams, top_k=top_k, scoring=scoring)
 
 

@@ -78,7 +78,7 @@ class LanguageSystems:
                     )  # fmt: skip
                 return [
                     {"items": r.positions.tolist(), "scores": r.scores.tolist(),
-                     "nll": float(n) if np.isfinite(n) else None, **_said(s)}
+                     "proven": r.certified, "nll": float(n) if np.isfinite(n) else None, **_said(s)}
                     for r, n, s in zip(rankings, nll, selected, strict=True)
                 ]  # fmt: skip
 

@@ -194,6 +194,8 @@ class Answering:
         if not self.language.is_main_process:
             return None
         ordered, seconds = collected(parts)
+        if self.candidates is None:
+            hyperparameters["proven"] = float(np.mean([a["proven"] for a in ordered]))
         if split == "test":
             hyperparameters |= self._demonstrated(system, ordered)
         info = SystemInfo(system, "language_model", True, hyperparameters, round(seconds, 2),

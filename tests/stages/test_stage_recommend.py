@@ -86,25 +86,31 @@ def test_what_stands_is_kept_and_what_changed_is_done_again(finished):
     assert recommend.run(wider, folder)["written"] == ["untuned", "tuned", "tuned_guided"]
 
 
-def test_best_first_search_is_never_worse_than_beams_and_is_what_a_recommender_asks(finished):
+def test_every_search_finds_lists_and_says_how_many_are_proven(finished):
     recipe, folder = finished
     narrow = recipe.decode.model_copy(update={"beams": 2, "top_k": 2})
     found = {}
-    for search in ("beam", "best_first"):
+    for search in ("beam", "certified", "best_first"):
         decode = narrow.model_copy(update={"search": search})
         searching = recipe.model_copy(update={"decode": decode})
         assert "tuned_guided" in recommend.run(searching, folder)["written"]
         found[search] = {s: Predictions.read(folder.predictions(s))
                          for s in ("untuned", "tuned", "tuned_guided")}  # fmt: skip
     for system, beams in found["beam"].items():
-        assert (found["best_first"][system].scores >= beams.scores - 1e-4).all()
+        best = found["best_first"][system]
+        assert (best.scores >= beams.scores - 1e-4).all()
+        np.testing.assert_allclose(found["certified"][system].scores, best.scores, atol=1e-4)
+        proven = {search: found[search][system].info.hyperparameters["proven"] for search in found}
+        assert 0 <= proven.pop("beam") < 1
+        assert set(proven.values()) == {1.0}
     folder.keep(searching)
     test = Examples.read(folder.examples("test"))
-    titles = Recommender.from_pretrained(folder.root).catalog
-    asked = [[titles.item_ids[i] for i in history] for history in test.histories()]
-    table = Recommender.from_pretrained(folder.root).recommend(asked, top_k=2)
+    recommender = Recommender.from_pretrained(folder.root)
+    item_ids = recommender.catalog.item_ids
+    asked = [[item_ids[i] for i in history] for history in test.histories()]
+    table = recommender.recommend(asked, top_k=2)
     tuned = found["best_first"]["tuned"]
-    assert [titles.item_ids[i] for i in tuned.items] == table["item_id"].to_pylist()
+    assert [item_ids[i] for i in tuned.items] == table["item_id"].to_pylist()
 
 
 def test_tuned_without_training_says_what_to_do(recipe_of):
