@@ -48,7 +48,7 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     state = processes()
     with state.main_process_first():
         prepare.run(recipe, folder)
-        encoder = encoder_of(recipe, Catalog.read(folder.items))
+        encoder = encoder_of(recipe, Catalog.read(folder.items), folder)
     windows = training_windows(recipe, Examples.read(folder.examples("train")))
     questions = questions_of(recipe, encoder, windows)
     adapter = sft_adapter_of(recipe, folder)

@@ -46,6 +46,11 @@ class RunFolder:
         return self.root / "data"
 
     @property
+    def trie(self) -> Path:
+        """The TitleTrie of a large catalog."""
+        return self.root / "trie"
+
+    @property
     def items(self) -> Path:
         """The Catalog."""
         return self.data / "items.parquet"

@@ -75,12 +75,16 @@ def template_of(recipe: Recipe) -> PromptTemplate:
     return PromptTemplate.from_file(shipped.prompts() / prompt.task / f"{prompt.domain}.jinja")
 
 
-def encoder_of(recipe: Recipe, catalog: Catalog) -> PromptEncoder:
-    """The recipe's prompts over a catalog, under its model's tokenizer."""
+def encoder_of(recipe: Recipe, catalog: Catalog, folder: RunFolder | None = None) -> PromptEncoder:
+    """The recipe's prompts over a catalog, under its model's tokenizer.
+
+    `folder`: a run whose processes share a large catalog's trie.
+    """
     prompt = recipe.prompt
     return PromptEncoder(
         template_of(recipe), load_tokenizer(base_of(recipe)), catalog.titles, form=prompt.form,
         max_history=prompt.max_history, max_tokens=prompt.max_tokens,
+        tries=None if folder is None else folder.trie,
     )  # fmt: skip
 
 

@@ -37,7 +37,7 @@ class LanguageSystems:
 
     def __init__(self, recipe: Recipe, folder: RunFolder, catalog: Catalog) -> None:
         self.recipe, self.state = recipe, processes()
-        self.encoder = encoder_of(recipe, catalog)
+        self.encoder = encoder_of(recipe, catalog, folder)
         self.base = base_of(recipe)
         self.folder = folder
         self._loaded: tuple[Path | None, Any] = (None, None)

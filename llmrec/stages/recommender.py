@@ -59,7 +59,7 @@ class Recommender:
         self.system = system
         self.grounder = Grounder(catalog)
         if not isinstance(model, FittedNetwork):
-            self.encoder = encoder_of(recipe, catalog)
+            self.encoder = encoder_of(recipe, catalog, folder)
             self._finder: SimilarUsers | None = None
             require_tree_support(model, recipe.prompt.max_tokens)
 

@@ -133,7 +133,7 @@ def _require_whole_weights(accelerator: Any) -> None:
 def _prepared(recipe: Recipe, folder: RunFolder) -> tuple[PromptEncoder, list[Window]]:
     with processes().main_process_first():
         prepare.run(recipe, folder)
-        encoder = encoder_of(recipe, Catalog.read(folder.items))
+        encoder = encoder_of(recipe, Catalog.read(folder.items), folder)
     return encoder, training_windows(recipe, Examples.read(folder.examples("train")))
 
 

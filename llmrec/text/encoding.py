@@ -9,6 +9,7 @@ Knows a tokenizer, no model.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import numpy.typing as npt
 from llmrec.errors import RecipeError
 from llmrec.text.templates import PromptTemplate, Span
 from llmrec.text.trie import TitleTrie
+from llmrec.text.trie_files import shared
 
 Ids = npt.NDArray[np.int32]
 _SENTINEL = "\ue002"
@@ -39,6 +41,7 @@ class Context:
 
 
 NOTHING_ELSE = Context()
+LARGE = 50_000  # titles whose trie is worth a file
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,8 @@ class PromptEncoder:
     as the user's message in the tokenizer's chat template. A prompt shows at most `max_history`
     titles, and with the longest completion behind it takes at most `max_tokens`. To keep to it the
     oldest title of the history that shows most is left out, again and again, the user's own among
-    equals last; then whole demonstrations, the last first.
+    equals last; then whole demonstrations, the last first. `tries`: a folder where the trie of a
+    large catalog is kept, for other processes and the next time.
     """
 
     def __init__(
@@ -77,12 +81,14 @@ class PromptEncoder:
         form: str = "plain",
         max_history: int = 10,
         max_tokens: int = 700,
+        tries: Path | None = None,
     ) -> None:
         if tokenizer.eos_token_id is None:
             raise RecipeError("the tokenizer has no end-of-sequence token; titles cannot be closed")
         template.check()
         self.template, self.tokenizer, self.form = template, tokenizer, form
         self.titles, self.max_history, self.max_tokens = titles, max_history, max_tokens
+        self.tries = tries
         self.title_ids = self._encode(list(titles), untrusted=True)
         self._around = _chat_around(tokenizer) if form == "chat" else ("", "")
         self._pieces: dict[tuple[Any, ...], list[Ids | int]] = {}
@@ -137,7 +143,9 @@ class PromptEncoder:
     @cached_property
     def trie(self) -> TitleTrie:
         """The TitleTrie of `completions`."""
-        return TitleTrie.from_sequences(self.completions)
+        if self.tries is None or len(self.titles) < LARGE:
+            return TitleTrie.from_sequences(self.completions)
+        return shared(self.completions, self.tries)
 
     def prompt(
         self, history: Sequence[int] | Ids, context: Context = NOTHING_ELSE

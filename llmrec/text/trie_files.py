@@ -4,19 +4,24 @@ Beside the arrays lies `trie.json`: the shape and SHA-256 of each, and the key, 
 trie was made from. Knows neither how a trie is built nor what its key means.
 """
 
+import hashlib
 import json
+import logging
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from llmrec.data.files import sha256_of, sync, write_json
 from llmrec.errors import DataError
 from llmrec.text.trie import TitleTrie
 from llmrec.text.trie_building import Ints
 
+log = logging.getLogger("llmrec")
 FORMAT = 1
 MANIFEST = "trie.json"
 ARRAYS = ("tokens", "begin", "children", "low", "high", "items", "rank")
@@ -76,6 +81,18 @@ def read(folder: Path, key: str, verify: bool = True) -> TitleTrie:
         )
     mapped = {name: _mapped(folder, name, manifest["arrays"][name], verify) for name in ARRAYS}
     return TitleTrie(**mapped)
+
+
+def shared(sequences: Sequence[npt.NDArray[np.int32]], folder: Path) -> TitleTrie:
+    """The trie of N sequences, mapped from `folder`; made and written there unless it is theirs."""
+    digest = hashlib.sha256(np.array([len(s) for s in sequences], np.int64).tobytes())
+    digest.update(np.concatenate(sequences).tobytes())
+    try:
+        return read(folder, digest.hexdigest())
+    except DataError as error:
+        log.info("text: building the trie of %d titles (%s)", len(sequences), error)
+    write(TitleTrie.from_sequences(sequences), folder, digest.hexdigest())
+    return read(folder, digest.hexdigest(), verify=False)
 
 
 def _file(name: str) -> str:

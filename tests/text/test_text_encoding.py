@@ -9,6 +9,7 @@ import pytest
 from llmrec import shipped
 from llmrec.data.catalog import clean_title
 from llmrec.errors import RecipeError
+from llmrec.text import encoding
 from llmrec.text.encoding import PromptEncoder
 from llmrec.text.rows import (
     SHAPES,
@@ -35,6 +36,16 @@ def test_the_tries_path_of_every_title_is_its_label(tokenizer):
         assert encoder.trie.items_at(encoder.trie.walk(ids)[-1]).tolist() == [position]
         assert ids[-1] == tokenizer.eos_token_id
         assert tokenizer.decode(ids[:-1]) == TITLES[position]
+
+
+def test_a_large_catalogs_trie_is_kept_in_a_folder(tokenizer, tmp_path, monkeypatch):
+    small = encoder_for(tokenizer, tries=tmp_path / "trie")
+    assert len(small.trie) == len(TITLES)
+    assert not (tmp_path / "trie").exists()
+    monkeypatch.setattr(encoding, "LARGE", len(TITLES))
+    kept = encoder_for(tokenizer, tries=tmp_path / "trie")
+    assert kept.trie.tokens.tolist() == small.trie.tokens.tolist()
+    assert (tmp_path / "trie" / "trie.json").is_file()
 
 
 def test_a_prompt_reads_as_its_template_and_knows_its_titles(tokenizer):

@@ -178,3 +178,25 @@ def test_a_folder_of_other_things_is_never_replaced(tmp_path, folder):
         with pytest.raises(DataError, match="other things"):
             trie_files.write(TRIE, place, "titles 1")
     assert (folder / "notes.txt").read_text("utf-8") == "mine"
+
+
+def test_a_shared_trie_is_built_once_and_again_for_other_titles(tmp_path, monkeypatch):
+    titles = [np.array(t, np.int32) for t in ([5, 1, 0], [5, 2, 0], [7, 0])]
+    built, build = [], TitleTrie.from_sequences
+
+    def counted(sequences):
+        built.append(len(sequences))
+        return build(sequences)
+
+    monkeypatch.setattr(TitleTrie, "from_sequences", staticmethod(counted))
+    first = trie_files.shared(titles, tmp_path / "trie")
+    assert_same(trie_files.shared(titles, tmp_path / "trie"), first)
+    assert built == [3]
+    assert not first.tokens.flags.writeable
+    assert trie_files.shared(titles[:2], tmp_path / "trie").allowed([5]).tolist() == [1, 2]
+    # The same tokens cut otherwise are other titles.
+    cut = [np.array(t, np.int32) for t in ([5, 1], [0, 5, 2, 0], [7, 0])]
+    assert trie_files.shared(cut, tmp_path / "trie").allowed([]).tolist() == [0, 5, 7]
+    (tmp_path / "trie" / "tokens.npy").write_bytes(b"torn")
+    assert_same(trie_files.shared(titles, tmp_path / "trie"), first)
+    assert built == [3, 2, 3, 3]
