@@ -71,6 +71,8 @@ class Decode(Section):
     """Leave out the items of the user's history."""
     batch_size: Count = 8
     """Users decoded at a time; changes speed alone."""
+    batch_tokens: Count | None = None
+    """Tokens of prompts at a time, at most; null: batch_size alone decides."""
     guidance: Guidance = Guidance()
     """Guidance by a baseline."""
     grounding: Grounding = Grounding()

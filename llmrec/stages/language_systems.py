@@ -84,7 +84,7 @@ class LanguageSystems:
 
             return answer
 
-        plan = batches(list(map(len, prompting.ids())), decode.batch_size)
+        plan = self._plan(prompting)
         answer_in_parts(parts, plan, begin, self.state, f"recommend: {system}")
 
     def write(self, system: str, split: str, examples: Examples, parts: Path) -> None:
@@ -104,8 +104,12 @@ class LanguageSystems:
 
             return answer
 
-        plan = batches(list(map(len, prompting.ids())), self.recipe.decode.batch_size)
+        plan = self._plan(prompting)
         answer_in_parts(parts, plan, begin, self.state, f"recommend: {system}")
+
+    def _plan(self, prompting: Prompting) -> list[Batch]:
+        decode = self.recipe.decode
+        return batches(list(map(len, prompting.ids())), decode.batch_size, decode.batch_tokens)
 
     def prompting(self, split: str, examples: Examples) -> Prompting:
         """The prompts of a split."""

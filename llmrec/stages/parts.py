@@ -25,10 +25,20 @@ PROGRESS_SECONDS = 30.0
 Batch = npt.NDArray[np.int64]
 
 
-def batches(lengths: Sequence[int], size: int) -> list[Batch]:
-    """Indices in groups of `size` of like length, longest first, so that little is padding."""
+def batches(lengths: Sequence[int], size: int, tokens: int | None = None) -> list[Batch]:
+    """Indices in groups of `size` of like length, longest first, so that little is padding.
+
+    `tokens`: a group has fewer where it would hold more than these, padding counted; never none.
+    """
     order = np.argsort(-np.asarray(lengths), kind="stable")
-    return [order[i : i + size] for i in range(0, len(order), size)]
+    if tokens is None:
+        return [order[i : i + size] for i in range(0, len(order), size)]
+    found, begin = [], 0
+    while begin < len(order):
+        fitting = min(size, max(1, tokens // max(1, lengths[order[begin]])))
+        found.append(order[begin : begin + fitting])
+        begin += fitting
+    return found
 
 
 def answer_in_parts(

@@ -108,7 +108,7 @@ class Answering:
     def settings(self, system: str) -> dict[str, Any]:
         """All that the system's answers depend on, besides the versions of packages."""
         recipe = self.recipe
-        decode = recipe.decode.model_dump(mode="json", exclude=set(_unused(system)))
+        decode = recipe.decode.model_dump(mode="json", exclude=_unused(system))
         known = {
             "decode": decode,
             "seed": recipe.seed,
@@ -364,15 +364,14 @@ def named_candidate(
     return np.array(named if len(named) == 1 else [], np.int32)
 
 
-def _unused(system: str) -> list[str]:
+def _unused(system: str) -> set[str]:
     """Keys of `decode` that make no difference to a system."""
+    batching = {"batch_size", "batch_tokens"}
     if "tuned" not in system:
-        return ["search", "beams", "renormalise", "batch_size", "guidance", "grounding"]
+        return batching | {"search", "beams", "renormalise", "guidance", "grounding"}
     if system.endswith(("_grounded", "_free")):
-        return ["search", "beams", "renormalise", "batch_size", "guidance"]
-    if system.endswith("_guided"):
-        return ["batch_size", "grounding"]
-    return ["batch_size", "guidance", "grounding"]
+        return batching | {"search", "beams", "renormalise", "guidance"}
+    return batching | {"grounding"} | (set() if system.endswith("_guided") else {"guidance"})
 
 
 def raw(

@@ -149,7 +149,7 @@ class Recommender:
                     ]  # fmt: skip
         prompts = self._prompts(users, histories)
         rankings: dict[int, Ranking] = {}
-        for batch in batches([len(p) for p in prompts], decode.batch_size):
+        for batch in batches([len(p) for p in prompts], decode.batch_size, decode.batch_tokens):
             closed = closed_items([histories[i] for i in batch], decode.filter_seen)
             shared = SharedPrompt(self.model, [prompts[i] for i in batch])
             found = searched(shared, OpenItems(self.encoder.trie, closed), decode, top_k)
