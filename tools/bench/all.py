@@ -21,12 +21,12 @@ from growth import draw
 HERE = Path(__file__).parent
 SCRIPTS = {
     "decode": [],
-    "exact": ["--users", "16"],
-    "soft": ["--pairs", "4", "--users", "8", "--repeats", "2"],
-    "train": [],
-    "candidates": ["--users", "2", "--repeats", "2"],
-    "catalog": [],
-    "trie": [],
+    "exact": ["--users", "8"],
+    "soft": ["--pairs", "2", "--users", "4", "--repeats", "2"],
+    "train": ["--targets", "1", "5", "20", "--rejected", "3", "--repeats", "2"],
+    "candidates": ["--users", "1", "--repeats", "2"],
+    "catalog": ["--repeats", "1"],
+    "trie": ["--sizes", "1e3", "1e5", "1e6"],
     "metrics": [],
     "prepare": [],
 }

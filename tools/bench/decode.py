@@ -2,8 +2,8 @@
 
 Both search the same trie with the same model, prompts, beams and dtype, warm; what they return is
 checked equal first. The peer answers one user at a time, and only the first `peer users` of those
-that llmrec answers in batches; rates are by user. Long titles are two catalog titles joined by a
-colon. One line of JSON for each figure on stdout, and with --out a Markdown page.
+that llmrec answers in batches; rates are by user. Long titles are three of the catalog joined by
+colons. One line of JSON for each figure on stdout, and with --out a Markdown page.
 
     python tools/bench/decode.py --out results/decode.md
     python tools/bench/decode.py --only 10                     # the figures of 10 beams
@@ -49,16 +49,15 @@ class Shape:
     renormalise: bool
     goal: float
     long: bool = False
-    peers: int = 2
-    repeats: int = 3
+    peers: int = 1
+    repeats: int = 2
 
 
 SHAPES = (
-    Shape(10, False, 6.0), Shape(10, True, 6.0), Shape(20, False, 9.0, repeats=2),
-    Shape(50, False, 14.0, peers=1, repeats=2),
-    Shape(10, False, 4.0, long=True, repeats=2), Shape(10, True, 7.0, long=True, repeats=2),
-    Shape(20, False, 5.0, long=True, peers=1, repeats=2),
-    Shape(20, True, 11.0, long=True, peers=1, repeats=2),
+    Shape(10, False, 6.0, peers=2, repeats=3), Shape(10, True, 6.0), Shape(20, False, 9.0),
+    Shape(50, False, 14.0, repeats=1), Shape(10, False, 4.0, long=True),
+    Shape(10, True, 7.0, long=True), Shape(20, False, 5.0, long=True),
+    Shape(20, True, 11.0, long=True),
 )  # fmt: skip
 
 
@@ -68,7 +67,7 @@ def main() -> None:
     options.add_argument("--users", type=int, default=8, help="users in a batch of llmrec's")
     options.add_argument("--history", type=int, default=25, help="titles in a prompt")
     options.add_argument("--only", type=int, action="append", help="beams to measure")
-    options.add_argument("--repeats", type=int, help="of each figure; default: 3 or 2")
+    options.add_argument("--repeats", type=int, help="of each figure; default: 1 to 3")
     options.add_argument("--out", type=Path)
     given = options.parse_args()
     model = load_model(BaseModel(str(model_path(MODEL))), "cpu")
@@ -89,7 +88,7 @@ def prompts_of(
 ) -> tuple[PromptEncoder, list[np.ndarray]]:
     """Prompts of the first test users of MovieLens-100K, titles with their year.
 
-    `long`: the items are pairs of titles, about 24 to 31 tokens, and a prompt holds half as many.
+    `long`: an item's title is three of them, about 32 tokens, and a prompt holds a third as many.
     """
     with tempfile.TemporaryDirectory() as scratch:
         recipe = load("sft_ml100k", [f"output_dir={scratch}"])
@@ -99,10 +98,12 @@ def prompts_of(
         test = Examples.read(folder.examples("test"))
     template = PromptTemplate.from_file(shipped.prompts() / "next_item" / "movie.jinja")
     tokenizer = load_tokenizer(BaseModel(str(model_path(MODEL))))
-    titles, half = list(catalog.titles), len(catalog.titles) // 2
+    titles, third = list(catalog.titles), len(catalog.titles) // 3
     if long:
-        titles = [f"{a}: {b}" for a, b in zip(titles, titles[half:] + titles[:half], strict=True)]
-    encoder = PromptEncoder(template, tokenizer, titles, max_history=history // (1 + long))
+        others = [titles[cut:] + titles[:cut] for cut in (third, 2 * third)]
+        titles = [": ".join(three) for three in zip(titles, *others, strict=True)]
+        history //= 3
+    encoder = PromptEncoder(template, tokenizer, titles, max_history=history)
     lengthy = [i for i in range(len(test)) if len(test.history(i)) >= history][:users]
     return encoder, [encoder.prompt(test.history(i)).ids for i in lengthy]
 
@@ -204,7 +205,7 @@ def page(figures: list[dict], given: argparse.Namespace) -> str:
         f"`python tools/bench/decode.py --users {given.users} --history {given.history}`: "
         f"{first['model']}, float32, {first['threads']} CPU threads ({first['machine']}), torch "
         f"{first['torch']}, transformers {first['transformers']}; {first['items']} MovieLens-100K "
-        "titles, or pairs of them. Peer: `generate(num_beams, prefix_allowed_tokens_fn, "
+        "titles, or three of them joined. Peer: `generate(num_beams, prefix_allowed_tokens_fn, "
         "length_penalty=0)` over a nested-dict trie, one user at a time. Users per second, medians "
         "of alternating repeats; lists equal in items, order and scores for all users of the peer. "
         "Proven: of llmrec's users, those whose list is certified to be the true best.",
