@@ -222,7 +222,8 @@ def page(figures: list[dict], given: argparse.Namespace) -> str:
         for f in figures
     ]
     lines += [
-        "", "Ratios can pass the limit of sharing alone: over the allowed tokens forced tokens need "
+        "",
+        "Ratios can pass the limit of sharing alone: over the allowed tokens forced tokens need "
         "no forward pass, and over the vocabulary they are read several at once, users are read "
         "together, and no cache is reordered.", "",
     ]  # fmt: skip
