@@ -275,7 +275,7 @@ def page(figures: list[dict], given: argparse.Namespace) -> str:
     """The figures as Markdown."""
     on = figures[-1]
     lines = [
-        "# The TitleTrie from 1e3 to 1e7 titles\n",
+        "# The TitleTrie from few titles to millions\n",
         f"`python tools/bench/trie.py --sizes {' '.join(f'{s:g}' for s in given.sizes)}`: one "
         f"thread ({on['machine']}), Python {on['python']}, numpy {on['numpy']}, seed {SEED}. "
         f"Medians of {given.repeats} repeats, one from {MANY:.0e} titles on. Up to "
