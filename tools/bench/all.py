@@ -21,7 +21,7 @@ from growth import draw
 HERE = Path(__file__).parent
 SCRIPTS = {
     "decode": [],
-    "exact": ["--users", "8"],
+    "exact": ["--users", "8", "--allowed"],
     "soft": ["--pairs", "2", "--users", "4", "--repeats", "2"],
     "train": ["--targets", "1", "5", "20", "--rejected", "3", "--repeats", "2"],
     "candidates": ["--users", "1", "--repeats", "2"],
