@@ -54,6 +54,8 @@ def _tiny(family: str, vocabulary: int):
     import torch
     import transformers as tf
 
+    from llmrec.model.attention import with_tree_attention
+
     torch.manual_seed(7)
     shape = {
         "vocab_size": vocabulary, "hidden_size": 32, "intermediate_size": 64,
@@ -67,7 +69,7 @@ def _tiny(family: str, vocabulary: int):
                                       n_positions=512, resid_pdrop=0.0, embd_pdrop=0.0,
                                       attn_pdrop=0.0),
     }[family]()  # fmt: skip
-    model = tf.AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    model = with_tree_attention(tf.AutoModelForCausalLM.from_config(config))
     # Fresh weights give almost equal logits; spread them so that rankings are not ties.
     with torch.no_grad():
         for parameter in model.parameters():

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from llmrec.errors import RecipeError
+from llmrec.model.attention import TREE_ATTENTION, stacked_mask
 from llmrec.text.tree import FlatTree
 
 
@@ -98,9 +99,11 @@ def head_at(model: nn.Module, at: Tensor) -> Iterator[None]:
 
 
 def mask_for(model: nn.Module, mask: Tensor) -> Tensor:
-    """The boolean mask in the form that the model's attention takes."""
+    """The boolean mask (B, 1, S, C) in the form that the model's attention takes."""
     inner = _inside(model)
     kind = inner.config._attn_implementation
+    if kind == TREE_ATTENTION:
+        return stacked_mask(inner.config, mask, inner.dtype)
     if kind == "sdpa":
         return mask
     if kind == "eager":

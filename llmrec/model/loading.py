@@ -16,6 +16,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmrec.errors import LlmrecError, RecipeError
+from llmrec.model.attention import with_tree_attention
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": "auto"}
 
@@ -60,13 +61,13 @@ def load_tokenizer(base: BaseModel) -> Any:
 def load_model(base: BaseModel, device: str | torch.device | None = None) -> Any:
     """The causal language model in evaluation mode, on `device` (default: the first GPU, else CPU).
 
-    Attention is sdpa, which takes tree masks. `quantization="4bit"` needs bitsandbytes and a GPU.
+    Attention is one that takes tree masks. `quantization="4bit"` needs bitsandbytes and a GPU.
     """
     options: dict[str, Any] = {"dtype": _DTYPES[base.dtype], "attn_implementation": "sdpa"}
     if base.quantization == "4bit":
         options["quantization_config"] = _four_bit(base)
     model = _load(AutoModelForCausalLM.from_pretrained, base, options)
-    model.config.use_cache = False
+    with_tree_attention(model).config.use_cache = False
     if base.quantization == "none":
         model.to(device or default_device())
     return model.eval()

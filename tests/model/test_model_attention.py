@@ -1,0 +1,80 @@
+"""Attention over stacked query heads is transformers' own, to the last rounding."""
+
+import json
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from llmrec.model.attention import TREE_ATTENTION, stacked_mask, tree_attention
+from llmrec.model.forward import TreeBatch, forward_logits
+
+
+class Layer(torch.nn.Module):
+    """What attention asks of a layer."""
+
+    def __init__(self, groups):
+        super().__init__()
+        self.num_key_value_groups, self.is_causal = groups, True
+
+
+def drawn_mask(users, length, columns):
+    mask = torch.rand(users, 1, length, columns, generator=torch.Generator().manual_seed(3)) < 0.4
+    mask[..., 0] = True
+    return mask
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_equals_the_formula(groups, dtype):
+    torch.manual_seed(0)
+    query = torch.randn(3, 4, 5, 8).to(dtype)
+    key, value = torch.randn(2, 3, 4 // groups, 9, 8).to(dtype).unbind()
+    mask = drawn_mask(3, 5, 9)
+    config = LlamaConfig(num_attention_heads=4, num_key_value_heads=4 // groups)
+    found, _ = tree_attention(Layer(groups), query, key, value,
+                              stacked_mask(config, mask, torch.float32), scaling=0.3)  # fmt: skip
+    expected = torch.zeros(3, 5, 4, 8)
+    for user in range(3):
+        for head in range(4):
+            keys, values = (x[user, head // groups].float() for x in (key, value))
+            for at in range(5):
+                seen = mask[user, 0, at]
+                weights = torch.softmax(0.3 * keys[seen] @ query[user, head, at].float(), 0)
+                expected[user, at, head] = weights @ values[seen]
+    assert found.dtype == dtype
+    close = {"rtol": 1e-5, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.02}
+    torch.testing.assert_close(found.float(), expected, **close)
+
+
+def test_a_layer_with_other_groups_reads_the_plain_mask():
+    torch.manual_seed(0)
+    query, (key, value) = torch.randn(2, 4, 5, 8), torch.randn(2, 2, 4, 9, 8).unbind()
+    mask = drawn_mask(2, 5, 9)
+    stacked = stacked_mask(LlamaConfig(num_attention_heads=4, num_key_value_heads=2), mask,
+                           torch.float32)  # fmt: skip
+    found, _ = tree_attention(Layer(1), query, key, value, stacked)
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    torch.testing.assert_close(found, expected.transpose(1, 2))
+
+
+def test_a_family_reads_a_tree_as_under_sdpa(tiny_model):
+    batch = TreeBatch(
+        torch.randint(3, 50, (2, 6)), torch.arange(6).expand(2, 6),
+        drawn_mask(2, 6, 6) | torch.eye(6, dtype=torch.bool), torch.arange(12),
+    )  # fmt: skip
+    assert tiny_model.config._attn_implementation == TREE_ATTENTION
+    with torch.no_grad():
+        ours = forward_logits(tiny_model, batch)
+        tiny_model.set_attn_implementation("sdpa")
+        try:
+            theirs = forward_logits(tiny_model, batch)
+        finally:
+            tiny_model.set_attn_implementation(TREE_ATTENTION)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_a_saved_model_names_no_attention_of_ours(fresh_llama, tmp_path):
+    fresh_llama.save_pretrained(tmp_path)
+    assert TREE_ATTENTION not in json.dumps(json.loads((tmp_path / "config.json").read_text()))
+    assert LlamaForCausalLM.from_pretrained(tmp_path).config._attn_implementation == "sdpa"
