@@ -16,27 +16,35 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
 
+from llmrec.decoding.beginning import Beginning, beginning_of
 from llmrec.model.forward import TreeBatch, forward_logits
+from llmrec.model.last_layer import last_block_at
 
 Longs = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
-WORTH = 64  # tokens that must be saved to read the common beginning in a pass of its own
 ROWS = 32  # rows whose normaliser is taken at a time; in float32 they fit a processor's cache
 
 
 class SharedPrompt:
     """U prompts in a model's cache. `logits` (U, V) are those after each prompt.
 
+    `beginning`: what the prompts of all batches begin with, as this very model read it; without one
+    the batch's own is read. Raises ValueError where a prompt does not go on behind it.
     Reading is in rounds: `restart` forgets all that was read behind the prompts.
     """
 
     @torch.inference_mode()
-    def __init__(self, model: nn.Module, prompts: Sequence[npt.NDArray[np.int32]]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        prompts: Sequence[npt.NDArray[np.int32]],
+        beginning: Beginning | None = None,
+    ) -> None:
         self._model = model
         self._device = next(model.parameters()).device
         self._lengths = np.array([len(p) for p in prompts], np.int64)
         self._cache: Any = Cache(layer_class_to_replicate=_RoomyLayer)
-        begun = self._read_beginning(prompts)
+        begun = self._begin(prompts, beginning)
         rests = self._lengths - begun
         width = int(rests.max())
         ids = np.zeros((len(prompts), width), np.int64)
@@ -48,7 +56,8 @@ class SharedPrompt:
         mask = np.tri(width, begun + width, begun, dtype=bool) & self._real[:, None, :]
         mask[:, column, begun + column] = True
         last = np.arange(len(ids)) * width + width - 1
-        self.logits = self._forward(ids, begun + np.maximum(column - pads, 0), mask, last)
+        with last_block_at(model, torch.from_numpy(last).to(self._device)):
+            self.logits = self._forward(ids, begun + np.maximum(column - pads, 0), mask, last)
 
     def __len__(self) -> int:
         return len(self._lengths)
@@ -81,18 +90,16 @@ class SharedPrompt:
         prompt = np.broadcast_to(self._real[:, None, :], (*tokens.shape, self._real.shape[1]))
         return self._forward(tokens, positions, np.concatenate([prompt, sees], axis=2), at)
 
-    def _read_beginning(self, prompts: Sequence[npt.NDArray[np.int32]]) -> int:
-        """Read what all prompts begin with as one row; returns how many tokens that are."""
-        same = _common(prompts)
-        if same * (len(prompts) - 1) < WORTH:
+    def _begin(self, prompts: Sequence[npt.NDArray[np.int32]], given: Beginning | None) -> int:
+        """Take over what is read already of each prompt; returns how many tokens that are."""
+        beginning = beginning_of(self._model, prompts) if given is None else given
+        if beginning is None:
             return 0
-        column = np.arange(same)
-        self._forward(prompts[0][None, :same].astype(np.int64), column[None],
-                      np.tri(same, dtype=bool)[None], column[:0])  # fmt: skip
+        beginning.require(prompts)
         self._cache = _filled((keys.expand(len(prompts), -1, -1, -1),
                                values.expand(len(prompts), -1, -1, -1))
-                              for keys, values in self._layers())  # fmt: skip
-        return same
+                              for keys, values in beginning.layers)  # fmt: skip
+        return len(beginning.tokens)
 
     def _layers(self) -> list[tuple[Tensor, Tensor]]:
         return [(layer.keys, layer.values) for layer in self._cache.layers]
@@ -142,14 +149,6 @@ def _filled(layers: Iterable[tuple[Tensor, Tensor]]) -> Cache:
     for number, (keys, values) in enumerate(layers):
         cache.update(keys, values, number)
     return cache
-
-
-def _common(prompts: Sequence[npt.NDArray[np.int32]]) -> int:
-    """How many tokens all prompts begin with alike, a last one left to each."""
-    shortest = min(len(p) for p in prompts) - 1
-    begins = np.stack([p[:shortest] for p in prompts])
-    alike = (begins == begins[0]).all(axis=0)
-    return int(np.append(alike, False).argmin())
 
 
 def normalisers(logits: Tensor) -> Tensor:

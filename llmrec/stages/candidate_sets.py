@@ -24,6 +24,7 @@ from llmrec.data.catalog import Catalog
 from llmrec.data.files import write_json
 from llmrec.data.records import Examples, Interactions, Ints
 from llmrec.decoding.beam import Scoring, beam_search
+from llmrec.decoding.beginning import beginning_of
 from llmrec.decoding.open_items import OpenItems
 from llmrec.decoding.shared_prompt import SharedPrompt
 from llmrec.errors import DataError
@@ -168,8 +169,9 @@ class LiveCandidates:
         beams, trie = _of(self.recipe).candidates.beams, self.rows.encoder.trie
         scoring = Scoring(self.recipe.decode.renormalise)
         answers: list[list[int]] = [[]] * len(prompts)
+        beginning = beginning_of(model, prompts)
         for batch in batches(list(map(len, prompts)), self.recipe.decode.batch_size):
-            shared = SharedPrompt(model, [prompts[i] for i in batch])
+            shared = SharedPrompt(model, [prompts[i] for i in batch], beginning)
             asked = OpenItems(trie, [closed[i] for i in batch])
             found = beam_search(shared, asked, beams=beams, top_k=beams, scoring=scoring)
             for i, ranking in zip(batch.tolist(), found, strict=True):

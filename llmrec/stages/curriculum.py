@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from llmrec.decoding.beginning import beginning_of
 from llmrec.model.curriculum import Mixture, adaptive, linear
 from llmrec.model.loading import adapter_off
 from llmrec.recipe import Recipe
@@ -42,10 +43,13 @@ def curriculum_of(
     def measured(model: nn.Module) -> tuple[float, float]:
         """Mean distance of the best beam from the truth, and the share equal to the truth."""
         mine = [probe[i] for i in share_of(len(probe))]
-        lengths = [len(encoder.prompt(question.history).ids) for question in mine]
+        prompts = [encoder.prompt(question.history).ids for question in mine]
+        beginning = beginning_of(model, prompts)
         found = np.empty((len(mine), 2))
-        for batch in batches(lengths, recipe.decode.batch_size):
-            best = [beams[0] for beams in answering.ask(model, [mine[i].history for i in batch])]
+        for batch in batches(list(map(len, prompts)), recipe.decode.batch_size):
+            answers = answering.ask(model, [mine[i].history for i in batch],
+                                    [prompts[i] for i in batch], beginning)  # fmt: skip
+            best = [beams[0] for beams in answers]
             truths = [mine[i].truth for i in batch]
             found[batch, 0] = embedding.distances(model, [beam.text for beam in best], truths)
             found[batch, 1] = np.equal([beam.position for beam in best], truths)

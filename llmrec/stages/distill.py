@@ -15,6 +15,7 @@ from typing import Any
 from llmrec.data.catalog import Catalog
 from llmrec.data.files import sha256_of
 from llmrec.data.records import Examples
+from llmrec.decoding.beginning import beginning_of
 from llmrec.errors import DataError, LlmrecError, RecipeError
 from llmrec.model.forward import require_tree_support
 from llmrec.model.loading import load_tuned
@@ -71,10 +72,13 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
 
     def begin() -> Callable[[Batch], list[Any]]:
         answering, asked = Answering(encoder, soft.distill, recipe.decode), model()
+        prompts = (encoder.prompt(question.history).ids for question in questions)
+        beginning = beginning_of(asked, prompts)
         return lambda batch: [
             [asdict(beam) for beam in beams]
-            for beams in answering.ask(asked, [questions[i].history for i in batch])
-        ]
+            for beams in answering.ask(asked, [questions[i].history for i in batch],
+                                       beginning=beginning)
+        ]  # fmt: skip
 
     lengths = [len(encoder.prompt(question.history).ids) for question in questions]
     plan = batches(lengths, recipe.decode.batch_size)

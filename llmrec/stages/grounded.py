@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llmrec.decoding.beam import Ranking
+from llmrec.decoding.beginning import Beginning
 from llmrec.decoding.nearest import nearest, target_ranks
 from llmrec.recipe import Recipe
 from llmrec.recipe_training import Distill
@@ -32,13 +33,16 @@ class Grounded:
         self._table: npt.NDArray[np.float32] | None = None
 
     def written(
-        self, model: Any, histories: Histories, texts: Sequence[Ids] | None = None
-    ) -> list[str]:
+        self, model: Any, histories: Histories, texts: Sequence[Ids] | None = None,
+        beginning: Beginning | None = None,
+    ) -> list[str]:  # fmt: skip
         """The best of the free beams behind each prompt, read as one batch.
 
-        `texts`: the prompts' tokens, where they show more than the histories.
+        `texts`: the prompts' tokens, where they show more than the histories. `beginning`: what the
+        prompts of all batches begin with.
         """
-        return [beams[0].text for beams in self._answering.ask(model, histories, texts)]
+        asked = self._answering.ask(model, histories, texts, beginning)
+        return [beams[0].text for beams in asked]
 
     def rankings(
         self, model: Any, texts: Sequence[str], histories: Histories, top_k: int,

@@ -18,6 +18,7 @@ from llmrec.data.catalog import Catalog
 from llmrec.data.files import sha256_of
 from llmrec.data.records import Examples
 from llmrec.decoding.beam import Ranking, Scoring, beam_search, certified_search
+from llmrec.decoding.beginning import Beginning, beginning_of
 from llmrec.decoding.best_first import best_first
 from llmrec.decoding.candidates import candidate_ranking, candidate_scores
 from llmrec.decoding.likelihood import PathScores, path_scores
@@ -106,11 +107,12 @@ def scored_paths(
     histories = examples.histories()
     if prompts is None:
         prompts = [encoder.prompt(history).ids for history in histories]
+    beginning = beginning_of(model, prompts)
     for batch in batches([len(p) for p in prompts], batch_size):
         closed = closed_items([histories[i] for i in batch], filter_seen)
         q = None if probabilities is None else probabilities[batch]
         yield batch, path_scores(
-            SharedPrompt(model, [prompts[i] for i in batch]), encoder.completions,
+            SharedPrompt(model, [prompts[i] for i in batch], beginning), encoder.completions,
             [int(t) for t in examples.targets[batch]], OpenItems(encoder.trie, closed, q),
         )  # fmt: skip
 
@@ -122,20 +124,21 @@ def ranked_and_scored(
     decode: Decode,
     *,
     prompts: Sequence[Ids] | None = None,
+    beginning: Beginning | None = None,
     candidates: npt.NDArray[np.int32] | None = None,
     weight: float = 1.0,
     probabilities: npt.NDArray[np.float64] | None = None,
 ) -> tuple[list[Ranking], npt.NDArray[np.float64]]:
     """For one batch of E examples, what the constrained decoder ranks, and the target's NLL (E,).
 
-    `prompts`: their tokens, where they show more than the histories. `candidates` (E, C): all of
-    these are ranked instead, and the NLL is among them. `weight` of the model against
-    `probabilities` (E, N), a baseline's, for guidance.
+    `prompts`: their tokens, where they show more than the histories; `beginning`: what those of all
+    batches begin with. `candidates` (E, C): all of these are ranked instead, and the NLL is among
+    them. `weight` of the model against `probabilities` (E, N), a baseline's, for guidance.
     """
     histories = examples.histories()
     if prompts is None:
         prompts = [encoder.prompt(history).ids for history in histories]
-    shared = SharedPrompt(model, prompts)
+    shared = SharedPrompt(model, prompts, beginning)
     if candidates is not None:
         scores = candidate_scores(shared, encoder.completions, candidates, decode.renormalise)
         ranked = [candidate_ranking(*row) for row in zip(candidates, scores, strict=True)]

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from llmrec.data.catalog import Catalog
 from llmrec.data.records import Examples
+from llmrec.decoding.beginning import Beginning, beginning_of
 from llmrec.model.forward import require_tree_support
 from llmrec.model.loading import adapter_off, load_model, load_tuned
 from llmrec.recipe import Recipe
@@ -66,6 +67,7 @@ class LanguageSystems:
 
         def begin() -> Callable[[Batch], list[Any]]:
             model = self.model_of(system)
+            beginning = self._beginning(system, model, prompting)
 
             def answer(batch: Batch) -> list[Any]:
                 q = None if probabilities is None else probabilities[batch]
@@ -74,7 +76,8 @@ class LanguageSystems:
                     selected = asked.selected(model)
                     rankings, nll = ranked_and_scored(
                         model, encoder, examples.take(batch), decode, prompts=asked.ids(selected),
-                        candidates=asked.candidates, weight=weight, probabilities=q,
+                        beginning=beginning, candidates=asked.candidates, weight=weight,
+                        probabilities=q,
                     )  # fmt: skip
                 return [
                     {"items": r.positions.tolist(), "scores": r.scores.tolist(),
@@ -93,13 +96,14 @@ class LanguageSystems:
 
         def begin() -> Callable[[Batch], list[Any]]:
             model = self.model_of(system)
+            beginning = self._beginning(system, model, prompting)
 
             def answer(batch: Batch) -> list[Any]:
                 asked = prompting.take(batch)
                 with self._as(system, model):
                     selected = asked.selected(model)
                     prompts = asked.ids(selected)
-                    texts = self.grounded.written(model, asked.histories, prompts)
+                    texts = self.grounded.written(model, asked.histories, prompts, beginning)
                 return [{"text": t, **_said(s)} for t, s in zip(texts, selected, strict=True)]
 
             return answer
@@ -110,6 +114,13 @@ class LanguageSystems:
     def _plan(self, prompting: Prompting) -> list[Batch]:
         decode = self.recipe.decode
         return batches(list(map(len, prompting.ids())), decode.batch_size, decode.batch_tokens)
+
+    def _beginning(self, system: str, model: Any, prompting: Prompting) -> Beginning | None:
+        """What all prompts begin with; None where a model selects what else they show."""
+        if prompting.selecting is not None:
+            return None
+        with self._as(system, model):
+            return beginning_of(model, prompting.ids())
 
     def prompting(self, split: str, examples: Examples) -> Prompting:
         """The prompts of a split."""

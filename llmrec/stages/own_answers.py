@@ -13,6 +13,7 @@ import numpy.typing as npt
 from torch import nn
 
 from llmrec.decoding.beam import Scoring, beam_search
+from llmrec.decoding.beginning import Beginning
 from llmrec.decoding.free import free_beam_search
 from llmrec.decoding.open_items import OpenItems
 from llmrec.decoding.shared_prompt import SharedPrompt
@@ -44,13 +45,15 @@ class Answering:
         model: nn.Module,
         histories: Sequence[npt.NDArray[np.int32]],
         texts: Sequence[Ids] | None = None,
+        beginning: Beginning | None = None,
     ) -> list[list[Beam]]:
         """The beams of each prompt, best first; reads all prompts as one batch.
 
-        `texts`: the prompts' tokens, where they show more than the histories.
+        `texts`: the prompts' tokens, where they show more than the histories. `beginning`: what the
+        prompts of all batches begin with.
         """
         shown = [self.encoder.prompt(h).ids for h in histories] if texts is None else texts
-        prompts = SharedPrompt(model, shown)
+        prompts = SharedPrompt(model, shown, beginning)
         beams = self.distill.beams
         if self.distill.decode == "free":
             end = self.encoder.tokenizer.eos_token_id

@@ -14,6 +14,7 @@ from llmrec.baselines.sequential import FittedNetwork
 from llmrec.data.catalog import Catalog
 from llmrec.data.records import ITEM_ID, TITLE, Examples, concatenated, offsets_of
 from llmrec.decoding.beam import Ranking
+from llmrec.decoding.beginning import beginning_of
 from llmrec.decoding.grounding import Grounder
 from llmrec.decoding.open_items import OpenItems
 from llmrec.decoding.shared_prompt import SharedPrompt
@@ -148,10 +149,11 @@ class Recommender:
                     for items, scores in zip(answers.positions, answers.scores, strict=True)
                     ]  # fmt: skip
         prompts = self._prompts(users, histories)
+        beginning = beginning_of(self.model, prompts)
         rankings: dict[int, Ranking] = {}
         for batch in batches([len(p) for p in prompts], decode.batch_size, decode.batch_tokens):
             closed = closed_items([histories[i] for i in batch], decode.filter_seen)
-            shared = SharedPrompt(self.model, [prompts[i] for i in batch])
+            shared = SharedPrompt(self.model, [prompts[i] for i in batch], beginning)
             found = searched(shared, OpenItems(self.encoder.trie, closed), decode, top_k)
             rankings |= dict(zip(batch.tolist(), found, strict=True))
         return [rankings[i] for i in range(len(histories))]

@@ -7,6 +7,7 @@ import numpy.typing as npt
 from torch import nn
 
 from llmrec.data.records import Examples
+from llmrec.decoding.beginning import beginning_of
 from llmrec.errors import LlmrecError
 from llmrec.evaluation.intervals import mean_interval
 from llmrec.evaluation.metrics import hit_rate, ndcg
@@ -58,11 +59,12 @@ def validation_of(
     def rankings(model: nn.Module) -> npt.NDArray[np.float64]:
         values = np.empty((len(mine), 3))
         prompts = prompts_of(model)
+        beginning = beginning_of(model, prompts)
         for batch in batches(list(map(len, prompts)), decode.batch_size):
             asked, among = shown.take(batch), prompting.candidates
             found, values[batch, 0] = ranked_and_scored(
                 model, encoder, asked, ranked, prompts=[prompts[i] for i in batch],
-                candidates=None if among is None else among[batch],
+                beginning=beginning, candidates=None if among is None else among[batch],
             )  # fmt: skip
             lists = [ranking.positions for ranking in found]
             values[batch, 1] = hit_rate(lists, asked.targets, wanted.k)
@@ -75,9 +77,10 @@ def validation_of(
         values = np.empty((len(mine), 3))
         values[:, 0] = likelihoods(model)[:, 0]
         histories, prompts = shown.histories(), prompts_of(model)
+        beginning = beginning_of(model, prompts)
         for batch in batches(list(map(len, histories)), decode.batch_size):
             asked = [histories[i] for i in batch]
-            texts = grounded.written(model, asked, [prompts[i] for i in batch])
+            texts = grounded.written(model, asked, [prompts[i] for i in batch], beginning)
             lists = [r.positions for r in grounded.rankings(model, texts, asked, wanted.k)]
             values[batch, 1] = hit_rate(lists, shown.targets[batch], wanted.k)
             values[batch, 2] = ndcg(lists, shown.targets[batch], wanted.k)

@@ -1,11 +1,26 @@
 """Prompts read together give the logits of each prompt read alone, whatever they begin with."""
 
+from contextlib import contextmanager, nullcontext
+
 import numpy as np
 import pytest
 import torch
 
-from llmrec.decoding import shared_prompt
+from llmrec.decoding.beginning import beginning_of
 from llmrec.decoding.shared_prompt import SharedPrompt, normalisers
+from llmrec.model.loading import Lora, adapter_off, with_new_lora
+
+
+@contextmanager
+def tokens_read(model):
+    """Notes (rows, columns) of each pass of the model."""
+    read = []
+    embedding = model.get_input_embeddings()
+    handle = embedding.register_forward_hook(lambda _, given, __: read.append(given[0].shape))
+    try:
+        yield read
+    finally:
+        handle.remove()
 
 
 def drawn(lengths, beginning=0, seed=0):
@@ -54,29 +69,84 @@ def test_prompts_with_a_common_beginning_are_read_as_alone(tiny_model, lengths, 
     [((3, 4, 5), 40, 40 + 3 * 5), ((3, 4, 5), 4, 3 * 9), ((7,), 40, 47), ((0, 0), 80, 79 + 2)],
 )
 def test_a_common_beginning_is_read_once_where_that_saves_enough(
-    tiny_llama, monkeypatch, lengths, beginning, tokens
+    tiny_llama, lengths, beginning, tokens
 ):
-    read = []
-    forward = shared_prompt.forward_logits
-
-    def counted(model, batch, cache):
-        read.append(batch.input_ids.numel())
-        return forward(model, batch, cache)
-
-    monkeypatch.setattr(shared_prompt, "forward_logits", counted)
     prompts = drawn(lengths, beginning)
-    shared = SharedPrompt(tiny_llama, prompts)
-    assert sum(read) == tokens
+    with tokens_read(tiny_llama) as read:
+        shared = SharedPrompt(tiny_llama, prompts)
+    assert sum(rows * columns for rows, columns in read) == tokens
     for prompt, logits in zip(prompts, shared.logits, strict=True):
         torch.testing.assert_close(logits, alone(tiny_llama, prompt), atol=2e-4, rtol=1e-4)
 
 
-def test_some_of_the_prompts_are_taken_without_reading_again(tiny_model, monkeypatch):
+@pytest.mark.parametrize("batches", [[[0, 1, 2, 3, 4]], [[3, 1], [0, 2, 4]], [[4], [0]]])
+def test_batches_take_over_a_beginning_that_is_read_once(tiny_model, batches):
+    prompts = drawn((3, 9, 1, 5, 2), 40)
+    with tokens_read(tiny_model) as read:
+        beginning = beginning_of(tiny_model, prompts)
+        shared = [SharedPrompt(tiny_model, [prompts[i] for i in b], beginning) for b in batches]
+    widths = [max(len(prompts[i]) for i in b) - 40 for b in batches]
+    assert read == [(1, 40), *((len(b), w) for b, w in zip(batches, widths, strict=True))]
+    for one, numbers in zip(shared, batches, strict=True):
+        mine = [prompts[i] for i in numbers]
+        for prompt, logits in zip(mine, one.logits, strict=True):
+            torch.testing.assert_close(logits, alone(tiny_model, prompt), atol=2e-4, rtol=1e-4)
+        behind(one, tiny_model, mine, (30, 31, 32))
+    for one, numbers in zip(shared, batches, strict=True):  # no batch wrote into another's
+        one.restart()
+        behind(one, tiny_model, [prompts[i] for i in numbers], (40, 41, 42))
+
+
+def test_a_beginning_is_read_with_the_adapter_as_it_is(fresh_llama):
+    tuned = with_new_lora(fresh_llama, Lora(r=4), seed=3).eval()
+    with torch.no_grad():
+        for name, parameter in tuned.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(generator=torch.Generator().manual_seed(5))
+    prompts = drawn((3, 6), 70)
+    found = []
+    for switch in (nullcontext, lambda: adapter_off(tuned)):
+        with switch():
+            shared = SharedPrompt(tuned, prompts[:1], beginning_of(tuned, prompts))
+            found.append(shared.logits[0])
+            torch.testing.assert_close(found[-1], alone(tuned, prompts[0]), atol=2e-4, rtol=1e-4)
+            behind(shared, tuned, prompts[:1], (30, 31, 32))
+    assert (found[0] - found[1]).abs().max() > 0.1
+
+
+def test_prompts_that_do_not_go_on_behind_a_beginning_are_refused(tiny_llama):
+    prompts = drawn((3, 6), 70)
+    beginning = beginning_of(tiny_llama, prompts)
+    other = prompts[1].copy()
+    other[69] += 1
+    for wrong in (other, prompts[1][:70], prompts[1][:20]):
+        with pytest.raises(ValueError, match="prompt 1 of 2 does not go on behind the 70 tokens"):
+            SharedPrompt(tiny_llama, [prompts[0], wrong], beginning)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "beginning", "tokens"),
+    [((3, 4), 64, 64), ((3, 4), 63, None), ((3,), 200, None), ((3,) * 9, 8, 8), ((), 0, None),
+     ((0, 0), 80, 79), ((3,) * 99, 0, None)],
+)  # fmt: skip
+def test_a_beginning_is_read_where_that_saves_enough(tiny_llama, lengths, beginning, tokens):
+    prompts = drawn(lengths, beginning)
+    with tokens_read(tiny_llama) as read:
+        found = beginning_of(tiny_llama, prompts)
+    assert read == ([] if tokens is None else [(1, tokens)])
+    if tokens is None:
+        assert found is None
+    else:
+        np.testing.assert_array_equal(found.tokens, prompts[0][:tokens])
+
+
+def test_some_of_the_prompts_are_taken_without_reading_again(tiny_model):
     prompts = drawn((4, 9, 2, 6), 30)
     shared = SharedPrompt(tiny_model, prompts)
     behind(shared, tiny_model, prompts, (30, 31, 32))
-    monkeypatch.setattr(shared_prompt, "WORTH", 10**9)
-    part = shared.of(np.array([3, 1]))
+    with tokens_read(tiny_model) as read:
+        part = shared.of(np.array([3, 1]))
+    assert read == []
     assert len(part) == 2
     mine = [prompts[3], prompts[1]]
     for prompt, logits in zip(mine, part.logits, strict=True):
