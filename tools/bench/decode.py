@@ -1,12 +1,13 @@
 """Constrained beam search side by side with Hugging Face's `generate`, in one run.
 
-Both search the same trie with the same model, prompts, beams and dtype, warm; what they return is
-checked equal first. The peer answers one user at a time, and only the first `peer users` of those
-that llmrec answers in batches; rates are by user. Long titles are three of the catalog joined by
-colons. One line of JSON for each figure on stdout, and with --out a Markdown page.
+Both search the same trie with the same model, prompts, beams and dtype, warmed by a short prompt;
+what the first repeat of each returns is checked equal. The peer answers one user at a time, and
+only the first --peer-users of those that llmrec answers in batches; rates are by user. Long titles
+are three of the catalog joined by colons. One line of JSON for each figure on stdout, and with
+--out a Markdown page.
 
     python tools/bench/decode.py --out results/decode.md
-    python tools/bench/decode.py --only 10                     # the figures of 10 beams
+    python tools/bench/decode.py --shapes 10 20-long-allowed --peer-users 2
 """
 
 import argparse
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -47,40 +49,51 @@ class Shape:
 
     beams: int
     renormalise: bool
+    long: bool
     goal: float
-    long: bool = False
-    peers: int = 1
-    repeats: int = 2
 
 
-SHAPES = (
-    Shape(10, False, 6.0, peers=2, repeats=3), Shape(10, True, 6.0), Shape(20, False, 9.0),
-    Shape(50, False, 14.0, repeats=1), Shape(10, False, 4.0, long=True),
-    Shape(10, True, 7.0, long=True), Shape(20, False, 5.0, long=True),
-    Shape(20, True, 11.0, long=True),
-)  # fmt: skip
+SHAPES = {
+    "10": Shape(10, False, False, 6.0), "10-allowed": Shape(10, True, False, 6.0),
+    "20": Shape(20, False, False, 9.0), "50": Shape(50, False, False, 14.0),
+    "10-long": Shape(10, False, True, 4.0), "10-long-allowed": Shape(10, True, True, 7.0),
+    "20-long": Shape(20, False, True, 5.0), "20-long-allowed": Shape(20, True, True, 11.0),
+}  # fmt: skip
 
 
 def main() -> None:
     """Measure and print."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--users", type=int, default=8, help="users in a batch of llmrec's")
+    options.add_argument("--peer-users", type=int, default=1, help="users that the peer answers")
     options.add_argument("--history", type=int, default=25, help="titles in a prompt")
-    options.add_argument("--only", type=int, action="append", help="beams to measure")
-    options.add_argument("--repeats", type=int, help="of each figure; default: 1 to 3")
+    options.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES),
+                         help="beams, long titles, softmax over the allowed tokens")  # fmt: skip
+    options.add_argument("--repeats", type=int, nargs="+", default=[3],
+                         help="of each shape in turn, the last of the rest")  # fmt: skip
     options.add_argument("--out", type=Path)
     given = options.parse_args()
     model = load_model(BaseModel(str(model_path(MODEL))), "cpu")
-    figures = []
-    for long in (False, True):
-        encoder, prompts = prompts_of(given.users, given.history, long)
-        for shape in SHAPES:
-            if shape.long == long and (given.only is None or shape.beams in given.only):
-                repeats = given.repeats or shape.repeats
-                figures.append(figure(model, encoder, prompts, shape, repeats))
-                print(json.dumps(figures[-1]), flush=True)
+    figures, texts = [], {}
+    last = given.repeats[-1]
+    for name, repeats in zip_longest(given.shapes, given.repeats[: len(given.shapes)]):
+        shape = SHAPES[name]
+        if shape.long not in texts:
+            texts[shape.long] = prompts_of(given.users, given.history, shape.long)
+        found = figure(model, *texts[shape.long], shape, given.peer_users, repeats or last)
+        figures.append(found)
+        print(json.dumps(found), flush=True)
     if given.out:
-        given.out.write_text(page(figures, given), "utf-8")
+        given.out.write_text(page(figures), "utf-8")
+
+
+def command() -> str:
+    """How this script was called, without the page that it writes."""
+    words = sys.argv[1:]
+    if "--out" in words:
+        at = words.index("--out")
+        del words[at : at + 2]
+    return " ".join([f"python tools/bench/{Path(sys.argv[0]).name}", *words])
 
 
 def prompts_of(
@@ -108,48 +121,51 @@ def prompts_of(
     return encoder, [encoder.prompt(test.history(i)).ids for i in lengthy]
 
 
-def figure(model, encoder, prompts, shape: Shape, repeats: int) -> dict:
+def figure(model, encoder, prompts, shape: Shape, peers: int, repeats: int) -> dict:
     """Users per second both ways, and their ratio, after checking that the answers are equal."""
-    beams, dict_trie = shape.beams, nested(encoder.completions)
+    dict_trie = nested(encoder.completions)
     item_of = {tuple(ids.tolist()): i for i, ids in enumerate(encoder.completions)}
-    theirs_asked = prompts[: shape.peers]
 
-    def theirs():
+    def theirs(asked, beams):
         return [hugging_face(model, p, dict_trie, encoder, beams, shape.renormalise)
-                for p in theirs_asked]  # fmt: skip
+                for p in asked]  # fmt: skip
 
-    def ours():
-        open_items = OpenItems(encoder.trie, [NOTHING] * len(prompts))
-        return beam_search(SharedPrompt(model, prompts), open_items, beams=beams, top_k=beams,
+    def ours(asked, beams):
+        open_items = OpenItems(encoder.trie, [NOTHING] * len(asked))
+        return beam_search(SharedPrompt(model, asked), open_items, beams=beams, top_k=beams,
                            scoring=Scoring(shape.renormalise))  # fmt: skip
 
-    answered = ours()
-    equal = 0
-    for (sequences, scores), ranking in zip(theirs(), answered, strict=False):
-        same = [item_of.get(s) for s in sequences] == ranking.positions.tolist()
-        equal += same and np.allclose(scores, ranking.scores, rtol=1e-5, atol=1e-4)
-    if equal < len(theirs_asked):
-        sys.exit(f"only {equal} of {len(theirs_asked)} users have equal lists; nothing is timed")
-    seconds = {"hugging_face": [], "llmrec": []}
-    asked = {"hugging_face": len(theirs_asked), "llmrec": len(prompts)}
-    for _ in range(repeats):  # alternating, so that a slow spell of the machine hits both
-        for name, run in (("llmrec", ours), ("hugging_face", theirs)):
+    sides = {"llmrec": (ours, prompts), "hugging_face": (theirs, prompts[:peers])}
+    for run, asked in sides.values():
+        run([asked[0][:16]], 2)  # warm
+    seconds = {name: [] for name in sides}
+    for number in range(repeats):  # alternating, so that a slow spell of the machine hits both
+        answers = {}
+        for name, (run, asked) in sides.items():
             begun = time.perf_counter()
-            run()
-            seconds[name].append((time.perf_counter() - begun) / asked[name])
+            answers[name] = run(asked, shape.beams)
+            seconds[name].append((time.perf_counter() - begun) / len(asked))
+        if number == 0:
+            answered, equal = answers["llmrec"], 0
+            for (sequences, scores), ranking in zip(answers["hugging_face"], answered,
+                                                    strict=False):  # fmt: skip
+                same = [item_of.get(s) for s in sequences] == ranking.positions.tolist()
+                equal += same and np.allclose(scores, ranking.scores, rtol=1e-5, atol=1e-4)
+            if equal < len(answers["hugging_face"]):
+                sys.exit(f"only {equal} of {peers} users have equal lists; nothing is timed")
     rate = {name: 1 / statistics.median(s) for name, s in seconds.items()}
     ratios = [h / o for h, o in zip(seconds["hugging_face"], seconds["llmrec"], strict=True)]
     tokens = float(np.mean([len(c) for c in encoder.completions]))
     length = float(np.mean([len(p) for p in prompts]))
     return {
-        "figure": "constrained beam search, users per second", "beams": beams,
+        "figure": "constrained beam search, users per second", "beams": shape.beams,
         "softmax": "allowed tokens" if shape.renormalise else "whole vocabulary",
         "prompt_tokens": round(length, 1), "title_tokens": round(tokens, 1),
         "hugging_face": round(rate["hugging_face"], 3), "llmrec": round(rate["llmrec"], 3),
         "ratio": round(statistics.median(ratios), 2),
         "ratio_range": [round(min(ratios), 2), round(max(ratios), 2)], "goal": shape.goal,
-        "sharing_limit": round(limit(length, tokens, beams), 2),
-        "equal_users": equal, "peer_users": len(theirs_asked), "users": len(prompts),
+        "sharing_limit": round(limit(length, tokens, shape.beams), 2),
+        "peer_users": equal, "users": len(prompts),
         "certified": sum(ranking.certified for ranking in answered), "repeats": repeats,
         "items": len(encoder.titles), "model": MODEL, "dtype": "float32",
         "threads": torch.get_num_threads(), "torch": torch.__version__,
@@ -196,29 +212,30 @@ def hugging_face(model, prompt, trie, encoder, beams, renormalise):
     return sequences, out.sequences_scores.numpy()
 
 
-def page(figures: list[dict], given: argparse.Namespace) -> str:
+def page(figures: list[dict]) -> str:
     """The figures as Markdown."""
     first = figures[0]
     lines = [
         "# Constrained decoding against Hugging Face",
         "",
-        f"`python tools/bench/decode.py --users {given.users} --history {given.history}`: "
-        f"{first['model']}, float32, {first['threads']} CPU threads ({first['machine']}), torch "
-        f"{first['torch']}, transformers {first['transformers']}; {first['items']} MovieLens-100K "
-        "titles, or three of them joined. Peer: `generate(num_beams, prefix_allowed_tokens_fn, "
-        "length_penalty=0)` over a nested-dict trie, one user at a time. Users per second, medians "
-        "of alternating repeats; lists equal in items, order and scores for all users of the peer. "
+        f"`{command()}`: {first['model']}, float32, {first['threads']} CPU threads "
+        f"({first['machine']}), torch {first['torch']}, transformers {first['transformers']}; "
+        f"{first['items']} MovieLens-100K titles, or three of them joined. Peer: "
+        "`generate(num_beams, prefix_allowed_tokens_fn, length_penalty=0)` over a nested-dict "
+        "trie, one user at a time. Users per second, medians of "
+        "repeats that alternate both sides; lists equal in items, order and "
+        "scores for all users of the peer. "
         "Proven: of llmrec's users, those whose list is certified to be the true best.",
         "",
         "| beams | softmax over | prompt | title | Hugging Face | llmrec | ratio (range) | goal | "
-        "limit of prompt sharing | peer's users | proven |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "limit of prompt sharing | peer's users | proven | repeats |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [
         f"| {f['beams']} | {f['softmax']} | {f['prompt_tokens']} | {f['title_tokens']} | "
         f"{f['hugging_face']} | {f['llmrec']} | {f['ratio']} ({f['ratio_range'][0]} to "
         f"{f['ratio_range'][1]}) | {f['goal']} | {f['sharing_limit']} | {f['peer_users']} | "
-        f"{f['certified']} of {f['users']} |"
+        f"{f['certified']} of {f['users']} | {f['repeats']} |"
         for f in figures
     ]
     lines += [

@@ -4,10 +4,11 @@ Pairs: forward and backward of a LoRA step over prompts with a real and a self-d
 peer reads two padded batches, one for each title, with logits at every position; llmrec reads one
 tree a pair. Own answers: 4 beams behind each prompt, constrained to the catalog or free. The peer
 is `generate`, one prompt at a time or left padded in batches, whichever is faster. Losses,
-gradients and answers are checked equal first. One line of JSON for each figure on stdout, and with
---out a Markdown page. `--pairs 0` or `--users 0` leaves that half out.
+gradients and answers of the first repeat are checked equal. One line of JSON for each figure on
+stdout, and with --out a Markdown page. `--pairs 0` or `--users 0` leaves that half out.
 
     python tools/bench/soft.py --pairs 4 --users 8 --repeats 5 --out results/soft-bench.md
+    python tools/bench/soft.py --pairs 2 --history 25 --users 4 --peers batched
 """
 
 import argparse
@@ -24,7 +25,7 @@ import numpy as np
 import peft
 import torch
 import transformers
-from decode import MODEL, NOTHING, limit, nested, prompts_of
+from decode import MODEL, NOTHING, command, limit, nested, prompts_of
 
 from llmrec.decoding.beam import Scoring, beam_search
 from llmrec.decoding.free import free_beam_search
@@ -40,7 +41,7 @@ SEED = 0
 BATCH = 8  # prompts that are searched together, on both sides
 BEAMS = 4
 NEW_TOKENS = 16  # of a free answer
-SHORT = 10  # titles in the shorter prompts
+PEERS = {"one_at_a_time": 1, "batched": BATCH}  # how many prompts `generate` is given
 KINDS = torch.tensor([0.5, 0.5])  # what a real and an own title weigh
 
 Answers = tuple[list[tuple[int, ...]], Sequence[float]]  # without end tokens; their scores
@@ -52,12 +53,15 @@ def main() -> None:
     options.add_argument("--pairs", type=int, default=4, help="pairs in a step; 0: none")
     options.add_argument("--users", type=int, default=8, help="prompts answered; 0: none")
     options.add_argument("--repeats", type=int, default=5)
-    options.add_argument("--history", type=int, default=25, help="titles in a pair's long prompt")
-    options.add_argument("--asked-history", type=int, default=SHORT, help="in prompts answered")
+    options.add_argument("--history", type=int, nargs="+", default=(10, 25),
+                         help="titles in the prompts of pairs")  # fmt: skip
+    options.add_argument("--asked-history", type=int, default=10, help="in prompts answered")
+    options.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS),
+                         help="of the answers; they must equal those of the first")  # fmt: skip
     options.add_argument("--out", type=Path)
     given = options.parse_args()
-    pairs = (pair_figure(given.pairs, h, given.repeats) for h in (SHORT, given.history))
-    answers = answer_figures(given.users, given.asked_history, given.repeats)
+    pairs = (pair_figure(given.pairs, history, given.repeats) for history in given.history)
+    answers = answer_figures(given.users, given.asked_history, given.peers, given.repeats)
     figures = []
     for figure in chain(pairs if given.pairs else (), answers if given.users else ()):
         figures.append(figure)
@@ -76,17 +80,21 @@ def pair_figure(pairs: int, history: int, repeats: int) -> dict:
               for prompt, pair in zip(prompts, drawn, strict=True)] for kind in (0, 1)]  # fmt: skip
     runs = (lambda: one_pass(model, encoder, pair_rows(encoder, prompts, drawn)),
             lambda: two_passes(model, prompts, paths))  # fmt: skip
-    losses, gradients = [], []
+    one_pass(model, encoder, pair_rows(encoder, [prompts[0][:16]], drawn[:1]))  # both warm
+    two_passes(model, [prompts[0][:16]], [[prompts[0][:32]]])
+    losses, gradients, seconds = [], [], []
     for run in runs:
-        losses.append(run())
+        took, loss = timed(run)
+        losses.append(loss)
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()
                                     if p.requires_grad]))  # fmt: skip
+        seconds.append(took)
     apart = abs(losses[0] / losses[1] - 1)
     gradients_apart = float((gradients[0] - gradients[1]).abs().max() / gradients[1].abs().max())
     if not (apart <= 1e-5 and gradients_apart <= 1e-5):
         sys.exit(f"losses {losses} differ by {apart:.1e} of one, gradients by "
                  f"{gradients_apart:.1e} of the largest; nothing is timed")  # fmt: skip
-    mine, peers, ratio = side_by_side(*runs, repeats)
+    mine, peers, ratio = side_by_side(*runs, repeats, tuple(seconds))
     rows = pair_rows(encoder, prompts, drawn)
     theirs = sum(pairs * max(map(len, one)) for one in paths)
     ours = pairs * max(len(row.input_ids) for row in rows)
@@ -167,7 +175,7 @@ def cost(model, tokens: int, positions: int) -> float:
     return tokens * body + positions * head
 
 
-def answer_figures(users: int, history: int, repeats: int) -> Iterator[dict]:
+def answer_figures(users: int, history: int, peers: list[str], repeats: int) -> Iterator[dict]:
     """Prompts per second: constrained under both softmaxes, and free."""
     encoder, prompts = prompts_of(users, history)
     model = load_model(BaseModel(str(model_path(MODEL))), "cpu")
@@ -196,7 +204,8 @@ def answer_figures(users: int, history: int, repeats: int) -> Iterator[dict]:
             "figure": "own answers, prompts per second", "answers": ours.__name__,
             "softmax": "allowed tokens" if renormalise else "whole vocabulary",
             **compared(prompts, lambda some, f=ours, r=renormalise: f(some, r),
-                       lambda some, t=trie, s=theirs: generated(model, some, end, t, s), repeats),
+                       lambda some, t=trie, s=theirs: generated(model, some, end, t, s), peers,
+                       repeats),
             "goal": 3.0, "limit": round(limit(length, tokens, BEAMS), 2),
             "users": users, "repeats": repeats, "history": history, "beams": BEAMS, "batch": BATCH,
             "prompt_tokens": round(length, 1), "answer_tokens": round(tokens, 1),
@@ -204,32 +213,32 @@ def answer_figures(users: int, history: int, repeats: int) -> Iterator[dict]:
         }  # fmt: skip
 
 
-def compared(prompts, ours: Callable, theirs: Callable, repeats: int) -> dict:
-    """Rates of ours and of both peers, and the ratio to the faster peer."""
+def compared(prompts, ours: Callable, theirs: Callable, peers: Sequence[str], repeats: int) -> dict:
+    """Rates of ours and of the peers, and the ratio to the faster peer."""
 
     def by(run, size):
         return lambda: [a for i in range(0, len(prompts), size) for a in run(prompts[i : i + size])]
 
-    runs = {"llmrec": by(ours, BATCH), "one_at_a_time": by(theirs, 1), "batched": by(theirs, BATCH)}
-    theirs(prompts[:1])  # warm
+    runs = {"llmrec": by(ours, BATCH), **{name: by(theirs, PEERS[name]) for name in peers}}
+    for run in (ours, theirs):
+        run([prompts[0][:16]])  # warm
     found, once = {}, {}
     for name, run in runs.items():
-        begun = time.perf_counter()
-        found[name] = run()
-        once[name] = time.perf_counter() - begun
+        once[name], found[name] = timed(run)
     equal = {
-        name: sum(mine == peers and np.allclose(scores, their_scores, rtol=1e-5, atol=1e-4)
-                  for (mine, scores), (peers, their_scores)
+        name: sum(mine == other and np.allclose(scores, other_scores, rtol=1e-5, atol=1e-4)
+                  for (mine, scores), (other, other_scores)
                   in zip(found["llmrec"], found[name], strict=True))
-        for name in runs
+        for name in peers
     }  # fmt: skip
-    if equal["one_at_a_time"] < len(prompts):
+    if equal[peers[0]] < len(prompts):
         sys.exit(f"prompts with equal answers: {equal} of {len(prompts)}; nothing is timed")
-    peer = min(("one_at_a_time", "batched"), key=once.get)  # the other is not run again
-    once["llmrec"], once[peer], ratio = side_by_side(runs["llmrec"], runs[peer], repeats)
+    peer = min(peers, key=once.get)  # the other is not run again
+    first = (once["llmrec"], once[peer])
+    once["llmrec"], once[peer], ratio = side_by_side(runs["llmrec"], runs[peer], repeats, first)
     return {
         **{name: round(len(prompts) / s, 3) for name, s in once.items()}, "peer": peer, **ratio,
-        "equal_one_at_a_time": equal["one_at_a_time"], "equal_batched": equal["batched"],
+        **{f"equal_{name}": number for name, number in equal.items()},
     }  # fmt: skip
 
 
@@ -259,19 +268,27 @@ def generated(model, prompts, end: int, trie: dict | None, settings: dict) -> li
     return [(rows[i : i + BEAMS], scores[i : i + BEAMS]) for i in range(0, len(rows), BEAMS)]
 
 
-def side_by_side(ours: Callable, theirs: Callable, repeats: int) -> tuple[float, float, dict]:
-    """Median seconds of both, and the median and range of their ratios, over repeats."""
-    seconds = []
-    for _ in range(repeats):  # alternating, so that a slow spell of the machine hits both
-        begun = time.perf_counter()
-        ours()
-        between = time.perf_counter()
-        theirs()
-        seconds.append((between - begun, time.perf_counter() - between))
+def side_by_side(
+    ours: Callable, theirs: Callable, repeats: int, first: tuple[float, float]
+) -> tuple[float, float, dict]:
+    """Median seconds of both, and the median and range of their ratios, over repeats.
+
+    `first`: what both took in the first repeat, the one that was checked.
+    """
+    seconds = [first]
+    for _ in range(repeats - 1):  # alternating, so that a slow spell of the machine hits both
+        seconds.append((timed(ours)[0], timed(theirs)[0]))
     ratios = [round(t / o, 2) for o, t in seconds]
     mine, peers = (statistics.median(s) for s in zip(*seconds, strict=True))
     return mine, peers, {"ratio": round(statistics.median(ratios), 2),
                          "ratio_range": [min(ratios), max(ratios)]}  # fmt: skip
+
+
+def timed(run: Callable) -> tuple[float, object]:
+    """Seconds of a call, and what it returned."""
+    begun = time.perf_counter()
+    found = run()
+    return time.perf_counter() - begun, found
 
 
 def provenance() -> dict:
@@ -285,9 +302,8 @@ def page(figures: list[dict], given: argparse.Namespace) -> str:
     """The figures as Markdown."""
     on = figures[0]
     lines = [
-        f"# SOFT against Hugging Face\n\n`python tools/bench/soft.py --pairs {given.pairs} --users "
-        f"{given.users} --repeats {given.repeats} --history {given.history} --asked-history "
-        f"{given.asked_history}`: {on['model']}, float32, {on['threads']} CPU threads "
+        f"# SOFT against Hugging Face\n\n`{command()}`: {on['model']}, float32, {on['threads']} "
+        "CPU threads "
         f"({on['machine']}), torch {on['torch']}, transformers {on['transformers']}, peft "
         f"{on['peft']}; MovieLens-100K. Rates are medians of {given.repeats} repeats that "
         "alternate both sides, ratios the medians of theirs.\n"
@@ -306,12 +322,14 @@ def page(figures: list[dict], given: argparse.Namespace) -> str:
         lines.append(
             f"## Own answers\n\nPrompts answered per second with {BEAMS} beams, llmrec in batches "
             f"of {BATCH}. Peer: `generate`, one prompt at a time or left padded in batches of "
-            f"{BATCH}; the ratio is to the faster, the slower was run once. Equal to one at a time "
-            f"in answers, order and scores (1e-4) for all {given.users} prompts. Limit: of sharing "
-            "the prompt alone; over the allowed tokens forced ones need no forward pass at all.\n"
+            f"{BATCH}; of both the ratio is to the faster, the slower ran once. Equal to the "
+            f"first ({given.peers[0].replace('_', ' ')}) in answers, order and scores (1e-4) "
+            f"for all {given.users} prompts. Limit: of sharing the prompt alone; over the allowed "
+            "tokens forced ones need no forward pass at all.\n"
         )
-        keys = "answers softmax prompt_tokens answer_tokens one_at_a_time batched llmrec ratio "
-        lines += table([f for f in figures if "answers" in f], keys + "goal limit equal_batched")
+        keys = f"answers softmax prompt_tokens answer_tokens {' '.join(given.peers)} llmrec ratio "
+        equal = " ".join(f"equal_{name}" for name in given.peers)
+        lines += table([f for f in figures if "answers" in f], f"{keys} goal limit {equal}")
     return "\n".join(lines)
 
 
