@@ -73,6 +73,8 @@ class Decode(Section):
     """Users decoded at a time; changes speed alone."""
     batch_tokens: Count | None = None
     """Tokens of prompts at a time, at most; null: batch_size alone decides."""
+    cuda_graphs: bool = False
+    """On a CUDA GPU, each pass of the search launched as one graph; changes speed alone."""
     guidance: Guidance = Guidance()
     """Guidance by a baseline."""
     grounding: Grounding = Grounding()

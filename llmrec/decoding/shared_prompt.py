@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
 
 from llmrec.decoding.beginning import Beginning, beginning_of
+from llmrec.decoding.fixed_steps import FixedSteps, Held, Layers
 from llmrec.model.forward import TreeBatch, forward_logits
 from llmrec.model.last_layer import last_block_at
 
@@ -30,6 +31,8 @@ class SharedPrompt:
 
     `beginning`: what the prompts of all batches begin with, as this very model read it; without one
     the batch's own is read. Raises ValueError where a prompt does not go on behind it.
+    `steps`: what runs the passes behind the prompts, of this very model; it serves one SharedPrompt
+    at a time, and the one before raises RuntimeError when it is read again.
     Reading is in rounds: `restart` forgets all that was read behind the prompts.
     """
 
@@ -39,8 +42,10 @@ class SharedPrompt:
         model: nn.Module,
         prompts: Sequence[npt.NDArray[np.int32]],
         beginning: Beginning | None = None,
+        steps: FixedSteps | None = None,
     ) -> None:
         self._model = model
+        self._held: Held | None = None
         self._device = next(model.parameters()).device
         self._lengths = np.array([len(p) for p in prompts], np.int64)
         self._cache: Any = Cache(layer_class_to_replicate=_RoomyLayer)
@@ -58,6 +63,8 @@ class SharedPrompt:
         last = np.arange(len(ids)) * width + width - 1
         with last_block_at(model, torch.from_numpy(last).to(self._device)):
             self.logits = self._forward(ids, begun + np.maximum(column - pads, 0), mask, last)
+        if steps is not None:
+            self._held, self._cache = steps.hold(self._layers()), None
 
     def __len__(self) -> int:
         return len(self._lengths)
@@ -69,12 +76,15 @@ class SharedPrompt:
         width = self._real.shape[1]
         part._cache = _filled((keys[at, :, :width], values[at, :, :width])
                               for keys, values in self._layers())  # fmt: skip
+        part._held = None
         part._lengths, part._real = self._lengths[rows], self._real[rows]
         part.logits = self.logits[at]
         return part
 
     def restart(self) -> None:
         """Forget everything read behind the prompts."""
+        if self._held is not None:  # what is read next is written over it
+            return
         behind = self._cache.get_seq_length() - self._real.shape[1]
         if behind:
             self._cache.crop(-behind)
@@ -101,10 +111,14 @@ class SharedPrompt:
                               for keys, values in beginning.layers)  # fmt: skip
         return len(beginning.tokens)
 
-    def _layers(self) -> list[tuple[Tensor, Tensor]]:
+    def _layers(self) -> Layers:
+        if self._held is not None:
+            return self._held.layers()
         return [(layer.keys, layer.values) for layer in self._cache.layers]
 
     def _forward(self, ids: Longs, positions: Longs, mask: Bools, at: Longs) -> Tensor:
+        if self._held is not None:
+            return self._held.read(ids, positions, mask, at)
         arrays = (ids, np.array(positions), mask[:, None], at)
         batch = TreeBatch(*(torch.from_numpy(a) for a in arrays)).to(self._device)
         return forward_logits(self._model, batch, self._cache)

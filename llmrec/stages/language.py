@@ -21,10 +21,11 @@ from llmrec.decoding.beam import Ranking, Scoring, beam_search, certified_search
 from llmrec.decoding.beginning import Beginning, beginning_of
 from llmrec.decoding.best_first import best_first
 from llmrec.decoding.candidates import candidate_ranking, candidate_scores
+from llmrec.decoding.fixed_steps import FixedSteps
 from llmrec.decoding.likelihood import PathScores, path_scores
 from llmrec.decoding.open_items import OpenItems
 from llmrec.decoding.shared_prompt import SharedPrompt
-from llmrec.errors import LlmrecError
+from llmrec.errors import LlmrecError, RecipeError
 from llmrec.model.loading import BaseModel, load_tokenizer
 from llmrec.recipe import Recipe
 from llmrec.recipe_decoding import Decode
@@ -89,6 +90,22 @@ def encoder_of(recipe: Recipe, catalog: Catalog, folder: RunFolder | None = None
     )  # fmt: skip
 
 
+def steps_of(model: nn.Module, decode: Decode) -> FixedSteps | None:
+    """What runs a search's passes where the recipe wants graphs, for the model as it now is.
+
+    Raises RecipeError where it is on no CUDA GPU.
+    """
+    if not decode.cuda_graphs:
+        return None
+    device = next(model.parameters()).device
+    if device.type != "cuda":
+        raise RecipeError(
+            f"decode.cuda_graphs: true needs a CUDA GPU, and the model is on {device}; set "
+            "decode.cuda_graphs=false"
+        )
+    return FixedSteps(model)
+
+
 def scored_paths(
     model: nn.Module,
     encoder: PromptEncoder,
@@ -98,11 +115,12 @@ def scored_paths(
     batch_size: int,
     prompts: Sequence[Ids] | None = None,
     probabilities: npt.NDArray[np.float64] | None = None,
+    steps: FixedSteps | None = None,
 ) -> Iterator[tuple[npt.NDArray[np.int64], PathScores]]:
     """The choices on the way to each example's target, batch by batch, with the example numbers.
 
     `prompts`: their tokens, where they show more than the histories. `probabilities` (E, N): a
-    baseline's, for guidance.
+    baseline's, for guidance. `steps`: of this model, as `steps_of` gives them.
     """
     histories = examples.histories()
     if prompts is None:
@@ -112,8 +130,9 @@ def scored_paths(
         closed = closed_items([histories[i] for i in batch], filter_seen)
         q = None if probabilities is None else probabilities[batch]
         yield batch, path_scores(
-            SharedPrompt(model, [prompts[i] for i in batch], beginning), encoder.completions,
-            [int(t) for t in examples.targets[batch]], OpenItems(encoder.trie, closed, q),
+            SharedPrompt(model, [prompts[i] for i in batch], beginning, steps),
+            encoder.completions, [int(t) for t in examples.targets[batch]],
+            OpenItems(encoder.trie, closed, q),
         )  # fmt: skip
 
 
@@ -128,17 +147,19 @@ def ranked_and_scored(
     candidates: npt.NDArray[np.int32] | None = None,
     weight: float = 1.0,
     probabilities: npt.NDArray[np.float64] | None = None,
+    steps: FixedSteps | None = None,
 ) -> tuple[list[Ranking], npt.NDArray[np.float64]]:
     """For one batch of E examples, what the constrained decoder ranks, and the target's NLL (E,).
 
     `prompts`: their tokens, where they show more than the histories; `beginning`: what those of all
     batches begin with. `candidates` (E, C): all of these are ranked instead, and the NLL is among
-    them. `weight` of the model against `probabilities` (E, N), a baseline's, for guidance.
+    them. `weight` of the model against `probabilities` (E, N), a baseline's, for guidance. `steps`:
+    of this model, as `steps_of` gives them.
     """
     histories = examples.histories()
     if prompts is None:
         prompts = [encoder.prompt(history).ids for history in histories]
-    shared = SharedPrompt(model, prompts, beginning)
+    shared = SharedPrompt(model, prompts, beginning, steps)
     if candidates is not None:
         scores = candidate_scores(shared, encoder.completions, candidates, decode.renormalise)
         ranked = [candidate_ranking(*row) for row in zip(candidates, scores, strict=True)]

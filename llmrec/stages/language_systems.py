@@ -25,6 +25,7 @@ from llmrec.stages.language import (
     processes,
     ranked_and_scored,
     scored_paths,
+    steps_of,
 )
 from llmrec.stages.parts import Batch, answer_in_parts, batches
 from llmrec.stages.prompting import Prompting, prompting_of
@@ -68,6 +69,7 @@ class LanguageSystems:
         def begin() -> Callable[[Batch], list[Any]]:
             model = self.model_of(system)
             beginning = self._beginning(system, model, prompting)
+            steps = steps_of(model, decode)
 
             def answer(batch: Batch) -> list[Any]:
                 q = None if probabilities is None else probabilities[batch]
@@ -77,7 +79,7 @@ class LanguageSystems:
                     rankings, nll = ranked_and_scored(
                         model, encoder, examples.take(batch), decode, prompts=asked.ids(selected),
                         beginning=beginning, candidates=asked.candidates, weight=weight,
-                        probabilities=q,
+                        probabilities=q, steps=steps,
                     )  # fmt: skip
                 return [
                     {"items": r.positions.tolist(), "scores": r.scores.tolist(),
@@ -154,7 +156,7 @@ class LanguageSystems:
             for _, paths in scored_paths(
                 model, self.encoder, valid, filter_seen=decode.filter_seen,
                 batch_size=decode.batch_size, prompts=prompting.ids(prompting.selected(model)),
-                probabilities=probabilities,
+                probabilities=probabilities, steps=steps_of(model, decode),
             ):  # fmt: skip
                 counted += int(paths.reachable.sum())
                 for weight in grid:

@@ -366,7 +366,7 @@ def named_candidate(
 
 def _unused(system: str) -> set[str]:
     """Keys of `decode` that make no difference to a system."""
-    batching = {"batch_size", "batch_tokens"}
+    batching = {"batch_size", "batch_tokens", "cuda_graphs"}
     if "tuned" not in system:
         return batching | {"search", "beams", "renormalise", "guidance", "grounding"}
     if system.endswith(("_grounded", "_free")):

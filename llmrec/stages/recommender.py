@@ -25,7 +25,7 @@ from llmrec.recipe import Recipe
 from llmrec.recipe_loading import load
 from llmrec.stages import networks
 from llmrec.stages.folder import RunFolder
-from llmrec.stages.language import adapter_of, base_of, closed_items, encoder_of, searched
+from llmrec.stages.language import adapter_of, base_of, closed_items, encoder_of, searched, steps_of
 from llmrec.stages.lists import list_settings
 from llmrec.stages.parts import batches
 from llmrec.stages.prediction_sets import PredictionSets, prediction_sets
@@ -62,6 +62,7 @@ class Recommender:
         if not isinstance(model, FittedNetwork):
             self.encoder = encoder_of(recipe, catalog, folder)
             self._finder: SimilarUsers | None = None
+            self._steps = steps_of(model, recipe.decode)  # kept: what is captured serves all calls
             require_tree_support(model, recipe.prompt.max_tokens)
 
     @classmethod
@@ -153,7 +154,8 @@ class Recommender:
         rankings: dict[int, Ranking] = {}
         for batch in batches([len(p) for p in prompts], decode.batch_size, decode.batch_tokens):
             closed = closed_items([histories[i] for i in batch], decode.filter_seen)
-            shared = SharedPrompt(self.model, [prompts[i] for i in batch], beginning)
+            asked = [prompts[i] for i in batch]
+            shared = SharedPrompt(self.model, asked, beginning, self._steps)
             found = searched(shared, OpenItems(self.encoder.trie, closed), decode, top_k)
             rankings |= dict(zip(batch.tolist(), found, strict=True))
         return [rankings[i] for i in range(len(histories))]

@@ -21,6 +21,7 @@ from llmrec.stages.language import (
     ranked_and_scored,
     scored_paths,
     share_of,
+    steps_of,
 )
 from llmrec.stages.parts import batches
 from llmrec.stages.prompting import prompting_of
@@ -52,19 +53,21 @@ def validation_of(
         values = np.empty((len(mine), 1))
         for batch, paths in scored_paths(model, encoder, shown, prompts=prompts_of(model),
                                          batch_size=decode.batch_size,
-                                         filter_seen=decode.filter_seen):  # fmt: skip
+                                         filter_seen=decode.filter_seen,
+                                         steps=steps_of(model, decode)):  # fmt: skip
             values[batch, 0] = paths.nll()
         return values
 
     def rankings(model: nn.Module) -> npt.NDArray[np.float64]:
         values = np.empty((len(mine), 3))
         prompts = prompts_of(model)
-        beginning = beginning_of(model, prompts)
+        beginning, steps = beginning_of(model, prompts), steps_of(model, decode)
         for batch in batches(list(map(len, prompts)), decode.batch_size):
             asked, among = shown.take(batch), prompting.candidates
             found, values[batch, 0] = ranked_and_scored(
                 model, encoder, asked, ranked, prompts=[prompts[i] for i in batch],
                 beginning=beginning, candidates=None if among is None else among[batch],
+                steps=steps,
             )  # fmt: skip
             lists = [ranking.positions for ranking in found]
             values[batch, 1] = hit_rate(lists, asked.targets, wanted.k)

@@ -69,7 +69,7 @@ def spoken(monkeypatch):
     """The model says, by the sum of its user's history: a candidate that its prompt shows to the
     letter, one in capitals, a title that is no candidate, or something else."""
 
-    def saying(self, model, histories, texts):
+    def saying(self, model, histories, texts, beginning):
         said = []
         for history, ids in zip(histories, texts, strict=True):
             lines = self.encoder.tokenizer.decode(ids.tolist()).split("\n")
@@ -146,7 +146,7 @@ def test_every_system_answers_with_the_candidates_and_the_table_counts_them(reci
 
 
 def test_a_model_that_names_no_candidate_at_all_hits_nobody(recipe_of, monkeypatch):
-    monkeypatch.setattr(Grounded, "written", lambda _, model, histories, texts: ["?"] * len(texts))
+    monkeypatch.setattr(Grounded, "written", lambda _, model, asked, *texts: ["?"] * len(asked))
     recipe, folder = recipe_of(*AMONG, "systems=[popularity, untuned_free]")
     recommend.run(recipe, folder)
     evaluate.run(recipe, folder)

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -36,11 +37,12 @@ def test_every_part_gives_a_figure(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     names = [f["figure"] for f in figures]
     assert {name: names.count(name) for name in names} == {
-        "equal searches": 1, "equal gradients": 1, "decode 2": 2, "best-first 2": 1,
-        "own answers": 2, "memory": 1, "pairs": 1, "decode 3": 2, "best-first 3": 1,
+        "equal searches": 1, "equal graphs": 1, "equal gradients": 1, "decode 2": 2,
+        "best-first 2": 1, "own answers": 2, "memory": 1, "pairs": 1, "decode 3": 2,
+        "best-first 3": 1,
     }  # fmt: skip
     assert not [f for f in figures if "failed" in f or "skipped" in f]
-    assert all(f["equal"] for f in figures[:2])
+    assert all(f["equal"] for f in figures[:3])
     for figure in figures:
         assert {"device", "dtype", "torch", "transformers", "machine"} <= figure.keys()
         if figure["figure"].startswith(("decode", "own")):
@@ -49,8 +51,12 @@ def test_every_part_gives_a_figure(tmp_path):
             assert figure["same_lists"] == figure["same_items"] == 1.0
             assert figure["ratio"] > 0
             assert figure["rows_behind"] > 0
+        if figure["figure"].startswith(("decode", "own", "best")):
+            assert figure["graphs_same_lists"] == figure["graphs_same_items"] == 1.0
+            assert figure["graphs"] > 0
+            assert figure["graphs_ratio"] > 0
     text = out.read_text("utf-8")
-    assert text.count("| tiny |") == len(figures) - 2
+    assert text.count("| tiny |") == len(figures) - 3
     assert "in float32 with a small model: passed" in text
 
 
@@ -61,9 +67,9 @@ def test_without_time_every_part_says_that_it_was_left_out(tmp_path, bench, monk
     bench[0].main()
 
     figures = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert len(figures) == 12
+    assert len(figures) == 13
     assert all(f["skipped"] == "0 s were left" for f in figures)
-    assert out.read_text("utf-8").count("not measured (0 s were left)") == 12
+    assert out.read_text("utf-8").count("not measured (0 s were left)") == 13
 
 
 def test_a_part_that_fails_is_named_and_the_others_go_on(bench, monkeypatch, capsys):
@@ -80,6 +86,32 @@ def test_a_part_that_fails_is_named_and_the_others_go_on(bench, monkeypatch, cap
     one, two = (json.loads(line) for line in capsys.readouterr().out.splitlines())
     assert one["failed"] == "RuntimeError: no such kernel"
     assert two["x"] == 1
+
+
+def test_graphs_that_fail_are_named_beside_the_plain_figures(bench, monkeypatch, capsys):
+    gpu, sides = bench
+
+    class Broken:
+        def __init__(self, _):
+            raise RuntimeError("no capture here\nmore")
+
+    monkeypatch.setattr(sides, "FixedSteps", Broken)
+    plan, name = gpu.SMOKE, "decode 2"
+    made = sides.Bench(plan, plan.sizes[0])
+    part = partial(gpu.decoding, made, gpu.Clock(60, 1), name, 2, True)
+    monkeypatch.setattr(gpu, "parts", lambda *_: [(name, part)])
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--smoke"])
+    with pytest.raises(SystemExit, match="a part failed"):
+        gpu.main()
+
+    figure = json.loads(capsys.readouterr().out)
+    assert figure["graphs_failed"] == "RuntimeError: no capture here"
+    assert figure["graphs"] is None
+    assert figure["llmrec"] > 0
+    assert figure["same_lists"] == 1.0
+    page = gpu.page([figure], [])
+    assert "| tiny | 2 | allowed tokens |" in page
+    assert "- decode 2: graphs not measured (RuntimeError: no capture here)" in page
 
 
 def test_the_roofline_is_the_arithmetic_of_the_tokens_one_by_one(bench):

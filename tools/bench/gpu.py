@@ -6,7 +6,8 @@ time or left padded in batches, whichever is faster, and two padded training pas
 every position. A small model is checked equal first, in float32 on the same device; in bf16 the
 share of equal lists is stated. Best-first search is measured over the allowed tokens only: under
 the whole vocabulary random weights find all titles about equally improbable, and it would read most
-of the trie. A part begins only while there is time for it, and says so where there is not; one that
+of the trie. Searches are measured plain and with each pass behind the prompts as one CUDA graph. A
+part begins only while there is time for it, and says so where there is not; one that
 fails costs the others nothing.
 
 One line of JSON for each figure on stdout, and with --out a Markdown page. Needs torch,
@@ -18,7 +19,6 @@ transformers, peft and numpy, and of llmrec the working tree.
 
 import argparse
 import json
-import statistics
 import sys
 import time
 import traceback
@@ -30,9 +30,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from gpu_page import page
+from gpu_rates import (
+    Clock,
+    Graphs,
+    best_batch,
+    measured,
+    same_lists,
+    shared,
+    side_by_side,
+)
 from gpu_sides import (
     PEAK,
-    Answers,
     Bench,
     PairStep,
     Plan,
@@ -43,6 +51,7 @@ from gpu_sides import (
     by_beams,
     by_best_first,
     generated,
+    graphed,
     read_behind,
     roofline,
     searched,
@@ -51,7 +60,6 @@ from gpu_sides import (
 )  # fmt: skip
 
 OWN_BEAMS = 4
-BETWEEN = 20  # seconds that must be left for another repeat
 FULL = Plan(
     (Size("Llama-3.2-3B", 3072, 28, 24, 8, 8192, 128256, pairs=16, goals=(
         ("decode 10", 8.0), ("decode 20", 12.0), ("own answers", 6.0), ("pairs", 2.2))),
@@ -64,22 +72,6 @@ SMOKE = Plan(
     Size("tiny", 64, 2, 4, 2, 128, 512), "cpu", torch.float32, prompt=24, spread=4, title=5,
     items=60, users=4, batches=(2, 4), peers=2, beams=(2, 3), needed=1.0,
 )  # fmt: skip
-
-
-class Clock:
-    """How many seconds are left of those given, and how often a measurement is repeated."""
-
-    def __init__(self, seconds: float, repeats: int) -> None:
-        self._end, self.repeats = time.monotonic() + seconds, repeats
-
-    def left(self) -> float:
-        return self._end - time.monotonic()
-
-    def rounds(self) -> Iterator[int]:
-        """At least one."""
-        for done in range(self.repeats):
-            if done == 0 or self.left() > BETWEEN:
-                yield done
 
 
 def main() -> None:
@@ -99,7 +91,7 @@ def main() -> None:
         print(json.dumps(figures[-1]), flush=True)
     if given.out:
         given.out.write_text(page(figures, sys.argv[1:]), "utf-8")
-    if any("failed" in f or f.get("equal") is False for f in figures):
+    if any({"failed", "graphs_failed"} & f.keys() or f.get("equal") is False for f in figures):
         sys.exit("a part failed or was not equal; its line says which")
 
 
@@ -108,6 +100,7 @@ def parts(plan: Plan, clock: Clock) -> Iterator[tuple[str, Callable[[], dict]]]:
     few = replace(plan, dtype=torch.float32, prompt=plan.prompt // 4, spread=4, items=200)
     bench = Bench(few, plan.checked)
     yield "equal searches", partial(equal_searches, bench)
+    yield "equal graphs", partial(equal_graphs, bench)
     yield "equal gradients", partial(equal_gradients, bench)
     for size in plan.sizes:
         bench = Bench(plan, size)
@@ -170,6 +163,21 @@ def equal_searches(bench: Bench) -> dict:
             **bench.provenance()}  # fmt: skip
 
 
+def equal_graphs(bench: Bench) -> dict:
+    """Lists and scores of llmrec with graphs against its plain ones, batches in turn."""
+    beams, asked, equal = bench.plan.beams[0], bench.prompts[: bench.plan.users], {}
+    size = -(-2 * len(asked) // 3)  # the second batch is a smaller one
+    for renormalise in (False, True):
+        for name, search in (("beams", by_beams(beams, renormalise)),
+                             ("best-first", by_best_first(beams, renormalise))):  # fmt: skip
+            plain = batched(asked, size, partial(searched, bench, search=search))
+            run = graphed(bench, search)
+            twice = [batched(asked, size, run) for _ in range(2)]  # captured, then replayed
+            equal[f"{name}, {softmax(renormalise)}"] = all(alike(g, plain) for g in twice)
+    return {"equal": all(equal.values()), **equal, "beams": beams, "users": len(asked),
+            **bench.provenance()}  # fmt: skip
+
+
 def equal_gradients(bench: Bench) -> dict:
     """One tree a pair against two padded passes: loss and gradients."""
     model, losses, gradients = tuned(bench), [], []
@@ -191,27 +199,28 @@ def decoding(bench: Bench, clock: Clock, name: str, beams: int, renormalise: boo
     """Users per second by beams, against `generate`."""
     search = by_beams(beams, renormalise)
     ours = partial(searched, bench, search=search)
-    rates, batch, found = best_batch(bench, ours)
-    asked = bench.prompts[: bench.plan.peers]
+    rates, batch, found = best_batch(bench, lambda _: ours)
+    asked, users = bench.prompts[: bench.plan.peers], bench.prompts[: bench.plan.users]
     theirs = partial(generated, bench, beams=beams, renormalise=renormalise)
     theirs(asked)  # warm
     answers, once = {}, {}
     for size in (1, len(asked)):
         answers[size], once[size], _ = measured(bench, partial(batched, asked, size, theirs))
     peer = min(once, key=once.get)
-    mine, peers, ratio = side_by_side(
-        bench, clock, (len(bench.prompts[: bench.plan.users]), len(asked)),
-        partial(batched, bench.prompts[: bench.plan.users], batch, ours),
-        partial(batched, asked, peer, theirs),
+    graphs = Graphs(bench, search, users)
+    (mine, peers, *captured), ratio = side_by_side(
+        bench, clock, (len(users), partial(batched, users, batch, ours)),
+        (len(asked), partial(batched, asked, peer, theirs)), *graphs.side,
     )  # fmt: skip
     if renormalise:
         bench.peer_rates[beams] = peers
-    passes, rows = read_behind(bench, bench.prompts[:batch], search)
+    passes, rows = read_behind(bench, users[:batch], search)
     read = min(rows, beams * (bench.plan.title - 1))
     limit = roofline(bench, read)
     return {
         "softmax": softmax(renormalise), "beams": beams, "hugging_face": round(peers, 2),
-        "llmrec": round(mine, 2), **ratio, "goal": dict(bench.size.goals).get(name),
+        "llmrec": round(mine, 2), **ratio, **graphs.figures(captured, peers, answers[1]),
+        "goal": dict(bench.size.goals).get(name),
         "sharing_limit": round(sharing(bench, beams), 2), "roofline": round(limit, 1),
         "roofline_share": round(mine / limit, 3),
         "batch_roofline_share": round(mine / roofline(bench, read, batch, passes), 3),
@@ -230,18 +239,21 @@ def exact(bench: Bench, clock: Clock, beams: int) -> dict:
     """Users per second by best-first search, against beams and against `generate`."""
     search = by_best_first(beams, renormalise=True)
     ours = partial(searched, bench, search=search)
-    rates, batch, found = best_batch(bench, ours)
+    rates, batch, found = best_batch(bench, lambda _: ours)
     asked = bench.prompts[: bench.plan.users]
     by = partial(searched, bench, search=by_beams(beams, renormalise=True))
     of_beams, _, _ = measured(bench, partial(batched, asked, batch, by))
-    mine, others, ratio = side_by_side(bench, clock, (len(asked), len(asked)),
-                                       partial(batched, asked, batch, ours),
-                                       partial(batched, asked, batch, by))  # fmt: skip
+    graphs = Graphs(bench, search, asked)
+    (mine, others, *captured), ratio = side_by_side(
+        bench, clock, (len(asked), partial(batched, asked, batch, ours)),
+        (len(asked), partial(batched, asked, batch, by)), *graphs.side,
+    )  # fmt: skip
     passes, rows = read_behind(bench, asked[:batch], search)
     limit, peers = roofline(bench, rows), bench.peer_rates.get(beams)
     return {
         "softmax": softmax(True), "beams": beams, "llmrec_beams": round(others, 2),
-        "best_first": round(mine, 2), **ratio, "hugging_face": peers and round(peers, 2),
+        "best_first": round(mine, 2), **ratio, **graphs.figures(captured, peers, found),
+        "hugging_face": peers and round(peers, 2),
         "ratio_to_hugging_face": peers and round(mine / peers, 2),
         "goal": dict(bench.size.goals).get(f"decode {beams}"), "roofline": round(limit, 1),
         "roofline_share": round(mine / limit, 3), "by_batch": rates, "batch": batch,
@@ -287,8 +299,8 @@ def pairs(bench: Bench, clock: Clock) -> dict:
         loss, _, peak = measured(bench, run)
         losses.append(loss)
         peaks.append(peak)
-    mine, peers, ratio = side_by_side(bench, clock, (count, count), step.one_pass,
-                                      step.two_passes)  # fmt: skip
+    (mine, peers), ratio = side_by_side(bench, clock, (count, step.one_pass),
+                                        (count, step.two_passes))  # fmt: skip
     tokens, learned = sum(len(r.input_ids) for r in rows), sum(len(r.labels) for r in rows)
     padded = [sum(count * max(map(len, some)) for some in step.paths),
               count * max(len(r.input_ids) for r in rows)]  # fmt: skip
@@ -307,64 +319,6 @@ def pairs(bench: Bench, clock: Clock) -> dict:
         "title_tokens": bench.plan.title, "body_tokens": padded, "head_positions": [
             padded[0], learned], "lora": "r 8, all-linear", **bench.provenance(),
     }  # fmt: skip
-
-
-# Measuring
-
-
-def measured(bench: Bench, run: Callable) -> tuple:
-    """What `run` returns, its seconds, and the peak of memory above what was held before."""
-    if bench.plan.device != "cuda":
-        begun = time.perf_counter()
-        return run(), time.perf_counter() - begun, None
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before, begun = torch.cuda.memory_allocated(), time.perf_counter()
-    found = run()
-    torch.cuda.synchronize()
-    return found, time.perf_counter() - begun, torch.cuda.max_memory_allocated() - before
-
-
-def best_batch(bench: Bench, run: Callable) -> tuple[dict, int, Answers]:
-    """Users per second by users in a batch, the best batch, and what was answered in it."""
-    asked, rates, found = bench.prompts[: bench.plan.users], {}, {}
-    for size in bench.plan.batches:
-        try:
-            run(asked[:size])  # warm
-            found[size], seconds, _ = measured(bench, partial(batched, asked, size, run))
-            rates[size] = round(len(asked) / seconds, 2)
-        except torch.OutOfMemoryError:
-            if not rates:
-                raise
-            break  # larger ones are not tried
-    best = max(rates, key=rates.get)
-    return rates, best, found[best]
-
-
-def side_by_side(
-    bench: Bench, clock: Clock, users: tuple[int, int], ours: Callable, theirs: Callable
-) -> tuple[float, float, dict]:
-    """Median users per second of both sides, and the median and range of their ratios."""
-    rates = []
-    for _ in clock.rounds():  # alternating, so that a slow spell of the machine hits both
-        rates.append([count / measured(bench, run)[1] for count, run in
-                      zip(users, (ours, theirs), strict=True)])  # fmt: skip
-    ratios = [round(o / t, 2) for o, t in rates]
-    mine, peers = (statistics.median(r) for r in zip(*rates, strict=True))
-    return mine, peers, {"ratio": round(statistics.median(ratios), 2),
-                         "ratio_range": [min(ratios), max(ratios)],
-                         "repeats": len(rates)}  # fmt: skip
-
-
-def same_lists(some: Answers, others: Answers) -> float:
-    """Share of users whose lists are equal in items and order; of the first where one is longer."""
-    return round(float(np.mean([a == b for (a, _), (b, _) in zip(some, others, strict=False)])), 3)
-
-
-def shared(some: Answers, others: Answers) -> float:
-    """Mean share of a user's items that are in both lists."""
-    return round(float(np.mean([len({*a} & {*b}) / len(b) for (a, _), (b, _) in
-                                zip(some, others, strict=False)])), 3)  # fmt: skip
 
 
 def softmax(renormalise: bool) -> str:

@@ -4,14 +4,16 @@ SHOWN = ("device", "dtype", "prompt_tokens", "title_tokens", "items", "python", 
          "transformers")  # fmt: skip
 TABLES = {  # by the beginning of a figure's name: heading and columns
     "decode": ("Decoding, users per second",
-               "model beams softmax hugging_face llmrec ratio goal sharing_limit roofline "
-               "roofline_share batch same_lists same_items peer_same_items"),
+               "model beams softmax hugging_face llmrec ratio graphs graphs_ratio goal "
+               "sharing_limit roofline roofline_share batch same_lists graphs_same_lists "
+               "same_items graphs_same_items peer_same_items"),
     "own answers": ("Own answers, prompts per second",
-                    "model beams softmax hugging_face llmrec ratio goal sharing_limit "
-                    "roofline_share same_items"),
+                    "model beams softmax hugging_face llmrec ratio graphs graphs_ratio goal "
+                    "sharing_limit roofline_share same_items graphs_same_items"),
     "best-first": ("Best-first search over the allowed tokens, users per second; ratio: to beams",
-                   "model beams best_first llmrec_beams ratio hugging_face ratio_to_hugging_face "
-                   "goal roofline_share rows_behind passes_behind found_by_beams"),
+                   "model beams best_first llmrec_beams ratio graphs hugging_face "
+                   "ratio_to_hugging_face graphs_ratio goal roofline_share rows_behind "
+                   "passes_behind found_by_beams graphs_same_lists"),
     "memory": ("Memory of decoding above the weights, MiB a user; limit: of keys and values",
                "model beams hugging_face llmrec ratio limit"),
     "pairs": ("Training on SOFT pairs, pairs per second; peak memory above the weights",
@@ -33,9 +35,11 @@ def page(figures: list[dict], arguments: list[str]) -> str:
         "user at a time or in batches, whichever is faster. Sharing limit: what reading each "
         "prompt once can gain. Roofline: users per second that 790 TFLOP/s allow. Same lists, same "
         "items: with the peer one user at a time, in this dtype; the peer's own: "
-        "in batches against one at a time.\n",
+        "in batches against one at a time. Graphs: llmrec with decode.cuda_graphs, in its own best "
+        "batch; their ratio and lists are to the same peer, and in best-first search the lists to "
+        "those without graphs.\n",
     ]
-    for name in ("equal searches", "equal gradients"):
+    for name in ("equal searches", "equal graphs", "equal gradients"):
         equal = next((f.get("equal") for f in figures if f["figure"] == name), None)
         verdict = {True: "passed", False: "**failed**", None: "did not run"}[equal]
         lines.append(f"- {name}, in float32 with a small model: {verdict}")
@@ -43,6 +47,8 @@ def page(figures: list[dict], arguments: list[str]) -> str:
         if f not in done:
             why = f.get("failed") or f["skipped"]
             lines.append(f"- {f['figure']}: not measured ({why})")
+        elif "graphs_failed" in f:
+            lines.append(f"- {f['figure']}: graphs not measured ({f['graphs_failed']})")
     for kind, (heading, keys) in TABLES.items():
         mine = [f for f in done if f["figure"].startswith(kind)]
         if mine:

@@ -18,8 +18,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from llmrec.decoding.beam import Scoring, beam_search
 from llmrec.decoding.best_first import best_first
+from llmrec.decoding.fixed_steps import FixedSteps
 from llmrec.decoding.open_items import OpenItems
 from llmrec.decoding.shared_prompt import SharedPrompt
+from llmrec.model.attention import with_tree_attention
 from llmrec.model.objectives import Objective
 from llmrec.text.tree import FlatTree, Segment, TokenTree
 from llmrec.text.trie import TitleTrie
@@ -84,7 +86,7 @@ class Bench:
 
     @cached_property
     def model(self):
-        """The model, in evaluation mode; made on its device."""
+        """The model as llmrec loads one, in evaluation mode; made on its device."""
         torch.manual_seed(SEED)
         s = self.size
         config = LlamaConfig(
@@ -95,8 +97,9 @@ class Bench:
         )  # fmt: skip
         # Searches may ask for it first, and what is made in their mode could not be trained.
         with torch.inference_mode(False), torch.device(self.plan.device):
-            model = AutoModelForCausalLM.from_config(config, dtype=self.plan.dtype,
-                                                     attn_implementation="sdpa")  # fmt: skip
+            model = with_tree_attention(AutoModelForCausalLM.from_config(
+                config, dtype=self.plan.dtype, attn_implementation="sdpa"
+            ))  # fmt: skip
         with torch.inference_mode(False), torch.no_grad():
             model.model.norm.weight.fill_(SHARP / (config.initializer_range * s.hidden**0.5))
         return model.eval()
@@ -184,11 +187,18 @@ def generated(
     return [(items[i : i + beams], scores[i : i + beams]) for i in range(0, len(items), beams)]
 
 
-def searched(bench: Bench, prompts: Sequence, search: Callable) -> Answers:
+def searched(
+    bench: Bench, prompts: Sequence, search: Callable, steps: FixedSteps | None = None
+) -> Answers:
     """What llmrec answers; `search` is `by_beams` or `by_best_first`."""
-    shared = SharedPrompt(bench.model, prompts)
+    shared = SharedPrompt(bench.model, prompts, steps=steps)
     found = search(shared, OpenItems(bench.trie, [NOTHING] * len(prompts)))
     return [(ranking.positions.tolist(), ranking.scores.tolist()) for ranking in found]
+
+
+def graphed(bench: Bench, search: Callable) -> Callable[[Sequence], Answers]:
+    """`searched` with graphs of its own, to be asked with prompts; off CUDA without capture."""
+    return partial(searched, bench, search=search, steps=FixedSteps(bench.model))
 
 
 def by_beams(beams: int, renormalise: bool) -> Callable:
