@@ -60,7 +60,9 @@ class Decode(Section):
 
     search: Literal["beam", "certified", "best_first"] = "beam"
     """beam: what `beams` beams find, as papers do it; certified: twice the beams again and again
-    until the list is proven to be the most probable one; best_first: that list, found directly."""
+    until the list is proven to be the most probable one; best_first: that list, found directly.
+    Both go only so far, then give the best they found; `proven` in the results counts the proofs.
+    """
     beams: Count = 10
     """Beams of a user; of best_first none."""
     top_k: Count = 10

@@ -4,7 +4,8 @@ Probabilities only fall along a path, so the search always reads on at the most 
 stops when as many items are found as are asked for, each at least as probable as anything not yet
 read. Places of all users are read in one pass, each as further columns of its user's row, and a
 run of tokens without a choice at once. With `top_k` as large as the catalog every item gets its
-score. No state outlives a call. Knows neither text nor metrics.
+score. Where a model is so unsure that much of the trie would be read, memory can be bounded, and
+the list then says whether it is proven. No state outlives a call. Knows neither text nor metrics.
 """
 
 from dataclasses import dataclass
@@ -62,12 +63,17 @@ def best_first(
     top_k: int,
     scoring: Scoring,
     expand: int = 10,
+    most: int | None = None,
 ) -> Found:
     """The `top_k` most probable open items of each of U users; all of them if there are fewer.
 
     Scores are those of `beam_search`. In one pass of the model at most `expand` places of a user
     are read on from; it changes the cost, not what is found. Equal scores stand in the order of the
     trie; which of several items of one score come last in a list that cannot hold them all is open.
+
+    `most`: once so many tokens are read behind a prompt, only the best places are followed to their
+    ends, as many as `top_k` or `expand`, and the others are given up. The list is certified if none
+    of these was more probable than its last item.
     """
     if top_k < 1 or expand < 1:
         raise ValueError(f"top_k = {top_k} and expand = {expand} must be at least 1")
@@ -80,13 +86,18 @@ def best_first(
     )  # fmt: skip
     parents = np.zeros((users, 0), np.int64)  # of each column of a user's row
     columns, passes = np.zeros(users, np.int64), 0
+    given_up = np.full(users, -np.inf)
     while True:
         ended = _best(ended, top_k)
-        frontier = frontier.take(frontier.score > _bounds(ended, users, top_k)[frontier.user])
-        order = np.lexsort((-frontier.score, frontier.user))
-        place = np.arange(len(order)) - np.searchsorted(frontier.user[order], frontier.user[order])
-        chosen, frontier = (frontier.take(order[place < expand]),
-                            frontier.take(order[place >= expand]))  # fmt: skip
+        bounds = _bounds(ended, users, top_k)
+        frontier = frontier.take(frontier.score > bounds[frontier.user])
+        frontier = frontier.take(np.lexsort((-frontier.score, frontier.user)))
+        place = np.arange(len(frontier.user)) - np.searchsorted(frontier.user, frontier.user)
+        spent = columns >= (np.inf if most is None else most)
+        now = place < np.where(spent, max(expand, top_k), expand)[frontier.user]
+        lost = spent[frontier.user] & ~now
+        np.maximum.at(given_up, frontier.user[lost], frontier.score[lost])
+        chosen, frontier = frontier.take(now), frontier.take(~now & ~lost)
         if len(chosen.user) == 0:
             break
         at, logits, parents = _read(chosen, parents, prompts, open_items, scoring)
@@ -94,8 +105,9 @@ def best_first(
         frontier, ended = frontier.and_(further), ended.and_(finished)
         columns += np.bincount(chosen.user, at.depth - chosen.depth, users).astype(np.int64)
         passes += 1
-    return Found([_ranking(ended.take(ended.user == u), open_items) for u in range(users)], columns,
-                 passes)  # fmt: skip
+    proven = bounds >= given_up
+    return Found([_ranking(ended.take(ended.user == user), open_items, bool(proven[user]))
+                  for user in range(users)], columns, passes)  # fmt: skip
 
 
 def _best(ended: _Places, top_k: int) -> _Places:
@@ -230,9 +242,9 @@ def _of_vocabulary(
     return values.double().cpu().numpy()
 
 
-def _ranking(ended: _Places, open_items: OpenItems) -> Ranking:
+def _ranking(ended: _Places, open_items: OpenItems, proven: bool) -> Ranking:
     """One user's items; those of one node lowest first."""
     items = [open_items.items_at(int(user), node) for user, node in
              dict.fromkeys(zip(ended.user.tolist(), ended.node.tolist(), strict=True))]  # fmt: skip
     positions = np.concatenate([*items, np.zeros(0, np.int32)])[: len(ended.node)]
-    return Ranking(positions.astype(np.int32), ended.score.astype(np.float32), certified=True)
+    return Ranking(positions.astype(np.int32), ended.score.astype(np.float32), proven)

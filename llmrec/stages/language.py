@@ -37,6 +37,7 @@ from llmrec.text.templates import PromptTemplate
 
 log = logging.getLogger("llmrec")
 WIDEST = 640  # beams of a user, at most, that a proof is sought with
+FARTHEST = 2048  # tokens behind a prompt, about, that best-first search may read for a proof
 
 
 def processes() -> PartialState:
@@ -177,7 +178,8 @@ def searched(
     """The `top_k` items of each user by the recipe's search; beams are as many as that at least."""
     scoring = Scoring(decode.renormalise, weight)
     if decode.search == "best_first":
-        return best_first(prompts, open_items, top_k=top_k, scoring=scoring).rankings
+        return best_first(prompts, open_items, top_k=top_k, scoring=scoring,
+                          most=FARTHEST).rankings  # fmt: skip
     beams = max(decode.beams, top_k)
     if decode.search == "certified":
         return certified_search(prompts, open_items, beams=beams, top_k=top_k, scoring=scoring,

@@ -118,6 +118,30 @@ def test_it_reads_less_than_the_catalog(tiny_llama):
     assert found.columns.sum() < len(trie.tokens) / 4
 
 
+@pytest.mark.parametrize("renormalise", [True, False])
+def test_bounded_it_reads_little_more_and_what_it_certifies_is_true(tiny_llama, renormalise):
+    rng = np.random.default_rng(4)
+    sequences = [[*s, 0] for s in sorted({tuple(rng.integers(3, 9, 5)) for _ in range(900)})]
+    prompts = [rng.integers(3, 60, 5).astype(np.int32) for _ in range(12)]
+    closed, top_k, expand = [NOTHING] * len(prompts), 4, 2
+    asked = OpenItems(TitleTrie.from_sequences(sequences), closed)
+    shared, scoring = SharedPrompt(tiny_llama, prompts), Scoring(renormalise)
+    whole = best_first(shared, asked, top_k=top_k, scoring=scoring, expand=expand)
+    truth, certified = exact(tiny_llama, prompts, sequences, closed, renormalise), []
+    for most in (0, 15, 40, int(whole.columns.max())):
+        found = best_first(shared, asked, top_k=top_k, scoring=scoring, expand=expand, most=most)
+        # The pass in which it is reached, then at most four places for each token of a title.
+        assert (found.columns < most + 6 * expand + 6 * top_k).all()
+        for ranking, row in zip(found.rankings, truth, strict=True):
+            assert len(set(ranking.positions.tolist())) == top_k
+            np.testing.assert_allclose(ranking.scores, row[ranking.positions], atol=1e-4)
+            if ranking.certified:
+                np.testing.assert_allclose(ranking.scores, np.sort(row)[::-1][:top_k], atol=1e-4)
+        certified.append(sum(ranking.certified for ranking in found.rankings))
+    assert certified[0] < certified[-1] == len(prompts)
+    assert all(ranking.certified for ranking in whole.rankings)
+
+
 @pytest.mark.parametrize(("top_k", "expand"), [(0, 1), (1, 0)])
 def test_nothing_to_find_or_expand_is_refused(tiny_llama, top_k, expand):
     shared = SharedPrompt(tiny_llama, [np.array([5], np.int32)])
