@@ -279,10 +279,10 @@ class Recipe(Section):
     def _ranked(self) -> Self:
         validation = self.validation
         constrained = validation.metric != "nll" and validation.answer == "constrained"
-        if constrained and validation.k > self.decode.beams:
+        beams = None if self.decode.kind == "best_first" else self.decode.beams
+        if constrained and beams is not None and validation.k > beams:
             raise ValueError(
-                f"validation.k = {validation.k} items cannot come out of decode.beams = "
-                f"{self.decode.beams}"
+                f"validation.k = {validation.k} items cannot come out of decode.beams = {beams}"
             )
         return self
 

@@ -58,13 +58,13 @@ class Grounding(Section):
 class Decode(Section):
     """Constrained search: only items of the catalog come out."""
 
-    search: Literal["beam", "certified", "best_first"] = "beam"
+    search: Literal["auto", "beam", "certified", "best_first"] = "auto"
     """beam: what `beams` beams find, as papers do it; certified: twice the beams again and again
     until the list is proven to be the most probable one; best_first: that list, found directly.
-    Both go only so far, then give the best they found; `proven` in the results counts the proofs.
-    """
-    beams: Count = 10
-    """Beams of a user; of best_first none."""
+    The latter two go only so far, then give the best they found; `proven` in the results counts the
+    proofs. auto: beam where `beams` is given or `renormalise` is off, else best_first."""
+    beams: Count | None = None
+    """Beams of a user; null: 10, or `top_k` if that is more. Not used by best_first."""
     top_k: Count = 10
     """Recommendations of a user."""
     renormalise: bool = True
@@ -82,9 +82,21 @@ class Decode(Section):
     grounding: Grounding = Grounding()
     """Free text, grounded."""
 
+    @property
+    def kind(self) -> Literal["beam", "certified", "best_first"]:
+        """The search that `search` comes to."""
+        if self.search != "auto":
+            return self.search
+        return "beam" if self.beams is not None or not self.renormalise else "best_first"
+
+    @property
+    def width(self) -> int:
+        """How many beams a user has in a search with beams."""
+        return max(10, self.top_k) if self.beams is None else self.beams
+
     @model_validator(mode="after")
     def _enough_beams(self) -> Self:
-        if self.search != "best_first" and self.top_k > self.beams:
+        if self.kind != "best_first" and self.top_k > self.width:
             raise ValueError(
                 f"{self.beams} beams give at most {self.beams} items, top_k asks for {self.top_k}; "
                 "raise beams, lower top_k or set decode.search=best_first"

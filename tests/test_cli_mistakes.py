@@ -66,7 +66,7 @@ USAGE = [
     "validate good.yaml model.quantization=4bit model.lora=null",
     "validate good.yaml model.trust_remote_code=true", "validate good.yaml objective=msl",
     "validate good.yaml objective.name=mls", "validate good.yaml decode.beams=5",
-    "validate good.yaml decode.top_k=100", "validate good.yaml decode.guidance.weight=2",
+    "validate good.yaml decode.search=widest", "validate good.yaml decode.guidance.weight=2",
     "validate good.yaml systems=tuned", "validate good.yaml systems=[tunned]",
     "validate good.yaml systems=[]", "validate good.yaml evaluate.k=10",
     "validate good.yaml evaluate.k=[0]", "validate good.yaml evaluate.confidence=95",

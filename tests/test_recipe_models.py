@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from llmrec import training_arguments
 from llmrec.recipe import SYSTEMS, Recipe
+from llmrec.recipe_decoding import Decode
 from llmrec.recipe_keys import all_keys, allowed, schema
 from llmrec.recipe_loading import dump, load
 from llmrec.recipe_section import Section
@@ -92,6 +93,24 @@ def test_defaults_are_not_shared_between_recipes():
 def test_what_cannot_be_is_refused(change):
     with pytest.raises(ValidationError):
         Recipe.model_validate({"name": "x", "data": DATA} | change)
+
+
+@pytest.mark.parametrize(
+    ("decode", "kind", "width"),
+    [
+        ({}, "best_first", 10),
+        ({"top_k": 30}, "best_first", 30),
+        ({"renormalise": False}, "beam", 10),
+        ({"renormalise": False, "top_k": 30}, "beam", 30),
+        ({"beams": 20}, "beam", 20),
+        ({"search": "beam"}, "beam", 10),
+        ({"search": "best_first", "beams": 2}, "best_first", 2),
+        ({"search": "certified", "beams": 12}, "certified", 12),
+    ],
+)
+def test_which_search_a_recipe_comes_to(decode, kind, width):
+    found = Decode(**decode)
+    assert (found.kind, found.width) == (kind, width)
 
 
 def test_remote_code_needs_a_whole_commit():

@@ -62,7 +62,7 @@ def best_first(
     *,
     top_k: int,
     scoring: Scoring,
-    expand: int = 10,
+    expand: int = 16,
     most: int | None = None,
 ) -> Found:
     """The `top_k` most probable open items of each of U users; all of them if there are fewer.
@@ -149,19 +149,19 @@ def _read(
     grown = np.full((users, before + width), PROMPT, np.int64)
     grown[:, :before] = parents
     grown[user, before + column] = np.where(step > 0, before + column - 1, chosen.column[row])
-    logits = prompts.read(tokens, depth, _sees(grown, before), user * width + column)
-    last = step == length[row] - 1
+    ends = np.flatnonzero(step == length[row] - 1)
+    # What a run leads through has probability 1 over the allowed tokens: only its end is asked.
+    asked = ends if scoring.over_children else np.arange(len(row))
+    logits = prompts.read(tokens, depth, _sees(grown, before), (user * width + column)[asked])
     score = chosen.score.copy()
     if not scoring.over_children:
-        inner = np.flatnonzero(~last)
-        following = open_items.trie.tokens[runs[row, np.minimum(step + 1, runs.shape[1] - 1)]]
-        score += np.bincount(row[inner], _of_vocabulary(logits, inner, following[inner]),
-                             len(score))  # fmt: skip
-    rows = torch.from_numpy(np.flatnonzero(last)).to(logits.device)
-    ends = np.flatnonzero(last)
+        inner = np.setdiff1d(asked, ends)
+        following = open_items.trie.tokens[runs[row[inner], step[inner] + 1]]
+        score += np.bincount(row[inner], _of_vocabulary(logits, inner, following), len(score))
+        logits = logits[torch.from_numpy(ends).to(logits.device)]
     at = _Places(chosen.user, runs[row[ends], step[ends]], score, before + column[ends],
                  chosen.depth + length)  # fmt: skip
-    return at, logits[rows], grown
+    return at, logits, grown
 
 
 def _runs(chosen: _Places, open_items: OpenItems) -> Longs:

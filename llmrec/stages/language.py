@@ -177,11 +177,11 @@ def searched(
 ) -> list[Ranking]:
     """The `top_k` items of each user by the recipe's search; beams are as many as that at least."""
     scoring = Scoring(decode.renormalise, weight)
-    if decode.search == "best_first":
+    if decode.kind == "best_first":
         return best_first(prompts, open_items, top_k=top_k, scoring=scoring,
                           most=FARTHEST).rankings  # fmt: skip
-    beams = max(decode.beams, top_k)
-    if decode.search == "certified":
+    beams = max(decode.width, top_k)
+    if decode.kind == "certified":
         return certified_search(prompts, open_items, beams=beams, top_k=top_k, scoring=scoring,
                                 widest=max(beams, WIDEST))  # fmt: skip
     return beam_search(prompts, open_items, beams=beams, top_k=top_k, scoring=scoring)

@@ -195,6 +195,7 @@ class Answering:
             return None
         ordered, seconds = collected(parts)
         if self.candidates is None:
+            hyperparameters["search"] = self.recipe.decode.kind
             hyperparameters["proven"] = float(np.mean([a["proven"] for a in ordered]))
         if split == "test":
             hyperparameters |= self._demonstrated(system, ordered)

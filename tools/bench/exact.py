@@ -52,7 +52,7 @@ def main() -> None:
     options.add_argument("--batch", type=int, default=8)
     options.add_argument("--top-k", type=int, default=10)
     options.add_argument("--beams", type=int, default=10)
-    options.add_argument("--expand", type=int, default=10, help="places read on from at a time")
+    options.add_argument("--expand", type=int, default=16, help="places read on from at a time")
     options.add_argument("--softmax", choices=SOFTMAXES, default="both",
                          help="over the vocabulary an untuned model needs minutes")  # fmt: skip
     options.add_argument("--checked", type=int, default=2, help="users whose lists are checked")
