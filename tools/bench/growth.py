@@ -1,8 +1,12 @@
 """Draws how cost grows, from lines of JSON that `catalog.py` and `train.py` print.
 
 python tools/bench/all.py --out results/bench-cpu.md     # draws results/bench-cpu.svg too
+python tools/bench/growth.py lines.jsonl more.jsonl --out results/growth.svg
 """
 
+import argparse
+import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,3 +48,18 @@ def draw(figures: Sequence[dict], path: Path) -> bool:
     panels[3].legend()
     sheet.savefig(path, format="svg", metadata={"Date": None})
     return True
+
+
+def main() -> None:
+    """Draw what files of lines hold; other lines in them are passed over."""
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("files", type=Path, nargs="+")
+    options.add_argument("--out", type=Path, required=True)
+    given = options.parse_args()
+    lines = [line for file in given.files for line in file.read_text("utf-8").splitlines()]
+    if not draw([json.loads(line) for line in lines if line.startswith("{")], given.out):
+        sys.exit("the files hold no line of a swept size, or none of targets in a row")
+
+
+if __name__ == "__main__":
+    main()
