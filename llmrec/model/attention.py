@@ -44,13 +44,15 @@ def tree_attention(
 ) -> tuple[Tensor, None]:  # fmt: skip
     """What transformers calls in each layer: query (B, H, S, D), key and value (B, H / G, C, D).
 
-    A mask that is not stacked for this layer's G is used as transformers would.
+    A mask that is not stacked for this layer's G, or scores that are more than products under a
+    mask, are left to transformers.
     """
     users, heads, length, width = query.shape
     groups = heads // key.shape[1]
     if attention_mask is None or attention_mask.shape[2] == length:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
-    if attention_mask.shape[2] != groups * length or settings.get("softcap") is not None:
+    more = settings.get("softcap") is not None or settings.get("position_bias") is not None
+    if more or attention_mask.shape[2] != groups * length:
         plain = attention_mask[:, :, :length]
         return sdpa_attention_forward(module, query, key, value, plain, **settings)
     found = torch.nn.functional.scaled_dot_product_attention(

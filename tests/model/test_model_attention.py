@@ -58,6 +58,20 @@ def test_a_layer_with_other_groups_reads_the_plain_mask():
     torch.testing.assert_close(found, expected.transpose(1, 2))
 
 
+def test_scores_with_a_bias_of_their_own_keep_it():
+    torch.manual_seed(0)
+    query, (key, value) = torch.randn(2, 4, 5, 8), torch.randn(2, 2, 2, 9, 8).unbind()
+    mask, bias = drawn_mask(2, 5, 9), torch.randn(1, 4, 5, 9)
+    stacked = stacked_mask(LlamaConfig(num_attention_heads=4, num_key_value_heads=2), mask,
+                           torch.float32)  # fmt: skip
+    found, _ = tree_attention(Layer(2), query, key, value, stacked, position_bias=bias)
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        query, key.repeat_interleave(2, 1), value.repeat_interleave(2, 1),
+        attn_mask=bias.masked_fill(~mask, float("-inf")),
+    )  # fmt: skip
+    torch.testing.assert_close(found, expected.transpose(1, 2))
+
+
 def test_a_family_reads_a_tree_as_under_sdpa(tiny_model):
     batch = TreeBatch(
         torch.randint(3, 50, (2, 6)), torch.arange(6).expand(2, 6),

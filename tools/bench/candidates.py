@@ -6,7 +6,7 @@ only: one candidate at a time, or all as one right-padded batch. Scores of the f
 checked equal, over the whole vocabulary and over the tokens that continue a candidate; what a peer
 reads serves both. One line of JSON for each figure on stdout, and with --out a Markdown page.
 
-    python tools/bench/candidates.py --users 8 --repeats 5 --out results/candidates-bench.md
+    python tools/bench/candidates.py --users 8 --repeats 5 --out candidates.md
     python tools/bench/candidates.py --users 1 --titles with-year
 """
 

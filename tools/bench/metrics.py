@@ -5,7 +5,7 @@ take the same time for every user, and their seconds are projected. Values are c
 user first. Without torchmetrics installed its line is left out. One line of JSON for each figure on
 stdout, and with --out a Markdown page.
 
-    python tools/bench/metrics.py --repeats 5 --out results/metrics-bench.md
+    python tools/bench/metrics.py --repeats 5 --out metrics.md
 """
 
 import argparse

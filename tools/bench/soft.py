@@ -7,7 +7,7 @@ is `generate`, one prompt at a time or left padded in batches, whichever is fast
 gradients and answers of the first repeat are checked equal. One line of JSON for each figure on
 stdout, and with --out a Markdown page. `--pairs 0` or `--users 0` leaves that half out.
 
-    python tools/bench/soft.py --pairs 4 --users 8 --repeats 5 --out results/soft-bench.md
+    python tools/bench/soft.py --pairs 4 --users 8 --repeats 5 --out soft.md
     python tools/bench/soft.py --pairs 2 --history 25 --users 4 --peers batched
 """
 

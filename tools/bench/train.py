@@ -7,7 +7,7 @@ user in one row, titles of MovieLens and long ones. `pairs`: a real and a self-d
 chosen title and rejected ones. `processes`: two processes against one. `padding`: what grouping
 rows by length leaves. One line of JSON for each figure on stdout, and with --out a Markdown page.
 
-    python tools/bench/train.py --repeats 5 --users 2 --out results/train-bench.md
+    python tools/bench/train.py --repeats 5 --users 2 --out train.md
     python tools/bench/train.py --only rows pairs --targets 5 20
 """
 
