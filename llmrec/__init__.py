@@ -8,26 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llmrec.data.catalog import Catalog
-    from llmrec.stages.recommender import Recommender
+    from llmrec.systems.recommender import Recommender
     from llmrec.text.encoding import PromptEncoder
     from llmrec.text.templates import PromptTemplate
     from llmrec.text.tree import TokenTree
     from llmrec.text.trie import TitleTrie
 
 __version__ = "0.1.0"
-__all__ = [
-    "Catalog",
-    "PromptEncoder",
-    "PromptTemplate",
-    "Recommender",
-    "TitleTrie",
-    "TokenTree",
-]
+__all__ = ["Catalog", "PromptEncoder", "PromptTemplate", "Recommender", "TitleTrie", "TokenTree"]
 _HOMES = {
     "Catalog": "llmrec.data.catalog",
     "PromptEncoder": "llmrec.text.encoding",
     "PromptTemplate": "llmrec.text.templates",
-    "Recommender": "llmrec.stages.recommender",
+    "Recommender": "llmrec.systems.recommender",
     "TitleTrie": "llmrec.text.trie",
     "TokenTree": "llmrec.text.tree",
 }

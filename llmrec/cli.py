@@ -74,7 +74,7 @@ def fetch(
     as_json: Json = False,
 ) -> None:
     """Bring a model or data set into the cache, verified."""
-    from llmrec.stages import fetch as stage
+    from llmrec.fetch import cache as stage
 
     with terminal.stdout_for_data():
         result = stage.run(kind, name, offline)
@@ -86,7 +86,7 @@ def prepare(
     recipe: RecipeName, overrides: Overrides = None, offline: Offline = False, as_json: Json = False
 ) -> None:
     """Read, filter and split the data."""
-    from llmrec.stages.folder import open_run
+    from llmrec.runs.folder import open_run
 
     settings, folder = open_run(recipe, overrides or [])
     from llmrec.stages import prepare as stage
@@ -99,7 +99,7 @@ def prepare(
 @app.command()
 def validate(recipe: RecipeName, overrides: Overrides = None, as_json: Json = False) -> None:
     """Check a recipe: every error at once, without torch."""
-    from llmrec.recipe_loading import check
+    from llmrec.recipe.loading import check
 
     terminal.show(check(recipe, overrides or []), as_json)
 
@@ -125,12 +125,12 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Fine-tune the model, with SOFT in three steps; goes on where it was interrupted."""
-    from llmrec.stages.folder import open_run
+    from llmrec.runs.folder import open_run
 
     if sweep is not None:
         if dry_run or only is not None:
             raise RecipeError("--sweep trains whole recipes; leave out --dry-run and --only")
-        from llmrec.stages import sweep as sweep_stage
+        from llmrec.studies import sweep as sweep_stage
 
         with terminal.stdout_for_data():
             reached = sweep_stage.run(recipe, overrides or [], sweep)
@@ -138,8 +138,10 @@ def train(
         return
     settings, folder = open_run(recipe, overrides or [])
     if dry_run and settings.network is not None:
-        from llmrec.stages import networks
+        from llmrec.methods import networks
+        from llmrec.stages import prepare as preparing
 
+        preparing.run(settings, folder)
         terminal.show(networks.preview(settings, folder), as_json)
         return
     from llmrec.stages import pipeline, prompts
@@ -163,7 +165,7 @@ def train(
 @app.command()
 def distill(recipe: RecipeName, overrides: Overrides = None, as_json: Json = False) -> None:
     """The fine-tuned model's answers to its training prompts, for SOFT; goes on by batch."""
-    from llmrec.stages.folder import open_run
+    from llmrec.runs.folder import open_run
 
     settings, folder = open_run(recipe, overrides or [])
     from llmrec.stages import distill as stage
@@ -186,7 +188,7 @@ def retrieve(
     as_json: Json = False,
 ) -> None:
     """Similar users for the prompts, and how often they chose next what is asked."""
-    from llmrec.stages.folder import open_run
+    from llmrec.runs.folder import open_run
 
     settings, folder = open_run(recipe, overrides or [])
     from llmrec.stages import retrieve as stage
@@ -200,8 +202,8 @@ def retrieve(
 @check_app.command()
 def leakage(recipe: RecipeName, overrides: Overrides = None, as_json: Json = False) -> None:
     """Prove that nothing later than what was asked reached a prompt of a run; exit 1 if it did."""
+    from llmrec.runs.folder import open_run
     from llmrec.stages import leakage as stage
-    from llmrec.stages.folder import open_run
 
     settings, folder = open_run(recipe, overrides or [])
     result = stage.run(settings, folder)
@@ -226,7 +228,7 @@ def recommend(
     as_json: Json = False,
 ) -> None:
     """Recommend for the test split, or for histories of ids or titles (one JSON line per item)."""
-    from llmrec.stages.folder import open_run
+    from llmrec.runs.folder import open_run
 
     settings, folder = open_run(recipe, overrides or [])
     from llmrec.stages import recommend as stage
@@ -257,7 +259,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Metrics per user, means, intervals and tests. Needs no torch."""
-    from llmrec.stages.folder import open_run
+    from llmrec.runs.folder import open_run
 
     settings, folder = open_run(recipe, overrides or [])
     from llmrec.stages import calibrate
@@ -290,7 +292,7 @@ def compare(
 @app.command()
 def report(recipe: RecipeName, overrides: Overrides = None, as_json: Json = False) -> None:
     """One page: table, training curve, three users."""
-    from llmrec.stages.folder import open_run
+    from llmrec.runs.folder import open_run
 
     settings, folder = open_run(recipe, overrides or [])
     from llmrec.stages import report as stage
@@ -301,8 +303,8 @@ def report(recipe: RecipeName, overrides: Overrides = None, as_json: Json = Fals
 @app.command()
 def run(recipe: RecipeName, overrides: Overrides = None, as_json: Json = False) -> None:
     """Prepare, train, recommend, evaluate and report; skips what is done."""
+    from llmrec.runs.folder import open_run
     from llmrec.stages import pipeline
-    from llmrec.stages.folder import open_run
 
     settings, folder = open_run(recipe, overrides or [])
     with terminal.stdout_for_data():
@@ -344,8 +346,8 @@ def prompts_render(
     as_json: Json = False,
 ) -> None:
     """A real user's prompt, with token ids and the loss mask."""
+    from llmrec.runs.folder import open_run
     from llmrec.stages import prompts as stage
-    from llmrec.stages.folder import open_run
 
     settings, folder = open_run(recipe, overrides or [])
     rendered = stage.render(settings, folder, user)
@@ -356,7 +358,7 @@ def prompts_render(
 @recipes_app.command("ls")
 def recipes_ls(as_json: Json = False) -> None:
     """Names of the shipped recipes and accelerate files."""
-    from llmrec import shipped
+    from llmrec.recipe import shipped
 
     names = {"recipes": shipped.recipe_names(), "accelerate": shipped.accelerate_names()}
     terminal.show(names, as_json)
@@ -365,7 +367,7 @@ def recipes_ls(as_json: Json = False) -> None:
 @recipes_app.command("show")
 def recipes_show(name: Annotated[str, typer.Argument(help="As `recipes ls` lists it.")]) -> None:
     """The text of a recipe or accelerate file."""
-    from llmrec import shipped
+    from llmrec.recipe import shipped
 
     terminal.show(shipped.found(name).read_text("utf-8").rstrip("\n"), as_json=False)
 
@@ -376,7 +378,7 @@ def recipes_cp(
     to: Annotated[Path, typer.Argument(help="File or folder to copy it to.")] = Path(),
 ) -> None:
     """Copy a recipe or accelerate file, to change it. Never overwrites."""
-    from llmrec import shipped
+    from llmrec.recipe import shipped
 
     terminal.show(str(shipped.copied(name, to)), as_json=False)
 
@@ -384,7 +386,7 @@ def recipes_cp(
 @config_app.command("show")
 def config_show(recipe: RecipeName, overrides: Overrides = None, as_json: Json = False) -> None:
     """A recipe with every default written out."""
-    from llmrec.recipe_loading import dump, load
+    from llmrec.recipe.loading import dump, load
 
     loaded = load(recipe, overrides or [])
     terminal.show(loaded.model_dump(mode="json") if as_json else dump(loaded).rstrip(), as_json)
@@ -393,6 +395,6 @@ def config_show(recipe: RecipeName, overrides: Overrides = None, as_json: Json =
 @config_app.command("schema")
 def config_schema() -> None:
     """The JSON schema of recipes."""
-    from llmrec.recipe_keys import schema
+    from llmrec.recipe.keys import schema
 
     terminal.show(schema(), as_json=True)

@@ -121,8 +121,7 @@ def test_there_are_a_hundred():
 
 
 @pytest.mark.parametrize(
-    ("command", "code"),
-    [(c, 2) for c in USAGE] + [(c, 3) for c in DATA] + [(c, 1) for c in FAILED],
+    ("command", "code"), [(c, 2) for c in USAGE] + [(c, 3) for c in DATA] + [(c, 1) for c in FAILED]
 )
 def test_a_mistake_gets_a_message_and_its_code(command, code, call):
     found, out, errors = call(*command.split())

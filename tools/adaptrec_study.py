@@ -25,10 +25,10 @@ from llmrec.data.records import Examples, Interactions
 from llmrec.evaluation.intervals import holm, mean_interval, paired_test
 from llmrec.evaluation.metrics import hit_rate, ndcg
 from llmrec.evaluation.predictions import Predictions
-from llmrec.recipe_loading import load
+from llmrec.inference.pools import Pools
+from llmrec.recipe.loading import load
+from llmrec.runs.folder import RunFolder
 from llmrec.stages import pipeline, recommend
-from llmrec.stages.folder import RunFolder
-from llmrec.stages.pools import Pools
 
 SEEDS = (0, 1, 2)
 COMMON = {

@@ -35,11 +35,11 @@ from llmrec.evaluation.calibration import (
 from llmrec.evaluation.conformal import Rule, set_sizes, target_scores, threshold
 from llmrec.evaluation.intervals import holm, mean_interval, paired_test
 from llmrec.evaluation.metrics import hit_rate, ndcg
+from llmrec.inference.from_recipe import adapter_of, base_of, encoder_of
 from llmrec.model.loading import load_tuned
-from llmrec.recipe_loading import load
+from llmrec.recipe.loading import load
+from llmrec.runs.folder import RunFolder
 from llmrec.stages import pipeline
-from llmrec.stages.folder import RunFolder
-from llmrec.stages.language import adapter_of, base_of, encoder_of
 
 ALPHAS = (0.1, 0.3)
 LAC = Rule("lac")

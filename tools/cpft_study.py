@@ -33,10 +33,11 @@ from llmrec.evaluation.calibration import ece_intervals, listed, top_k_mass
 from llmrec.evaluation.conformal import Rule, set_sizes, target_scores, threshold
 from llmrec.evaluation.intervals import holm, mean_interval, paired_test
 from llmrec.evaluation.metrics import hit_rate, ndcg
-from llmrec.recipe_loading import load
-from llmrec.recipe_networks import Conformal
-from llmrec.stages import networks, prepare
-from llmrec.stages.folder import RunFolder
+from llmrec.methods import networks
+from llmrec.recipe.conformal import Conformal
+from llmrec.recipe.loading import load
+from llmrec.runs.folder import RunFolder
+from llmrec.stages import pipeline, prepare
 
 ALPHAS = (0.1, 0.3)
 LAC = Rule("lac")
@@ -122,7 +123,7 @@ def run(cell: Cell, given: argparse.Namespace) -> None:
     """Train and measure every arm of a cell that does not stand."""
     recipe, folder = recipe_of(cell, given)
     prepare.run(recipe, folder)
-    made = networks.train(recipe, folder)["base"]
+    made = pipeline.train(recipe, folder)["base"]
     base = networks.fitted(recipe, folder, "network")
     train, valid = Interactions.read(folder.interactions), Examples.read(folder.examples("valid"))
     if not _file(folder, "base").exists():

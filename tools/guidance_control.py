@@ -18,9 +18,9 @@ from llmrec.data.catalog import Catalog
 from llmrec.data.records import Examples, Interactions
 from llmrec.decoding.open_items import OpenItems, segment_log_softmax
 from llmrec.evaluation.intervals import paired_test
-from llmrec.stages.folder import open_run
-from llmrec.stages.language import closed_items
-from llmrec.stages.language_systems import LanguageSystems, scored_paths
+from llmrec.inference.engine import closed_items
+from llmrec.runs.folder import open_run
+from llmrec.systems.language import LanguageSystems, scored_paths
 
 POWERS = [tenth / 10 for tenth in range(3, 16)]
 WEIGHTS = [twentieth / 20 for twentieth in range(21)]

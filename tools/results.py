@@ -8,8 +8,8 @@ import json
 from pathlib import Path
 
 from llmrec.evaluation.table import MetricTable, group_columns, main_columns
-from llmrec.recipe_loading import load
-from llmrec.stages.folder import RunFolder
+from llmrec.recipe.loading import load
+from llmrec.runs.folder import RunFolder
 
 
 def main() -> None:

@@ -26,11 +26,11 @@ from llmrec.data.records import Examples
 from llmrec.evaluation.intervals import holm, mean_interval, paired_test
 from llmrec.evaluation.metrics import hit_rate, ndcg
 from llmrec.evaluation.predictions import Predictions
+from llmrec.methods.soft.answer_file import Answers
 from llmrec.model.trainer import read_log
-from llmrec.recipe_loading import load
+from llmrec.recipe.loading import load
+from llmrec.runs.folder import RunFolder
 from llmrec.stages import pipeline, recommend
-from llmrec.stages.answers import Answers
-from llmrec.stages.folder import RunFolder
 
 SEEDS = (0, 1, 2)
 ALPHAS = (10.0, 100.0)

@@ -16,16 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from llmrec.data.files import replacing
-from llmrec.data.records import (
-    ITEM_ID,
-    RATING,
-    SOURCE_ROW,
-    TIMESTAMP,
-    TITLE,
-    USER_ID,
-    Bools,
-    Ints,
-)
+from llmrec.data.records import ITEM_ID, RATING, SOURCE_ROW, TIMESTAMP, TITLE, USER_ID, Bools, Ints
 from llmrec.data.sources.formats import PARQUET, Layout, TableFile
 from llmrec.data.sources.reading import good_rows
 from llmrec.data.sources.rows import BadRows

@@ -51,12 +51,7 @@ class _Candidates:
 
 @torch.inference_mode()
 def free_beam_search(
-    prompts: SharedPrompt,
-    *,
-    beams: int,
-    end: int,
-    max_new_tokens: int,
-    length_penalty: float = 1.0,
+    prompts: SharedPrompt, *, beams: int, end: int, max_new_tokens: int, length_penalty: float = 1.0
 ) -> list[list[Written]]:
     """The `beams` best answers to each of U prompts, best first.
 

@@ -10,14 +10,7 @@ from llmrec.evaluation.intervals import (
     paired_test,
     paired_tests,
 )
-from llmrec.evaluation.metrics import (
-    average_precision,
-    hit_rate,
-    mrr,
-    ndcg,
-    precision,
-    recall,
-)
+from llmrec.evaluation.metrics import average_precision, hit_rate, mrr, ndcg, precision, recall
 from llmrec.evaluation.predictions import Predictions, SystemInfo
 
 __all__ = [

@@ -52,10 +52,7 @@ class BeyondAccuracy:
 
 
 def beyond_accuracy(
-    rankings: Rankings,
-    training_counts: IntArray,
-    histories: Sequence[IntArray],
-    k: int,
+    rankings: Rankings, training_counts: IntArray, histories: Sequence[IntArray], k: int
 ) -> BeyondAccuracy:
     """Look at `rankings` (U lists of positions, -1 or N and above = no catalog item).
 

@@ -19,11 +19,7 @@ if TYPE_CHECKING:
 PLACEHOLDER = "#010203"
 _CURVE = "#4c78d8"
 # Colour, dashes, marker: told apart by any one of the three.
-STYLES = (
-    (_CURVE, "-", "o"),
-    ("#d0632a", "--", "s"),
-    ("#26936b", ":", "^"),
-)
+STYLES = ((_CURVE, "-", "o"), ("#d0632a", "--", "s"), ("#26936b", ":", "^"))
 _SIZE = (5.2, 3.0)  # inches
 _EPOCH = "epoch, the first is 0"
 

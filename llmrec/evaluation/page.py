@@ -18,13 +18,7 @@ from llmrec.evaluation.beyond import BeyondAccuracy
 from llmrec.evaluation.comparison import Comparison, Standing, in_words
 from llmrec.evaluation.intervals import Interval
 from llmrec.evaluation.layout import UNDEFINED, number
-from llmrec.evaluation.table import (
-    LOWER_IS_BETTER,
-    NLL,
-    MetricTable,
-    front_columns,
-    group_columns,
-)
+from llmrec.evaluation.table import LOWER_IS_BETTER, NLL, MetricTable, front_columns, group_columns
 
 TEMPLATE = "report.html.jinja"
 

@@ -23,8 +23,8 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from llmrec.data import sealed as checkpoints
 from llmrec.errors import LlmrecError, RecipeError
-from llmrec.model import checkpoints
 from llmrec.model.candidate_objective import CandidateObjective
 from llmrec.model.compiling import of_any_size, require_compiler, uncompiled
 from llmrec.model.curriculum import Mixture

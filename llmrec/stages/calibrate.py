@@ -5,7 +5,6 @@ part calibrates the prediction sets, and everything reported is measured on the 
 lists that `recommend` leaves for systems that are distributions. Imports no torch.
 """
 
-import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -28,17 +27,22 @@ from llmrec.evaluation.conformal import RULES, Group
 from llmrec.evaluation.intervals import mean_intervals
 from llmrec.evaluation.layout import as_json, laid_out, number
 from llmrec.evaluation.predictions import Predictions
-from llmrec.stages.evaluation_inputs import TestSplit, read_test_split
+from llmrec.runs.evaluated import (
+    CALIBRATION_VERSION,
+    METHOD,
+    SCORE,
+    SYSTEM,
+    TestSplit,
+    read_test_split,
+)
 
 if TYPE_CHECKING:
     from llmrec.recipe import Recipe
-    from llmrec.recipe_evaluation import Calibration
-    from llmrec.stages.folder import RunFolder
+    from llmrec.recipe.evaluation import Calibration
+    from llmrec.runs.folder import RunFolder
 
 log = logging.getLogger("llmrec")
 
-VERSION = 1
-SYSTEM, METHOD, SCORE = "system", "method", "score"
 STATED, SCALED = "stated", "scaled"  # the probabilities as they are, and at the temperature
 ECE, ECE_MASS, BRIER, NLL = "ECE", "ECE, equal mass", "Brier", "NLL"
 # The rule whose sizes are drawn and whose groups are told; the other rules' are in the JSON.
@@ -90,7 +94,7 @@ def run(recipe: "Recipe", folder: "RunFolder") -> dict[str, Any]:
                         "evaluate.calibration set.")  # fmt: skip
     notes = [f"Without lists, so left out: {', '.join(without)}."] if without else []
     said = as_json({
-        "version": VERSION, "name": recipe.name, "data": provenance["data"], "k": k,
+        "version": CALIBRATION_VERSION, "name": recipe.name, "data": provenance["data"], "k": k,
         "settings": {**settings.model_dump(), "samples": recipe.evaluate.samples,
                      "confidence": recipe.evaluate.confidence, "seed": recipe.evaluate.seed},
         "rules": [asdict(rule) for rule in RULES], "drawn": DRAWN.method,
@@ -152,29 +156,6 @@ def group_table(said: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
                          str(c["coverage"]["n"]), _interval(c["coverage"]),
                          _interval(c["size"], 1), *cells])  # fmt: skip
     return header, rows
-
-
-def read_calibration(path: Path, data: str | None) -> dict[str, Any] | None:
-    """What `run` wrote; None where it wrote nothing, or of other data than `data`.
-
-    Raises DataError for a file that is something else.
-    """
-    if not path.is_file():
-        return None
-    try:
-        said = dict(json.loads(path.read_text("utf-8")))
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{path} is not JSON ({error}); run `llmrec evaluate --calibration` "
-                        "again.") from None  # fmt: skip
-    lacking = {"version", "data", "k", "systems", "drawn", "notes"} - set(said)
-    if lacking or said["version"] != VERSION:
-        what = f"lacks {', '.join(sorted(lacking))}" if lacking else "is of another version"
-        raise DataError(f"{path} {what}; run `llmrec evaluate --calibration` again.")
-    if said["data"] != data:
-        log.warning("%s is of other data than stands in this run and was left out; run `llmrec "
-                    "evaluate --calibration` again", path)  # fmt: skip
-        return None
-    return said
 
 
 def _set_aside(users: int, share: float, seed: int) -> npt.NDArray[np.bool_]:

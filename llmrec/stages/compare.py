@@ -24,9 +24,9 @@ from llmrec.evaluation.comparison import Comparison, compared
 from llmrec.evaluation.intervals import Floats
 from llmrec.evaluation.layout import Form, laid_out, number
 from llmrec.evaluation.table import ALL, main_columns, metric_table
+from llmrec.runs.evaluated import read_metrics
+from llmrec.runs.folder import RunFolder
 from llmrec.stages.evaluate import SYSTEM, TARGET_ITEM_ID, groups_of, tested_metrics
-from llmrec.stages.evaluation_inputs import read_metrics
-from llmrec.stages.folder import RunFolder
 
 FORMS = ("text", "markdown", "latex", "json")
 

@@ -5,8 +5,8 @@ import os
 import platform
 from typing import Any
 
-from llmrec.stages.fetch import cache_root
-from llmrec.stages.folder import PACKAGES
+from llmrec.fetch.cache import cache_root
+from llmrec.runs.folder import PACKAGES
 
 ALSO = ("llmrec", "huggingface_hub", "safetensors", "pyarrow", "pydantic", "gguf", "bitsandbytes")
 

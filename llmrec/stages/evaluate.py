@@ -33,11 +33,11 @@ from llmrec.evaluation.table import (
     front_columns,
     metric_table,
 )
-from llmrec.stages.evaluation_inputs import TestSplit, read_predictions, read_test_split
+from llmrec.runs.evaluated import TestSplit, read_predictions, read_test_split
 
 if TYPE_CHECKING:
     from llmrec.recipe import Recipe
-    from llmrec.stages.folder import RunFolder
+    from llmrec.runs.folder import RunFolder
 
 log = logging.getLogger("llmrec")
 

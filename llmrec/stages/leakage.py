@@ -17,13 +17,13 @@ import pyarrow as pa
 from llmrec.data.candidates import read_candidates
 from llmrec.data.records import Bools, Example, Examples, Interactions, Ints, Longs
 from llmrec.errors import DataError
-from llmrec.recipe import Data
+from llmrec.inference.pools import Neighbour, Pools
+from llmrec.recipe.data import Data
 from llmrec.stages import prepare
-from llmrec.stages.pools import Neighbour, Pools
 
 if TYPE_CHECKING:
     from llmrec.recipe import Recipe
-    from llmrec.stages.folder import RunFolder
+    from llmrec.runs.folder import RunFolder
 
 LISTED = 20  # violations told in words; all are counted
 PARTS = ("train", "valid", "test")

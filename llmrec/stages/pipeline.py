@@ -10,7 +10,7 @@ from typing import Any
 
 from llmrec.errors import RecipeError
 from llmrec.recipe import Recipe
-from llmrec.stages.folder import RunFolder
+from llmrec.runs.folder import RunFolder
 
 log = logging.getLogger("llmrec")
 
@@ -49,9 +49,12 @@ def train(recipe: Recipe, folder: RunFolder, only: str | None = None) -> dict[st
     Those of SOFT are sft (an adapter under `sft/`), distill (its answers under `distilled/`) and
     soft (the run's adapter); those of a network are told in `networks`. `only`: that step alone.
     """
-    if recipe.network is not None:
-        from llmrec.stages import networks
+    from llmrec.stages import prepare
 
+    if recipe.network is not None:
+        from llmrec.methods import networks
+
+        prepare.run(recipe, folder)
         return networks.train(recipe, folder, only)
     from llmrec.stages import distill
     from llmrec.stages import train as training

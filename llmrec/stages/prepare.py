@@ -34,8 +34,9 @@ from llmrec.data.splits import (
 from llmrec.errors import DataError, LlmrecError
 
 if TYPE_CHECKING:
-    from llmrec.recipe import Data, Recipe
-    from llmrec.stages.folder import RunFolder
+    from llmrec.recipe import Recipe
+    from llmrec.recipe.data import Data
+    from llmrec.runs.folder import RunFolder
 
 log = logging.getLogger("llmrec")
 
@@ -146,7 +147,7 @@ def _source_path(source: str, offline: bool) -> Path:
     path = Path(source).expanduser()
     if path.exists():
         return path
-    from llmrec.stages.fetch import data_path
+    from llmrec.fetch.cache import data_path
 
     fetched = data_path(source, offline)
     if fetched is None:

@@ -4,13 +4,12 @@ from typing import Any
 
 import numpy as np
 
-from llmrec import shipped
 from llmrec.data.catalog import Catalog
 from llmrec.data.records import Examples
 from llmrec.errors import DataError, RecipeError
-from llmrec.recipe import Recipe
+from llmrec.recipe import Recipe, shipped
+from llmrec.runs.folder import RunFolder
 from llmrec.stages import prepare
-from llmrec.stages.folder import RunFolder
 from llmrec.text.encoding import NOTHING_ELSE
 
 _LEARNED, _PLAIN = "\x1b[1;32m", "\x1b[0m"
@@ -36,9 +35,9 @@ def render(recipe: Recipe, folder: RunFolder, user: str | None = None) -> dict[s
     `pieces`: runs of tokens in reading order, with their text, ids, whether they are learned and,
     for those, the title they belong to. A piece's `parent` is the number of the piece it follows.
     """
-    from llmrec.stages.language import encoder_of
+    from llmrec.inference.from_recipe import encoder_of
+    from llmrec.methods.windows import Window, training_rows
     from llmrec.stages.train import training_prompting
-    from llmrec.stages.training_rows import Window, training_rows
 
     prepare.run(recipe, folder)
     catalog = Catalog.read(folder.items)

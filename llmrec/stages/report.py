@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llmrec import recipe_loading
 from llmrec.data.files import replacing
 from llmrec.errors import DataError
 from llmrec.evaluation.beyond import BeyondAccuracy
@@ -38,17 +37,13 @@ from llmrec.evaluation.page import (
 )
 from llmrec.evaluation.predictions import Predictions
 from llmrec.evaluation.table import MetricTable
+from llmrec.recipe import loading as recipe_loading
+from llmrec.runs.evaluated import TestSplit, read_metrics, read_predictions, read_test_split
 from llmrec.stages import calibrate
-from llmrec.stages.evaluation_inputs import (
-    TestSplit,
-    read_metrics,
-    read_predictions,
-    read_test_split,
-)
 
 if TYPE_CHECKING:
     from llmrec.recipe import Recipe
-    from llmrec.stages.folder import RunFolder
+    from llmrec.runs.folder import RunFolder
 
 log = logging.getLogger("llmrec")
 

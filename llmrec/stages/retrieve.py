@@ -15,14 +15,14 @@ from llmrec.data.records import Examples
 from llmrec.errors import RecipeError
 from llmrec.evaluation.intervals import mean_interval
 from llmrec.evaluation.layout import as_json, laid_out, number
+from llmrec.inference.similar_users import SimilarUsers, item_vectors, shortfalls
 from llmrec.retrieval.fitting import KS, RetrieverRow, compare_retrievers, fit_weights
 from llmrec.retrieval.similarity import MEASURES
 from llmrec.stages import prepare
-from llmrec.stages.similar_users import SimilarUsers, item_vectors, shortfalls
 
 if TYPE_CHECKING:
     from llmrec.recipe import Recipe
-    from llmrec.stages.folder import RunFolder
+    from llmrec.runs.folder import RunFolder
 
 log = logging.getLogger("llmrec")
 VECTORS = ("factors", "states", "sentences")

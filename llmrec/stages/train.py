@@ -16,37 +16,25 @@ import torch
 from accelerate import DistributedType, PartialState
 from transformers import TrainingArguments
 
+from llmrec.data import sealed as checkpoints
 from llmrec.data.candidates import draw_candidates
 from llmrec.data.catalog import Catalog
 from llmrec.data.files import sha256_of, write_json
 from llmrec.data.records import Examples, Interactions
 from llmrec.errors import LlmrecError, RecipeError
-from llmrec.model import checkpoints
-from llmrec.model.forward import require_tree_support
-from llmrec.model.loading import Lora, load_model, with_new_lora
-from llmrec.model.objectives import Objective
-from llmrec.model.trainer import (
-    CHECKPOINT,
-    Refresh,
-    TreeTrainer,
-    publish_best,
-    read_log,
-)
-from llmrec.recipe import Recipe
-from llmrec.stages import prepare
-from llmrec.stages.answers import Answers, Question, hash_of
-from llmrec.stages.candidate_sets import (
+from llmrec.inference.from_recipe import base_of, encoder_of
+from llmrec.inference.prompting import Prompting, prompting_of
+from llmrec.methods.adaptrec import Reselecting
+from llmrec.methods.conformal import (
     CandidateRows,
     LiveCandidates,
     candidate_objective,
     candidate_rows,
 )
-from llmrec.stages.curriculum import curriculum_of
-from llmrec.stages.folder import RunFolder
-from llmrec.stages.language import base_of, encoder_of, processes
-from llmrec.stages.prompting import Prompting, prompting_of
-from llmrec.stages.reselecting import Reselecting
-from llmrec.stages.training_rows import (
+from llmrec.methods.soft.answer_file import Answers, Question, hash_of
+from llmrec.methods.soft.curriculum import curriculum_of
+from llmrec.methods.validation import validation_of
+from llmrec.methods.windows import (
     Window,
     as_examples,
     questions_of,
@@ -55,7 +43,14 @@ from llmrec.stages.training_rows import (
     training_windows,
     with_answers,
 )
-from llmrec.stages.validation import validation_of
+from llmrec.model.forward import require_tree_support
+from llmrec.model.loading import Lora, load_model, with_new_lora
+from llmrec.model.objectives import Objective
+from llmrec.model.trainer import CHECKPOINT, Refresh, TreeTrainer, publish_best, read_log
+from llmrec.recipe import Recipe
+from llmrec.runs.folder import RunFolder
+from llmrec.runs.processes import processes
+from llmrec.stages import prepare
 from llmrec.text.encoding import Ids, PromptEncoder
 from llmrec.text.rows import with_own_answers
 from llmrec.text.tree import TokenTree
@@ -316,8 +311,7 @@ def _lora(recipe: Recipe) -> Lora:
 def _settings(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     """All that the trained weights depend on, for telling whether a folder's weights are these."""
     chosen = recipe.model_dump(
-        mode="json",
-        include={"seed", "model", "prompt", "objective", "rows", "train", "validation"},
+        mode="json", include={"seed", "model", "prompt", "objective", "rows", "train", "validation"}
     )
     if recipe.demonstrations is not None:
         chosen["demonstrations"] = recipe.demonstrations.model_dump(mode="json")

@@ -8,12 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmrec.data.candidates import (
-    candidate_nll,
-    draw_candidates,
-    read_candidates,
-    write_candidates,
-)
+from llmrec.data.candidates import candidate_nll, draw_candidates, read_candidates, write_candidates
 from llmrec.data.records import Examples, concatenated, offsets_of
 from llmrec.errors import DataError
 

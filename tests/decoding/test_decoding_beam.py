@@ -6,12 +6,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmrec import shipped
 from llmrec.decoding import beam
 from llmrec.decoding.beam import Scoring, beam_search
 from llmrec.decoding.likelihood import path_scores
 from llmrec.decoding.open_items import OpenItems
 from llmrec.decoding.shared_prompt import SharedPrompt
+from llmrec.recipe import shipped
 from llmrec.text.encoding import PromptEncoder
 from llmrec.text.templates import PromptTemplate
 from llmrec.text.trie import TitleTrie, UnreachablePrefixError

@@ -6,7 +6,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmrec import shipped
 from llmrec.data.candidates import candidate_nll
 from llmrec.decoding import candidates as module
 from llmrec.decoding import shared_prompt
@@ -14,6 +13,7 @@ from llmrec.decoding.candidates import candidate_ranking, candidate_scores
 from llmrec.decoding.likelihood import path_scores
 from llmrec.decoding.open_items import OpenItems
 from llmrec.decoding.shared_prompt import SharedPrompt
+from llmrec.recipe import shipped
 from llmrec.text.encoding import PromptEncoder
 from llmrec.text.templates import PromptTemplate
 from llmrec.text.trie import TitleTrie

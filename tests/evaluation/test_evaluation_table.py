@@ -9,13 +9,7 @@ import pytest
 from llmrec.evaluation.comparison import Comparison, compared, in_words
 from llmrec.evaluation.intervals import PairedTest
 from llmrec.evaluation.layout import as_json, laid_out, number
-from llmrec.evaluation.table import (
-    MetricTable,
-    best_of,
-    group_columns,
-    main_columns,
-    metric_table,
-)
+from llmrec.evaluation.table import MetricTable, best_of, group_columns, main_columns, metric_table
 
 OPTIONS = {"samples": 200, "confidence": 0.95, "seed": 0}
 COLD = np.array([False, False, False, True])

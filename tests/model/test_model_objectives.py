@@ -5,11 +5,7 @@ import math
 import numpy as np
 import torch
 
-from llmrec.model.objectives import (
-    restricted_log_probabilities,
-    segment_logsumexp,
-    trie_choices,
-)
+from llmrec.model.objectives import restricted_log_probabilities, segment_logsumexp, trie_choices
 from llmrec.text.tree import Segment, TokenTree
 from llmrec.text.trie import TitleTrie
 

@@ -16,10 +16,11 @@ from llmrec.data.files import write_json
 from llmrec.data.records import Examples, Interactions, concatenated, offsets_of
 from llmrec.errors import DataError, RecipeError
 from llmrec.evaluation import Predictions, SystemInfo, calibration, conformal
-from llmrec.recipe import Data, Decode, Evaluate, Recipe
-from llmrec.recipe_evaluation import Calibration
+from llmrec.recipe.data import Data
+from llmrec.recipe.evaluation import Calibration
+from llmrec.recipe.experiment import Decode, Evaluate, Recipe
+from llmrec.runs.folder import RunFolder
 from llmrec.stages import calibrate, report
-from llmrec.stages.folder import RunFolder
 
 SYSTEMS = ["popularity", "tgh", "untuned"]
 ITEMS, VALID, TEST = 20, 90, 240

@@ -14,9 +14,10 @@ from llmrec.data.files import write_json
 from llmrec.data.records import Examples, Interactions, concatenated, offsets_of
 from llmrec.errors import DataError, RecipeError
 from llmrec.evaluation import Predictions, SystemInfo
-from llmrec.recipe import Data, Decode, Evaluate, Recipe
+from llmrec.recipe.data import Data
+from llmrec.recipe.experiment import Decode, Evaluate, Recipe
+from llmrec.runs.folder import RunFolder
 from llmrec.stages import compare, evaluate, report
-from llmrec.stages.folder import RunFolder
 
 SYSTEMS = ["popularity", "markov", "tgh", "untuned", "tuned"]
 USERS, ITEMS = 40, 30
@@ -251,9 +252,9 @@ def test_needs_no_torch(tmp_path):
     made(tmp_path)
     program = (
         "import sys; from pathlib import Path\n"
-        "from llmrec.recipe import Recipe, Data\n"
+        "from llmrec.recipe.experiment import Recipe, Data\n"
         "from llmrec.stages import evaluate, compare, report\n"
-        "from llmrec.stages.folder import RunFolder\n"
+        "from llmrec.runs.folder import RunFolder\n"
         "recipe = Recipe(name='x', data=Data(source='ml-100k'))\n"
         f"root = {str(tmp_path)!r}\n"
         "evaluate.run(recipe, RunFolder(Path(root)))\n"

@@ -12,10 +12,10 @@ import pytest
 from llmrec.data.candidates import read_candidates, write_candidates
 from llmrec.data.records import Examples, Interactions
 from llmrec.errors import DataError
-from llmrec.recipe_loading import load
+from llmrec.inference.pools import Neighbour, Pools
+from llmrec.recipe.loading import load
+from llmrec.runs.folder import RunFolder
 from llmrec.stages import leakage, prepare, recommend, train
-from llmrec.stages.folder import RunFolder
-from llmrec.stages.pools import Neighbour, Pools
 
 STEP = 10
 
@@ -374,8 +374,7 @@ def a_candidate_twice(folder, log):
     target = Examples.read(folder.examples("test")).targets[6]
     return [
         *changed_candidates(
-            folder,
-            lambda row, place, _: next(r for r in np.delete(row, place) if r != target),
+            folder, lambda row, place, _: next(r for r in np.delete(row, place) if r != target)
         ),
         "stands twice",
     ]

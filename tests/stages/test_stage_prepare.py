@@ -13,9 +13,11 @@ from llmrec.data.catalog import Catalog
 from llmrec.data.files import sha256_of
 from llmrec.data.records import Examples, Interactions
 from llmrec.errors import DataError, LlmrecError
-from llmrec.recipe import Data, Recipe
-from llmrec.stages import fetch, prepare
-from llmrec.stages.folder import RunFolder
+from llmrec.fetch import cache as fetch
+from llmrec.recipe import Recipe
+from llmrec.recipe.data import Data
+from llmrec.runs.folder import RunFolder
+from llmrec.stages import prepare
 
 FILES = {"items.parquet", "interactions.parquet", "train.parquet", "valid.parquet",
          "test.parquet", "manifest.json"}  # fmt: skip

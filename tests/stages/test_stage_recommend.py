@@ -12,9 +12,9 @@ from llmrec import Recommender
 from llmrec.data.records import Examples
 from llmrec.errors import DataError, LlmrecError
 from llmrec.evaluation.predictions import Predictions
-from llmrec.recipe_loading import dump
+from llmrec.recipe.loading import dump
 from llmrec.stages import evaluate, recommend, train
-from llmrec.stages.recommender import read_histories
+from llmrec.systems.recommender import read_histories
 
 
 @pytest.fixture

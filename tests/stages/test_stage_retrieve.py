@@ -10,10 +10,10 @@ from llmrec import Recommender
 from llmrec.cli import app
 from llmrec.data.records import Examples
 from llmrec.errors import DataError, LlmrecError, RecipeError
+from llmrec.inference.from_recipe import base_of
+from llmrec.inference.similar_users import SimilarUsers, item_vectors
 from llmrec.model.loading import load_model
 from llmrec.stages import prepare, retrieve
-from llmrec.stages.language import base_of
-from llmrec.stages.similar_users import SimilarUsers, item_vectors
 
 SHOWN = ("prompt.task=similar_users", "demonstrations.count=2", "demonstrations.history=3")
 

@@ -13,16 +13,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from llmrec.data import sealed as checkpoints
 from llmrec.data.catalog import Catalog
 from llmrec.data.records import Examples
 from llmrec.errors import LlmrecError, RecipeError
-from llmrec.model import checkpoints
+from llmrec.inference.from_recipe import base_of, encoder_of
+from llmrec.methods.windows import training_rows, training_windows
 from llmrec.model.loading import load_model
-from llmrec.recipe_loading import dump
+from llmrec.recipe.loading import dump
 from llmrec.stages import prepare, train
-from llmrec.stages.language import base_of, encoder_of
 from llmrec.stages.train import objective_of
-from llmrec.stages.training_rows import training_rows, training_windows
 
 
 def log_lines(folder):

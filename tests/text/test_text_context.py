@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmrec import shipped
 from llmrec.data.catalog import clean_title
 from llmrec.errors import RecipeError
+from llmrec.recipe import shipped
 from llmrec.text.encoding import Context, Demonstration, PromptEncoder
 from llmrec.text.rows import single
 from llmrec.text.templates import PromptTemplate

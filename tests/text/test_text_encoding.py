@@ -6,9 +6,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from llmrec import shipped
 from llmrec.data.catalog import clean_title
 from llmrec.errors import RecipeError
+from llmrec.recipe import shipped
 from llmrec.text import encoding
 from llmrec.text.encoding import PromptEncoder
 from llmrec.text.rows import (

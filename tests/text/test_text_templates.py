@@ -2,8 +2,8 @@
 
 import pytest
 
-from llmrec import shipped
 from llmrec.errors import RecipeError
+from llmrec.recipe import shipped
 from llmrec.text.templates import PromptTemplate, Span
 
 GOOD = (

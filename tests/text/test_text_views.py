@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from llmrec import shipped
 from llmrec.errors import RecipeError
+from llmrec.recipe import shipped
 from llmrec.text.encoding import PromptEncoder
 from llmrec.text.rows import single, two_views, widened, with_candidates
 from llmrec.text.templates import PromptTemplate

@@ -48,10 +48,7 @@ def test_two_goals_of_a_line_are_two_rows(bench):
             "goal_seconds": 0.5, "repeats": 5}  # fmt: skip
     rows = bench.told(bench.Section("metrics", "# M\n", [line], 1.0))
 
-    assert [row[1:3] for row in rows] == [
-        ["60.0x", "at least 50x"],
-        ["**0.6**", "at most 0.5"],
-    ]
+    assert [row[1:3] for row in rows] == [["60.0x", "at least 50x"], ["**0.6**", "at most 0.5"]]
 
 
 def test_every_script_that_is_run_exists(bench):

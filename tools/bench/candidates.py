@@ -26,17 +26,17 @@ import torch
 from decode import MODEL, command
 from soft import SEED, provenance, table
 
-from llmrec import shipped
 from llmrec.data.candidates import draw_candidates
 from llmrec.data.catalog import Catalog
 from llmrec.data.records import Examples
 from llmrec.decoding.candidates import candidate_scores
 from llmrec.decoding.shared_prompt import SharedPrompt
+from llmrec.fetch.cache import model_path
 from llmrec.model.loading import BaseModel, load_model, load_tokenizer
-from llmrec.recipe_loading import load
+from llmrec.recipe import shipped
+from llmrec.recipe.loading import load
+from llmrec.runs.folder import RunFolder
 from llmrec.stages import prepare
-from llmrec.stages.fetch import model_path
-from llmrec.stages.folder import RunFolder
 from llmrec.text.encoding import PromptEncoder
 from llmrec.text.templates import PromptTemplate
 

@@ -35,8 +35,8 @@ from llmrec.decoding import beam
 from llmrec.decoding.best_first import best_first
 from llmrec.decoding.open_items import OpenItems
 from llmrec.decoding.shared_prompt import SharedPrompt
+from llmrec.fetch.cache import model_path
 from llmrec.model.loading import BaseModel, load_model
-from llmrec.stages.fetch import model_path
 from llmrec.text.trie import TitleTrie
 
 BEAMS, PROMPT, USERS = 10, 150, 4

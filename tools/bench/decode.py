@@ -25,17 +25,17 @@ import numpy as np
 import torch
 import transformers
 
-from llmrec import shipped
 from llmrec.data.catalog import Catalog
 from llmrec.data.records import Examples
 from llmrec.decoding.beam import Scoring, beam_search
 from llmrec.decoding.open_items import OpenItems
 from llmrec.decoding.shared_prompt import SharedPrompt
+from llmrec.fetch.cache import model_path
 from llmrec.model.loading import BaseModel, load_model, load_tokenizer
-from llmrec.recipe_loading import load
+from llmrec.recipe import shipped
+from llmrec.recipe.loading import load
+from llmrec.runs.folder import RunFolder
 from llmrec.stages import prepare
-from llmrec.stages.fetch import model_path
-from llmrec.stages.folder import RunFolder
 from llmrec.text.encoding import PromptEncoder
 from llmrec.text.templates import PromptTemplate
 

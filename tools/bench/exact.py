@@ -33,11 +33,11 @@ from llmrec.decoding.open_items import OpenItems
 from llmrec.decoding.shared_prompt import SharedPrompt
 from llmrec.evaluation.intervals import mean_interval, paired_test
 from llmrec.evaluation.metrics import hit_rate, ndcg
+from llmrec.inference.from_recipe import adapter_of, base_of, encoder_of
 from llmrec.model.loading import adapter_off, load_model, load_tuned
-from llmrec.recipe_loading import load
+from llmrec.recipe.loading import load
+from llmrec.runs.folder import RunFolder
 from llmrec.stages import prepare
-from llmrec.stages.folder import RunFolder
-from llmrec.stages.language import adapter_of, base_of, encoder_of
 
 DRAWN = 200  # other open titles that a list is compared with
 AT_ONCE = 16  # of them are read at a time, each behind a copy of the prompt

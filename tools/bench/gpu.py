@@ -30,15 +30,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from gpu_page import page
-from gpu_rates import (
-    Clock,
-    Graphs,
-    best_batch,
-    measured,
-    same_lists,
-    shared,
-    side_by_side,
-)
+from gpu_rates import Clock, Graphs, best_batch, measured, same_lists, shared, side_by_side
 from gpu_sides import (
     PEAK,
     Bench,

@@ -31,9 +31,9 @@ from llmrec.decoding.beam import Scoring, beam_search
 from llmrec.decoding.free import free_beam_search
 from llmrec.decoding.open_items import OpenItems
 from llmrec.decoding.shared_prompt import SharedPrompt
+from llmrec.fetch.cache import model_path
 from llmrec.model.loading import BaseModel, Lora, load_model, with_new_lora
 from llmrec.model.objectives import Objective
-from llmrec.stages.fetch import model_path
 from llmrec.text.rows import with_own_answers
 from llmrec.text.tree import FlatTree, Segment, TokenTree
 

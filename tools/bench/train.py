@@ -28,11 +28,11 @@ from train_padding import padding_figures
 from train_processes import process_figure
 from train_trl import trl_step
 
-from llmrec import shipped
+from llmrec.fetch.cache import model_path
 from llmrec.model.forward import head_at
 from llmrec.model.loading import BaseModel, load_tokenizer
 from llmrec.model.objectives import Objective, branch_sums, log_probabilities
-from llmrec.stages.fetch import model_path
+from llmrec.recipe import shipped
 from llmrec.text.encoding import PromptEncoder
 from llmrec.text.rows import all_targets
 from llmrec.text.templates import PromptTemplate

@@ -10,12 +10,12 @@ import numpy as np
 
 from llmrec.data.catalog import Catalog
 from llmrec.data.records import Examples
+from llmrec.inference.from_recipe import encoder_of
+from llmrec.methods.windows import training_rows, training_windows
 from llmrec.model.row_order import RowOrder
-from llmrec.recipe_loading import load
+from llmrec.recipe.loading import load
+from llmrec.runs.folder import RunFolder
 from llmrec.stages import prepare
-from llmrec.stages.folder import RunFolder
-from llmrec.stages.language import encoder_of
-from llmrec.stages.training_rows import training_rows, training_windows
 
 SEED = 0
 

@@ -1,0 +1,105 @@
+"""Checkpoints that are either whole or not there: staged, hashed, sealed by one rename.
+
+A sealed folder holds a manifest with the SHA-256 of each of its files. Reading takes the newest
+folder whose manifest verifies. Knows files only, no torch.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from llmrec.data.files import sha256_of, sync, write_json
+
+MANIFEST = "manifest.json"
+STAGING = ".staging"
+
+
+def seal(staged: Path, final: Path, **facts: Any) -> None:
+    """Hash and sync every file of `staged`, write its manifest with `facts`, rename to `final`.
+
+    Until the rename `final` does not exist, so a reader never sees a part. An older `final` (left
+    by a run that stopped at the same step) is put aside first.
+    """
+    files = sorted(p for p in staged.rglob("*") if p.is_file() and p.name != MANIFEST)
+    for path in files:
+        sync(path)
+    hashes = {path.relative_to(staged).as_posix(): sha256_of(path) for path in files}
+    manifest = json.loads(json.dumps({"files": hashes, **facts}))
+    write_json(staged / MANIFEST, {**manifest, "seal": _seal_of(manifest)})
+    sync(staged)
+    if final.exists():
+        aside = final.with_name(f"{STAGING}-old-{final.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(final, aside)
+        os.replace(staged, final)
+        shutil.rmtree(aside, ignore_errors=True)
+    else:
+        os.replace(staged, final)
+    sync(final.parent)
+
+
+def problem(folder: Path) -> str | None:
+    """What is wrong with a sealed folder, naming the file; None when it verifies."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+        if manifest.pop("seal") != _seal_of(manifest):
+            return f"{MANIFEST} differs from its hash"
+        for name, expected in manifest["files"].items():
+            path = folder / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if sha256_of(path) != expected:
+                return f"{name} differs from its hash"
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        return f"{MANIFEST} cannot be read ({type(error).__name__})"
+    return None
+
+
+def facts(folder: Path) -> dict[str, Any]:
+    """The manifest of a sealed folder."""
+    loaded: dict[str, Any] = json.loads((folder / MANIFEST).read_text("utf-8"))
+    return loaded
+
+
+def newest(root: Path, prefix: str) -> tuple[Path | None, list[str]]:
+    """The sealed folder `<prefix><step>` of the highest step that verifies, and what was skipped.
+
+    Each skipped one is named with its reason.
+    """
+    skipped: list[str] = []
+    for folder in _by_step(root, prefix)[::-1]:
+        wrong = problem(folder)
+        if wrong is None:
+            return folder, skipped
+        skipped.append(f"{folder.name}: {wrong}")
+    return None, skipped
+
+
+def prune(root: Path, prefix: str, keep: int) -> None:
+    """Remove all but the `keep` newest folders, if the newest of them verifies."""
+    folders = _by_step(root, prefix)
+    if folders and problem(folders[-1]) is None:
+        for folder in folders[: max(0, len(folders) - keep)]:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def clear_staging(root: Path) -> None:
+    """Remove what an interrupted save left behind."""
+    for leftover in root.glob(f"{STAGING}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _seal_of(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _by_step(root: Path, prefix: str) -> list[Path]:
+    steps = {
+        int(p.name.removeprefix(prefix)): p
+        for p in root.glob(f"{prefix}*")
+        if p.is_dir() and p.name.removeprefix(prefix).isdigit()
+    }
+    return [steps[step] for step in sorted(steps)]

@@ -1,0 +1,70 @@
+"""From a recipe to a language model with its tokenizer and prompts; shared by the stages."""
+
+import hashlib
+import logging
+from pathlib import Path
+
+from llmrec.data.catalog import Catalog
+from llmrec.data.files import sha256_of
+from llmrec.errors import LlmrecError
+from llmrec.fetch.cache import model_path
+from llmrec.model.loading import BaseModel, load_tokenizer
+from llmrec.recipe import Recipe, shipped
+from llmrec.runs.folder import RunFolder
+from llmrec.text.encoding import PromptEncoder
+from llmrec.text.templates import PromptTemplate
+
+log = logging.getLogger("llmrec")
+
+
+def base_of(recipe: Recipe) -> BaseModel:
+    """What to load, the model brought into the cache if its name is one that fetch knows."""
+    settings = recipe.model
+    return BaseModel(
+        str(model_path(settings.base)), settings.revision, settings.dtype, settings.quantization,
+        settings.trust_remote_code,
+    )  # fmt: skip
+
+
+def template_of(recipe: Recipe) -> PromptTemplate:
+    """The recipe's own template file, or the shipped one of its task and domain."""
+    prompt = recipe.prompt
+    if prompt.file:
+        return PromptTemplate.from_file(prompt.file)
+    return PromptTemplate.from_file(shipped.prompts() / prompt.task / f"{prompt.domain}.jinja")
+
+
+def encoder_of(recipe: Recipe, catalog: Catalog, folder: RunFolder | None = None) -> PromptEncoder:
+    """The recipe's prompts over a catalog, under its model's tokenizer.
+
+    `folder`: a run whose processes share a large catalog's trie.
+    """
+    prompt = recipe.prompt
+    return PromptEncoder(
+        template_of(recipe), load_tokenizer(base_of(recipe)), catalog.titles, form=prompt.form,
+        max_history=prompt.max_history, max_tokens=prompt.max_tokens,
+        tries=None if folder is None else folder.trie,
+    )  # fmt: skip
+
+
+def adapter_of(recipe: Recipe, folder: RunFolder, system: str = "tuned") -> Path:
+    """The adapter that a tuned system answers with: the recipe's, or else the run's own."""
+    if system == "tuned_sft":
+        return sft_adapter_of(recipe, folder)
+    return Path(recipe.model.adapter) if recipe.model.adapter else folder.adapter
+
+
+def sft_adapter_of(recipe: Recipe, folder: RunFolder) -> Path:
+    """The fine-tuned adapter whose answers SOFT distils: the recipe's, or else the run's own."""
+    given = recipe.soft.sft_adapter if recipe.soft else None
+    return Path(given) if given else folder.sft.adapter
+
+
+def weights_hash(tuned: Path) -> str:
+    """SHA-256 over the weights in an adapter's folder. Raises LlmrecError where there are none."""
+    weights = sorted(tuned.glob("*.safetensors"))
+    if not weights:
+        raise LlmrecError(
+            f"{tuned}: no trained weights; run `llmrec train` first or name another adapter"
+        )
+    return hashlib.sha256("".join(map(sha256_of, weights)).encode()).hexdigest()

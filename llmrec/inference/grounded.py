@@ -1,0 +1,81 @@
+"""Grounding in a stage: what a model writes freely, and the catalog items nearest to it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llmrec.decoding.beam import Ranking
+from llmrec.decoding.beginning import Beginning
+from llmrec.decoding.nearest import nearest, target_ranks
+from llmrec.inference.engine import closed_items
+from llmrec.inference.free_answers import Answering, Embedding
+from llmrec.inference.item_states import item_states
+from llmrec.recipe import Recipe
+from llmrec.recipe.soft import Distill
+from llmrec.text.encoding import Ids, PromptEncoder
+
+Histories = Sequence[npt.NDArray[np.int32]]
+Fusion = npt.NDArray[np.float64] | None
+
+
+class Grounded:
+    """Free answers of models and their rankings, under one recipe and encoder."""
+
+    def __init__(self, recipe: Recipe, encoder: PromptEncoder) -> None:
+        self.recipe, self.encoder = recipe, encoder
+        grounding = recipe.decode.grounding
+        settings = Distill(beams=grounding.beams, decode="free",
+                           max_new_tokens=grounding.max_new_tokens)  # fmt: skip
+        self._answering = Answering(encoder, settings, recipe.decode)
+        self._embedding = Embedding(encoder)
+        self._table: npt.NDArray[np.float32] | None = None
+
+    def written(
+        self, model: Any, histories: Histories, texts: Sequence[Ids] | None = None,
+        beginning: Beginning | None = None,
+    ) -> list[str]:  # fmt: skip
+        """The best of the free beams behind each prompt, read as one batch.
+
+        `texts`: the prompts' tokens, where they show more than the histories. `beginning`: what the
+        prompts of all batches begin with.
+        """
+        asked = self._answering.ask(model, histories, texts, beginning)
+        return [beams[0].text for beams in asked]
+
+    def rankings(
+        self, model: Any, texts: Sequence[str], histories: Histories, top_k: int,
+        fusion: Fusion = None, gamma: float = 0.0,
+    ) -> list[Ranking]:  # fmt: skip
+        """The `top_k` open items nearest to each text; scores are minus distances."""
+        return nearest(*self._places(model, texts), self._closed(histories), top_k, fusion, gamma)
+
+    def ranks(
+        self, model: Any, texts: Sequence[str], histories: Histories,
+        targets: npt.NDArray[np.int32], fusion: Fusion = None, gamma: float = 0.0,
+    ) -> npt.NDArray[np.int64]:  # fmt: skip
+        """(U,) rank from 0 of each user's target among all open items; N where it is not open."""
+        places = self._places(model, texts)
+        return target_ranks(*places, targets, self._closed(histories), fusion, gamma)
+
+    def is_title(self, text: str) -> bool:
+        """Whether the text is a catalog title to the letter."""
+        return text in self.encoder.position_of
+
+    def _places(
+        self, model: Any, texts: Sequence[str]
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """States of texts (U, d) and of all items (N, d); a title's very text has its item's."""
+        if self._table is None:
+            self._table = item_states(self.recipe, self.encoder, model)
+        states = np.zeros((len(texts), self._table.shape[1]), np.float32)
+        known = np.array([self.encoder.position_of.get(text, -1) for text in texts], np.int64)
+        states[known >= 0] = self._table[known[known >= 0]]
+        others = np.flatnonzero(known < 0)
+        if len(others):
+            states[others] = self._embedding.of(model, [texts[i] for i in others])
+        return states, self._table
+
+    def _closed(self, histories: Histories) -> list[npt.NDArray[np.int32]]:
+        return closed_items(histories, self.recipe.decode.filter_seen)

@@ -1,0 +1,102 @@
+"""The prompts of some examples, with what is shown beside each history.
+
+Candidates stand with the data and similar users in the run; which of these are shown is a matter of
+the model where the recipe lets it select.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from llmrec.data.candidates import read_candidates
+from llmrec.data.records import Examples
+from llmrec.errors import DataError
+from llmrec.inference.pools import Pools
+from llmrec.inference.ratings import Selected, Selecting
+from llmrec.inference.similar_users import SimilarUsers
+from llmrec.recipe import Recipe
+from llmrec.runs.folder import RunFolder
+from llmrec.text.encoding import Context, Ids, PromptEncoder
+
+
+@dataclass(frozen=True)
+class Prompting:
+    """E histories with, where the recipe has them, `candidates` (E, C) and the `pools` of each."""
+
+    encoder: PromptEncoder
+    histories: Sequence[npt.NDArray[np.int32]]
+    candidates: npt.NDArray[np.int32] | None = None
+    pools: Pools | None = None
+    shown: int = 0  # demonstrations in a prompt
+    selecting: Selecting | None = None
+
+    def __len__(self) -> int:
+        return len(self.histories)
+
+    def take(self, rows: npt.NDArray[np.int64]) -> "Prompting":
+        """The same of some of the examples."""
+        return replace(
+            self, histories=[self.histories[i] for i in rows.tolist()],
+            candidates=None if self.candidates is None else self.candidates[rows],
+            pools=None if self.pools is None else self.pools.take(rows),
+        )  # fmt: skip
+
+    def selected(self, model: nn.Module | None) -> list[Selected]:
+        """Which users of each pool are shown: as `model` selects, or the first ones."""
+        if self.pools is None:
+            return [Selected((), ())] * len(self)
+        if self.selecting is not None and model is not None:
+            return self.selecting.select(model, self.histories, self.pools.neighbours)
+        return [Selected(tuple(range(len(found)))[: self.shown], ())
+                for found in self.pools.neighbours]  # fmt: skip
+
+    def contexts(self, selected: Sequence[Selected]) -> list[Context]:
+        """What each prompt shows beside its history; the most similar user stands first."""
+        contexts = []
+        for i, chosen in enumerate(selected):
+            users = [] if self.pools is None else self.pools.neighbours[i]
+            candidates = () if self.candidates is None else tuple(self.candidates[i].tolist())
+            contexts.append(Context(tuple(users[at].shown() for at in chosen.shown), candidates))
+        return contexts
+
+    def shown_first(self) -> list[Context]:
+        """What the prompts show before any model selects."""
+        return self.contexts(self.selected(None))
+
+    def ids(self, selected: Sequence[Selected] | None = None) -> list[Ids]:
+        """Token ids of the prompts; without `selected` with the first users of the pools."""
+        contexts = self.contexts(self.selected(None) if selected is None else selected)
+        return [self.encoder.prompt(history, context).ids
+                for history, context in zip(self.histories, contexts, strict=True)]  # fmt: skip
+
+
+def prompting_of(
+    recipe: Recipe, folder: RunFolder, encoder: PromptEncoder, split: str, examples: Examples,
+    candidates: npt.NDArray[np.int32] | None = None, keep: bool = True,
+) -> Prompting:  # fmt: skip
+    """The prompts of a split's examples; `candidates` (E, C) where they do not stand with the data.
+
+    Similar users are found where they have not been, and kept in the run if `keep`. Raises
+    RecipeError where the template shows none of what it should, DataError for candidates of other
+    examples.
+    """
+    wanted = recipe.demonstrations
+    encoder.template.check_context(
+        demonstrations=wanted is not None,
+        candidates=recipe.data.candidates is not None and recipe.prompt.task == "similar_users",
+        selection=wanted is not None and wanted.selection is not None,
+    )
+    if candidates is None and recipe.data.candidates is not None:
+        candidates = read_candidates(folder.candidates(split))
+        if len(candidates) != len(examples):
+            raise DataError(f"{folder.candidates(split)}: {len(candidates)} rows for "
+                            f"{len(examples)} examples; run `llmrec prepare` again")  # fmt: skip
+    if wanted is None:
+        return Prompting(encoder, examples.histories(), candidates)
+    finder = SimilarUsers(recipe, folder)
+    pools = finder.of(split, examples) if keep else finder.find(examples)
+    selecting = Selecting(encoder, wanted) if wanted.selection is not None else None
+    return Prompting(encoder, examples.histories(), candidates, pools, wanted.count, selecting)

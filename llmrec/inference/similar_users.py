@@ -1,0 +1,168 @@
+"""Similar users for every prompt: found once, stored with where each title comes from.
+
+The states of training users are indexed, one for each of their choices; a prompt is given those
+that ended strictly before its own time, and none of its own user. Whoever finds none is shown none,
+and counted.
+"""
+
+import hashlib
+import json
+import logging
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llmrec.data.catalog import Catalog
+from llmrec.data.files import sha256_of
+from llmrec.data.records import Examples, Interactions
+from llmrec.errors import DataError
+from llmrec.inference.pools import Neighbour, Pools, settings_of
+from llmrec.recipe import Recipe
+from llmrec.recipe.demonstrations import Demonstrations
+from llmrec.retrieval.index import VectorIndex
+from llmrec.retrieval.retriever import Neighbours, Retriever, random_neighbours
+from llmrec.retrieval.snapshots import Queries, queries_of, snapshots_of
+from llmrec.retrieval.vectors import cooccurrence_factors, window_vectors
+from llmrec.runs.folder import RunFolder, model_provenance
+
+log = logging.getLogger("llmrec")
+
+
+class SimilarUsers:
+    """Finds similar users as the recipe's section `demonstrations` says, in a prepared run."""
+
+    def __init__(self, recipe: Recipe, folder: RunFolder) -> None:
+        assert recipe.demonstrations is not None  # noqa: S101  callers ask first
+        self.recipe, self.folder, self.wanted = recipe, folder, recipe.demonstrations
+        self.interactions = Interactions.read(folder.interactions)
+        self.snapshots = snapshots_of(self.interactions, self.wanted.history,
+                                      self.wanted.similarity.every)  # fmt: skip
+        self._retriever: Retriever | None = None
+
+    def of(self, split: str, examples: Examples) -> Pools:
+        """The pools of a split's examples; read where they stand, by these settings, found else."""
+        path, settings = self.folder.pools(split), self._settings(examples)
+        if settings_of(path) == settings:
+            return Pools.read(path)
+        log.info("retrieve: similar users of %d %s examples", len(examples), split)
+        pools = self.find(examples)
+        pools.write(path, settings)
+        return pools
+
+    def find(self, examples: Examples) -> Pools:
+        """The pools of any examples; a user id that training does not know is nobody's own."""
+        queries = self.queries(examples)
+        if self.wanted.by == "random":
+            found = random_neighbours(self.snapshots, queries, self.wanted.pool, self.recipe.seed)
+        else:
+            found = self.retriever.retrieve(queries, self.wanted.pool)
+        return self._pools(examples, found)
+
+    def queries(self, examples: Examples) -> Queries:
+        """The examples as the retriever takes them."""
+        return queries_of(examples.user_ids, examples.histories(), examples.timestamps,
+                          self.interactions, self.wanted.history)  # fmt: skip
+
+    @property
+    def retriever(self) -> Retriever:
+        """The retriever over the recipe's vectors, its index read where it stands."""
+        if self._retriever is None:
+            vectors = item_vectors(self.recipe, self.folder, self.wanted.similarity.vectors)
+            self._retriever = Retriever(
+                self.snapshots, vectors, self.wanted.similarity.weights.model_dump(),
+                self.wanted.similarity.coarse, self._index(vectors),
+            )  # fmt: skip
+        return self._retriever
+
+    def _index(self, vectors: npt.NDArray[np.float32]) -> VectorIndex:
+        """The index of all states; one of other data or vectors is built anew."""
+        place = self.folder.similar / "index"
+        fingerprint = _fingerprint({**_vector_settings(self.recipe, self.folder,
+                                                       self.wanted.similarity.vectors),
+                                    "history": self.wanted.history,
+                                    "every": self.wanted.similarity.every})  # fmt: skip
+        if place.exists():
+            try:
+                return VectorIndex.read(place, fingerprint)
+            except DataError as error:
+                log.warning("retrieve: building the index anew (%s)", error)
+        index = VectorIndex.build(window_vectors(self.snapshots.windows, vectors))
+        index.write(place, fingerprint)
+        return index
+
+    def _pools(self, examples: Examples, found: Neighbours) -> Pools:
+        names, source = self.interactions.user_ids, self.interactions.source_row
+        neighbours = [
+            [
+                Neighbour(str(names[self.snapshots.user[at]]), self.snapshots.history(at),
+                          int(self.snapshots.chosen[at]), source[self.snapshots.rows(at)],
+                          float(score))
+                for at, score in zip(row.tolist(), scores.tolist(), strict=True) if at >= 0
+            ]
+            for row, scores in zip(found.snapshot, found.score, strict=True)
+        ]  # fmt: skip
+        return Pools(examples.user_ids, examples.timestamps, neighbours)
+
+    def _settings(self, examples: Examples) -> dict[str, Any]:
+        """All that the pools depend on, and which examples they are for."""
+        asked = hashlib.sha256()
+        for part in (examples.offsets, examples.positions, examples.targets, examples.timestamps):
+            asked.update(np.ascontiguousarray(part).tobytes())
+        said = self.wanted.model_dump(mode="json", exclude={"selection", "count"})
+        vectors = _vector_settings(self.recipe, self.folder, self.wanted.similarity.vectors)
+        return {**said, **vectors, "pool": self.wanted.pool, "seed": self.recipe.seed,
+                "examples": asked.hexdigest()}  # fmt: skip
+
+
+def item_vectors(recipe: Recipe, folder: RunFolder, kind: str) -> npt.NDArray[np.float32]:
+    """(N, d) vectors of the catalog's items of a kind that `Similarity.vectors` names.
+
+    Kept in the run folder, as a language model or an encoder takes its time.
+    """
+    settings = _vector_settings(recipe, folder, kind)
+    path = folder.similar / f"items-{kind}-{_fingerprint(settings)[:16]}.npy"
+    if path.is_file():
+        try:
+            return np.load(path, allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            log.warning("retrieve: making %s anew (%s)", path, error)
+    catalog = Catalog.read(folder.items)
+    log.info("retrieve: %s of %d items", kind, len(catalog))
+    if kind == "factors":
+        vectors = cooccurrence_factors(Interactions.read(folder.interactions), len(catalog))
+    else:
+        from llmrec.inference.title_states import sentence_vectors, state_vectors
+
+        wanted = recipe.demonstrations or Demonstrations()
+        vectors = (state_vectors(recipe, catalog) if kind == "states"
+                   else sentence_vectors(wanted.similarity.encoder, catalog.titles))  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = path.with_suffix(".part")
+    with staged.open("wb") as stream:
+        np.save(stream, vectors)
+    staged.replace(path)
+    return vectors
+
+
+def shortfalls(pools: Pools, examples: Examples, wanted: int) -> dict[str, int]:
+    """How many prompts show fewer similar users than wanted, none at all, or have no history."""
+    counts = np.array([len(found) for found in pools.neighbours], np.int64)
+    lengths = np.diff(examples.offsets)
+    fewer = (counts > 0) & (counts < wanted)
+    return {"prompts": len(counts), "fewer_users": int(fewer.sum()),
+            "no_users": int((counts == 0).sum()),
+            "empty_history": int((lengths == 0).sum())}  # fmt: skip
+
+
+def _vector_settings(recipe: Recipe, folder: RunFolder, kind: str) -> dict[str, Any]:
+    known: dict[str, Any] = {"vectors": kind, "data": sha256_of(folder.data / "manifest.json")}
+    if kind == "states":
+        known["model"] = model_provenance(recipe)
+    if kind == "sentences" and recipe.demonstrations is not None:
+        known["encoder"] = recipe.demonstrations.similarity.encoder
+    return known
+
+
+def _fingerprint(settings: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()

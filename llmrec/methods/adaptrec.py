@@ -1,0 +1,88 @@
+"""Selecting anew while training: the live model chooses whom the training prompts show.
+
+Every choice is written down with its step, so that an interrupted training goes on with the prompts
+that it had. Source: AdaptRec (arXiv 2504.08786), which does so every 1,000 batches.
+"""
+
+import json
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from accelerate.utils import gather_object
+from torch import nn
+
+from llmrec.data.files import write_json
+from llmrec.inference.prompting import Prompting
+from llmrec.inference.ratings import Selected
+from llmrec.methods.windows import Window, training_rows
+from llmrec.recipe import Recipe
+from llmrec.runs.folder import RunFolder
+from llmrec.runs.processes import processes, share_of
+from llmrec.text.tree import TokenTree
+
+log = logging.getLogger("llmrec")
+
+
+class Reselecting:
+    """What the trainer calls before each step; processes share the questions."""
+
+    def __init__(
+        self, recipe: Recipe, folder: RunFolder, windows: Sequence[Window], prompting: Prompting
+    ) -> None:
+        self.recipe, self.folder, self.windows = recipe, folder, windows
+        self.prompting, self._shown = prompting, prompting.selected(None)
+        self._begun = False
+
+    def __call__(
+        self, model: nn.Module, step: int
+    ) -> tuple[Sequence[TokenTree], dict[str, Any]] | None:
+        """The rows from `step` on and how much of the selection changed; None: as they were."""
+        begun, self._begun = self._begun, True
+        known = None if begun else self._newest(step)
+        if known is not None:
+            self._shown = self._on_file(known)
+        if not self._due(step):
+            return None if known is None else (self._rows(), {})
+        if known == step:  # chosen before an interruption, which may have come before the log
+            earlier = self._newest(step - 1)
+            before = self.prompting.selected(None) if earlier is None else self._on_file(earlier)
+        else:
+            before, self._shown = self._shown, self._selected(model)
+            if processes().is_main_process:
+                write_json(self.folder.selected / f"{step}.json",
+                           [{"shown": s.shown, "ratings": s.ratings, "failed": s.failed}
+                            for s in self._shown])  # fmt: skip
+        pairs = list(zip(before, self._shown, strict=True))
+        new = [len(set(b.shown) - set(a.shown)) / max(1, len(b.shown)) for a, b in pairs]
+        facts = {"selection_changed": float(np.mean([a.shown != b.shown for a, b in pairs])),
+                 "users_changed": float(np.mean(new)),
+                 "selection_failed": int(sum(s.failed for s in self._shown))}  # fmt: skip
+        log.info("train: selection at step %d, changed in %.0f %% of the prompts", step,
+                 100 * facts["selection_changed"])  # fmt: skip
+        return self._rows(), facts
+
+    def _due(self, step: int) -> bool:
+        wanted = self.recipe.demonstrations
+        assert wanted is not None  # noqa: S101  whoever selects has them
+        every = wanted.selection.refresh if wanted.selection is not None else 0
+        return step == 0 or (every > 0 and step % every == 0)
+
+    def _newest(self, step: int) -> int | None:
+        """The step of the newest selection on file up to a step."""
+        steps = [int(path.stem) for path in self.folder.selected.glob("*.json")]
+        return max((s for s in steps if s <= step), default=None)
+
+    def _on_file(self, step: int) -> list[Selected]:
+        said = json.loads((self.folder.selected / f"{step}.json").read_text("utf-8"))
+        return [Selected(tuple(s["shown"]), tuple(s["ratings"]), s["failed"]) for s in said]
+
+    def _selected(self, model: nn.Module) -> list[Selected]:
+        mine = self.prompting.take(share_of(len(self.windows)))
+        selected: list[Selected] = gather_object(mine.selected(model))
+        return selected[: len(self.windows)]
+
+    def _rows(self) -> list[TokenTree]:
+        contexts = self.prompting.contexts(self._shown)
+        return training_rows(self.recipe, self.prompting.encoder, self.windows, contexts)

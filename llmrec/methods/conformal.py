@@ -1,0 +1,277 @@
+"""Candidates of the training rows, for fine-tuning a language model with conformal prediction.
+
+A row asks twice: after a window's history, where the target is known, and after the item that
+followed the target. Candidates are the likeliest items of the live model and random ones. The live
+ones are found for the rows of the coming steps alone and written down with the step, so that an
+interrupted training goes on with the candidates that it had. Source: CPFT (arXiv 2402.08976), which
+ranks the whole catalog; a language model reads a sample of it.
+"""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from accelerate.utils import gather_object
+from torch import nn
+
+from llmrec.data.catalog import Catalog
+from llmrec.data.files import write_json
+from llmrec.data.records import Examples, Interactions, Ints
+from llmrec.decoding.beam import Scoring, beam_search
+from llmrec.decoding.beginning import beginning_of
+from llmrec.decoding.open_items import OpenItems
+from llmrec.decoding.shared_prompt import SharedPrompt
+from llmrec.errors import DataError
+from llmrec.inference.title_states import state_vectors
+from llmrec.methods.windows import Window, as_examples
+from llmrec.model.candidate_objective import CandidateObjective
+from llmrec.model.trainer import Coming
+from llmrec.recipe import Recipe
+from llmrec.recipe.conformal import Conformal
+from llmrec.runs.batch_files import batches
+from llmrec.runs.folder import RunFolder
+from llmrec.runs.processes import processes, share_of
+from llmrec.text.encoding import PromptEncoder
+from llmrec.text.rows import Views, two_views, widened, with_candidates
+from llmrec.text.tree import TokenTree
+
+log = logging.getLogger("llmrec")
+Beams = dict[int, tuple[list[int], list[int]]]  # by row: the likeliest items of both views
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of a window's user, as positions.
+
+    `before`: all that was chosen before the target. `further`: what the second view reads behind
+    the window's history, the target first. `chosen`: all that may not be a random candidate.
+    """
+
+    before: Ints
+    further: Ints
+    chosen: Ints
+
+
+class CandidateRows(Sequence[TokenTree]):
+    """The windows as rows of two views, made when they are asked for.
+
+    `beams`, by row, are the live candidates; the others are random, drawn by seed, `step` and row.
+    A row without live ones holds random ones alone.
+    """
+
+    def __init__(
+        self, recipe: Recipe, encoder: PromptEncoder, windows: Sequence[Window],
+        known: Sequence[Known],
+    ) -> None:  # fmt: skip
+        conformal = _of(recipe)
+        self.encoder, self.windows, self.known, self.seed = encoder, windows, known, recipe.seed
+        self.count = conformal.candidates.beams + conformal.candidates.sampled + 1
+        self._wide = widened(encoder, 2)
+        self.step, self.beams = 0, Beams()
+        for window, one in zip(windows, known, strict=True):
+            unseen = len(encoder.titles) - len(one.chosen)
+            if unseen < self.count:
+                raise DataError(
+                    f"user {window.user_id!r} has {unseen} unseen items of {len(encoder.titles)} "
+                    f"in the catalog; conformal.candidates asks for {self.count}, which are beams "
+                    "+ sampled + 1. Lower beams or sampled"
+                )
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, number: Any) -> Any:
+        """The row of a number; negative ones count from the end."""
+        number = range(len(self))[number]
+        live = self.beams.get(number, ([], []))
+        target = self.windows[number].target
+        first = [target, *(item for item in live[0] if item != target)]
+        views = [self._filled(number, view, begun) for view, begun in enumerate((first, live[1]))]
+        return with_candidates(self.views(number), self.encoder.completions, *views)
+
+    def views(self, number: int) -> Views:
+        """The two prompts of a row."""
+        further = self.known[number].further
+        return two_views(self.encoder, self._wide, self.windows[number].history, further)
+
+    def closed(self, number: int) -> tuple[Ints, Ints]:
+        """What no live candidate may be in the first view and in the second: items chosen before.
+
+        A target that is none of the live candidates for that reason is a candidate all the same.
+        """
+        before = self.known[number].before
+        return before, np.concatenate([before, self.known[number].further])
+
+    def _filled(self, number: int, view: int, begun: Sequence[int]) -> list[int]:
+        """`begun`, and behind them random items that the user has not chosen."""
+        chosen = self.known[number].chosen
+        unseen = len(self.encoder.titles) - len(chosen)
+        generator = np.random.default_rng([self.seed, self.step, number, view])
+        # As many as are wanted and as many more as may stand in `begun` already.
+        places = generator.choice(unseen, min(unseen, self.count + len(begun)), replace=False)
+        # Before the r-th unseen item stand as many chosen ones as have at most r unseen ones before
+        # them.
+        drawn = places + np.searchsorted(chosen - np.arange(len(chosen)), places, side="right")
+        return [*begun, *(item for item in drawn.tolist() if item not in begun)][: self.count]
+
+
+class LiveCandidates:
+    """What the trainer calls before each step; processes share the prompts."""
+
+    def __init__(self, recipe: Recipe, folder: RunFolder, rows: CandidateRows) -> None:
+        self.recipe, self.folder, self.rows = recipe, folder, rows
+        self._begun = False
+
+    def __call__(
+        self, model: nn.Module, step: int, coming: Coming
+    ) -> tuple[Sequence[TokenTree], dict[str, Any]] | None:
+        """The rows from `step` on and how often the target is among the live candidates."""
+        begun, self._begun = self._begun, True
+        every = _of(self.recipe).candidates.refresh
+        newest = step - step % every
+        path = self.folder.candidate_sets / f"{newest}.json"
+        if begun and newest != step:
+            return None
+        if not path.exists():
+            self._find(model, path, coming(every))
+            processes().wait_for_everyone()
+        said = json.loads(path.read_text("utf-8"))
+        self.rows.step = newest
+        self.rows.beams = {one["row"]: (one["first"], one["second"]) for one in said}
+        if newest != step:
+            return self.rows, {}
+        hits = [self.rows.windows[row].target in first
+                for row, (first, _) in self.rows.beams.items()]  # fmt: skip
+        facts = {"candidates_refreshed": len(hits), "target_in_beams": float(np.mean(hits))}
+        log.info("train: candidates of %d rows at step %d, the target among %.0f %%", len(hits),
+                 step, 100 * facts["target_in_beams"])  # fmt: skip
+        return self.rows, facts
+
+    def _find(self, model: nn.Module, path: Path, numbers: Sequence[int]) -> None:
+        """Ask the live model and write down what it answers."""
+        mine = [numbers[i] for i in share_of(len(numbers))]
+        found = gather_object(self._answers(model, mine))[: len(numbers)]
+        if processes().is_main_process:
+            write_json(path, [{"row": row, "first": first, "second": second}
+                              for row, (first, second) in zip(numbers, found, strict=True)]
+                       )  # fmt: skip
+
+    def _answers(self, model: nn.Module, numbers: Sequence[int]) -> list[list[list[int]]]:
+        """For each row the likeliest items of both views, best first."""
+        prompts = [prompt for number in numbers for prompt in self.rows.views(number).prompts()]
+        closed = [items for number in numbers for items in self.rows.closed(number)]
+        beams, trie = _of(self.recipe).candidates.beams, self.rows.encoder.trie
+        scoring = Scoring(self.recipe.decode.renormalise)
+        answers: list[list[int]] = [[]] * len(prompts)
+        beginning = beginning_of(model, prompts)
+        for batch in batches(list(map(len, prompts)), self.recipe.decode.batch_size):
+            shared = SharedPrompt(model, [prompts[i] for i in batch], beginning)
+            asked = OpenItems(trie, [closed[i] for i in batch])
+            found = beam_search(shared, asked, beams=beams, top_k=beams, scoring=scoring)
+            for i, ranking in zip(batch.tolist(), found, strict=True):
+                answers[i] = ranking.positions.tolist()
+        return [answers[i : i + 2] for i in range(0, len(answers), 2)]
+
+
+def candidate_rows(
+    recipe: Recipe, folder: RunFolder, encoder: PromptEncoder, windows: Sequence[Window]
+) -> CandidateRows:
+    """The rows of a run's windows, with random candidates alone.
+
+    Raises RecipeError where prompts share no beginnings, DataError where a user has chosen so much
+    that too few candidates are left.
+    """
+    read = Examples.read
+    valid = read(folder.examples("valid")) if _of(recipe).view == "valid" else None
+    known = known_of(windows, read(folder.examples("train")),
+                     Interactions.read(folder.interactions), valid)  # fmt: skip
+    return CandidateRows(recipe, encoder, windows, known)
+
+
+def known_of(
+    windows: Sequence[Window], train: Examples, interactions: Interactions, valid: Examples | None
+) -> list[Known]:
+    """What is known of each window's user.
+
+    With `valid` a second view reads one item further than the target: the next of the training
+    `interactions`, or behind the last of them the validation target that followed, if there is one.
+    No later item is read, none that another user chose, and no test item.
+    """
+    asked = as_examples(windows, train, interactions)
+    sequences = _sequences(interactions)
+    following = _following(valid) if valid is not None else {}
+    known = []
+    for number, window in enumerate(windows):
+        positions, times = sequences[window.user_id]
+        at = _place(positions, times, window, int(asked.timestamps[number]))
+        after = positions[at + 1 : at + 2]
+        if valid is not None and len(after) == 0:
+            after = _next_after(positions, following.get(window.user_id, []))
+        further = np.append(window.target, after if valid is not None else after[:0])
+        chosen = np.unique(np.concatenate([positions, further]))
+        known.append(Known(positions[:at], further.astype(np.int32), chosen))
+    return known
+
+
+def candidate_objective(
+    recipe: Recipe, encoder: PromptEncoder, catalog: Catalog
+) -> CandidateObjective:
+    """The recipe's objective over candidates, with the untuned model's vectors of the titles."""
+    conformal = _of(recipe)
+    if conformal.gamma > 0 and not conformal.smooth:
+        log.warning("train: the distance of hard sets has no gradient, since the vectors of titles "
+                    "are fixed: conformal.gamma changes no weight. Set conformal.smooth: true, or "
+                    "gamma: 0")  # fmt: skip
+    vectors = torch.from_numpy(state_vectors(recipe, catalog)) if conformal.gamma > 0 else None
+    return CandidateObjective(
+        recipe.objective.name, encoder.trie, encoder.completions, recipe.objective.tau,
+        alpha=conformal.alpha, beta=conformal.beta, gamma=conformal.gamma,
+        nearest=conformal.nearest, vectors=vectors,
+        temperature=conformal.temperature if conformal.smooth else None,
+    )  # fmt: skip
+
+
+def _of(recipe: Recipe) -> Conformal:
+    assert recipe.conformal is not None  # noqa: S101  callers ask first
+    return recipe.conformal
+
+
+def _sequences(interactions: Interactions) -> dict[str, tuple[Ints, npt.NDArray[np.int64]]]:
+    """Each user's training rows: positions and times."""
+    bounds = np.searchsorted(interactions.user, np.arange(len(interactions.user_ids) + 1))
+    return {
+        str(name): (interactions.position[begin:end], interactions.timestamp[begin:end])
+        for name, begin, end in zip(interactions.user_ids, bounds, bounds[1:], strict=False)
+    }
+
+
+def _place(positions: Ints, times: npt.NDArray[np.int64], window: Window, time: int) -> int:
+    """Where in the user's rows the window's target stands."""
+    shown = np.append(window.history, window.target)
+    ends = np.flatnonzero((positions == window.target) & (times == time)).tolist()
+    return next(end for end in ends if end + 1 >= len(shown)
+                and np.array_equal(positions[end + 1 - len(shown) : end + 1], shown))  # fmt: skip
+
+
+def _following(valid: Examples) -> Mapping[str, list[tuple[Ints, int]]]:
+    """By user the histories and targets of `valid`, oldest target first."""
+    found: dict[str, list[tuple[Ints, int]]] = {}
+    for number in np.argsort(valid.timestamps, kind="stable").tolist():
+        mine = found.setdefault(str(valid.user_ids[number]), [])
+        mine.append((valid.history(number), int(valid.targets[number])))
+    return found
+
+
+def _next_after(positions: Ints, examples: Sequence[tuple[Ints, int]]) -> Ints:
+    """The target of the first of the examples whose history ends as `positions` do, or nothing."""
+    for history, target in examples:
+        length = min(len(history), len(positions))
+        if length and np.array_equal(history[-length:], positions[-length:]):
+            return np.array([target], np.int32)
+    return positions[:0]

@@ -1,0 +1,55 @@
+"""Fine-tuning with conformal prediction (CPFT, arXiv 2402.08976)."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from llmrec.recipe.section import Count, NotNegative, Positive, Section
+
+
+class CandidateSets(Section):
+    """Of a language model: the items that a prediction set is drawn from, for each example."""
+
+    beams: Count = 4
+    """Likeliest items of the live model, by constrained beam search."""
+    sampled: Annotated[int, Field(ge=0)] = 11
+    """Random items that the user has not chosen."""
+    refresh: Count = 8
+    """Optimiser steps after which candidates of the coming rows are found anew."""
+
+
+class Conformal(Section):
+    """Fine-tuning with conformal prediction (CPFT, arXiv 2402.08976): cross-entropy, and losses of
+    the size and the spread of the sets of likely items, for a network or the language model."""
+
+    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    """Share of the true items that may stay outside their sets."""
+    beta: NotNegative = 10.0
+    """Weight of the set size; 0: without."""
+    gamma: NotNegative = 1.0
+    """Weight of the distance of the set's items from the true one; 0: without."""
+    nearest: Count = 10
+    """Items of a set, the most similar to the true one, whose distance counts."""
+    smooth: bool = False
+    """false: hard sets as published; true: gradients flow through membership and threshold."""
+    temperature: Positive = 0.5
+    """Of smooth: nats over which an item turns from outside to inside."""
+    view: Literal["valid", "train"] = "valid"
+    """Where the sequence ends whose next item the sets are for. train: with the last training item;
+    valid: with the validation item, read and never learned as an answer."""
+    learning_rate: Positive = 1.0e-4
+    """Of a network, constant. A language model takes that of `train`."""
+    batch_size: Count = 128
+    """Sequences of a network's optimiser step. A language model takes that of `train`."""
+    max_epochs: Count = 20
+    """Most epochs of a network."""
+    patience: Count = 10
+    """Epochs of a network without a better validation NDCG@10 after which training stops."""
+    candidates: CandidateSets = CandidateSets()
+    """Of a language model."""
+
+    @model_validator(mode="after")
+    def _any(self) -> "Conformal":
+        if self.beta == 0 and self.gamma == 0:
+            raise ValueError("beta and gamma are both 0; raise one, or drop the section")
+        return self

@@ -1,0 +1,86 @@
+"""Which interactions an experiment reads, how they are filtered, and how they are split."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from llmrec.recipe.section import Count, Section, Share, Word
+
+
+class Columns(Section):
+    """What the columns of a CSV, TSV, JSONL or Parquet source are called."""
+
+    user_id: Word = "user_id"
+    """Column of the user."""
+    item_id: Word = "item_id"
+    """Column of the item's id."""
+    timestamp: Word = "timestamp"
+    """Column of the time of the interaction."""
+    rating: Word | None = "rating"
+    """Column of the rating; null: there is none."""
+    title: Word | None = "title"
+    """Column of the item's title; null: none."""
+
+
+class Subset(Section):
+    """How many examples of each split are kept, drawn with the recipe's seed; null: all."""
+
+    train: Count | None = None
+    """Training examples kept."""
+    valid: Count | None = None
+    """Validation examples kept."""
+    test: Count | None = None
+    """Test examples kept."""
+
+
+class Data(Section):
+    """Which interactions, how they are filtered, and how they are split."""
+
+    source: Word
+    """A name that `llmrec fetch data` knows (ml-100k, ml-1m), or a file or folder."""
+    format: Literal[
+        "auto", "movielens", "recbole", "amazon2023", "amazon2018", "csv", "tsv", "jsonl", "parquet"
+    ] = "auto"
+    """How the source is written; auto: seen from its files."""
+    items: Word | None = None
+    """File of items and titles, where it is not found with the source."""
+    columns: Columns = Columns()
+    """Column names of the source."""
+    min_rating: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    """Interactions with a lower rating are dropped; null: none are."""
+    k_core: Annotated[int, Field(ge=0)] = 0
+    """Users and items with fewer interactions are dropped until none is left."""
+    split: Literal["leave_one_out", "global_time", "sliding_window", "by_user"] = "leave_one_out"
+    """How examples become train, valid and test."""
+    ratios: Annotated[list[Share], Field(min_length=3, max_length=3)] = Field(
+        default=[0.8, 0.1, 0.1]
+    )
+    """Shares of train, valid and test, for the splits that cut by share."""
+    window: Annotated[int, Field(ge=2)] = 11
+    """Interactions in a sliding window, the target included."""
+    ties: Literal["source_row", "item_id", "shuffle"] = "source_row"
+    """Order of a user's interactions with one and the same time."""
+    year_in_title: bool = True
+    """Titles keep their year: The Matrix (1999)."""
+    max_title_chars: Annotated[int, Field(ge=8)] = 200
+    """Longer titles are cut to this many characters."""
+    out_of_core: bool = False
+    """Filter with DuckDB, on disk where memory is short; needs the extra `data`."""
+    memory_limit: Word = "4GB"
+    """Memory that DuckDB may take while it filters."""
+    max_bad_rows: Annotated[int, Field(ge=0)] = 0
+    """Unreadable rows that are skipped and reported before it is an error."""
+    subset: Subset = Subset()
+    """Examples kept of each split."""
+    train_users: Count | None = None
+    """Users whose interactions are used for training; null: all."""
+    candidates: Annotated[int, Field(ge=2)] | None = None
+    """Each target is to be found among so many items, itself and random ones that the user has not
+    seen, drawn once with the recipe's seed; null: among the whole catalog."""
+
+    @field_validator("ratios")
+    @classmethod
+    def _sum_to_one(cls, ratios: list[float]) -> list[float]:
+        if abs(sum(ratios) - 1) > 1e-9 or ratios[0] == 0:
+            raise ValueError("three shares that sum to 1, the first above 0")
+        return ratios

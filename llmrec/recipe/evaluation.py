@@ -1,0 +1,37 @@
+"""The sections of a recipe about evaluation: metrics, intervals, calibration."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from llmrec.recipe.section import Count, Section
+
+Level = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Calibration(Section):
+    """How far the systems' probabilities can be trusted, and prediction sets with a guarantee."""
+
+    alpha: Annotated[list[Level], Field(min_length=1)] = Field(default=[0.1, 0.3])
+    """Sets are to hold the target for a share 1 - alpha of the users."""
+    share: Level = 0.5
+    """Share of the test users set aside to find the sets' thresholds; the others measure them."""
+    listed: Count = 1000
+    """Most likely items of a user that are kept; a set cannot hold more."""
+    bins: Count = 15
+    """Bins of the reliability diagrams and of ECE."""
+
+
+class Evaluate(Section):
+    """Metrics and their intervals."""
+
+    k: Annotated[list[Count], Field(min_length=1)] = Field(default=[1, 5, 10])
+    """Cut-offs of the ranking metrics."""
+    samples: Annotated[int, Field(ge=100)] = 2000
+    """Bootstrap samples."""
+    confidence: Level = 0.95
+    """Coverage of the intervals."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the bootstrap and of the choice of users set aside."""
+    calibration: Calibration | None = None
+    """Probabilities and prediction sets; null: rankings alone."""

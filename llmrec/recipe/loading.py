@@ -1,0 +1,300 @@
+"""Read a recipe: a YAML file and overrides from the command line, all its errors at once.
+
+`load` is what the verbs use. Knows the sections of a recipe, no stage; imports neither torch nor
+transformers.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from llmrec.errors import RecipeError
+from llmrec.recipe import plain_yaml as recipe_yaml
+from llmrec.recipe import shipped
+from llmrec.recipe import trainer_arguments as training_arguments
+from llmrec.recipe.experiment import Recipe
+from llmrec.recipe.keys import allowed, keys_in, meant, purpose, section_of
+
+# Keys that name a file or folder. The first two may be a name of something else instead.
+SOURCE, BASE = ("data", "source"), ("model", "base")
+ENCODER = ("demonstrations", "similarity", "encoder")
+PATHS = (SOURCE, BASE, ("data", "items"), ("model", "adapter"), ("prompt", "file"),
+         ("soft", "sft_adapter"), ("soft", "answers"), ENCODER)  # fmt: skip
+MAX_BYTES = 4 * recipe_yaml.MAX_CHARACTERS
+SHOWN = 60
+
+
+@dataclass
+class _Reading:
+    """What has been read so far. `origins`: where a key was given, for messages."""
+
+    file: str
+    tree: dict[str, Any]
+    lines: dict[recipe_yaml.KeyPath, int]
+    overridden: dict[recipe_yaml.KeyPath, str] = field(default_factory=dict)
+    problems: list[tuple[int, str]] = field(default_factory=list)
+
+    def report(self, path: recipe_yaml.KeyPath, message: str) -> None:
+        """Add a problem at the place where `path`, or what holds it, was given."""
+        for length in range(len(path), -1, -1):
+            if path[:length] in self.overridden:
+                self.problems.append((1 << 30, f"{self.overridden[path[:length]]}: {message}"))
+                return
+            if path[:length] in self.lines:
+                line = self.lines[path[:length]]
+                self.problems.append((line, f"{self.file}:{line}: {message}"))
+                return
+        self.problems.append((1, f"{self.file}:1: {message}"))
+
+    def raise_problems(self) -> None:
+        """Raise RecipeError with every problem, in the order of the lines."""
+        if self.problems:
+            texts = [text for _, text in sorted(self.problems, key=lambda problem: problem[0])]
+            count = "1 error" if len(texts) == 1 else f"{len(texts)} errors"
+            raise RecipeError(f"{self.file}: {count}\n" + "\n".join(f"  {text}" for text in texts))
+
+
+def locate(reference: str | Path) -> Path:
+    """The file of a recipe: a path, or the name of a shipped one. Raises RecipeError."""
+    path = Path(reference).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir() and (path / "recipe.yaml").is_file():
+        return path / "recipe.yaml"
+    found = shipped.recipe_file(str(reference))
+    if found is not None:
+        return found
+    names = ", ".join(shipped.recipe_names())
+    raise RecipeError(
+        f"recipe {str(reference)!r}: no such file, and no shipped recipe of that name; "
+        f"shipped are: {names} (see `llmrec recipes ls`)"
+    )
+
+
+def load(reference: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in a file (or of a name, see `locate`), with `section.key=value` overrides.
+
+    Overrides beat the file, the file beats the defaults. Paths in the file are relative to the
+    file, paths in overrides to the current folder. Raises RecipeError that lists every error.
+    """
+    path = locate(reference)
+    document = recipe_yaml.read(_text(path))
+    reading = _Reading(str(path), {}, document.lines)
+    for problem in document.problems:
+        reading.problems.append((problem.line, f"{path}:{problem.line}: {problem.text}"))
+    if document.value is not None and not isinstance(document.value, dict):
+        reading.report((), "a recipe is sections of keys (section: then indented key: value)")
+    elif document.value is not None:
+        reading.tree = document.value
+    syntax_failed = document.value is None
+    _apply(overrides, reading)
+    if syntax_failed:
+        reading.raise_problems()
+    _drop_unknown(reading.tree, Recipe, (), reading)
+    _check_train(reading)
+    reading.tree.setdefault("name", path.stem)
+    recipe = _validated(reading)
+    reading.raise_problems()
+    if recipe is None:
+        raise RecipeError(f"{path}: not a recipe")
+    return _with_paths(recipe, reading, path.parent)
+
+
+def check(reference: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Load a recipe and look whether the files it names are there: {recipe, name, warnings}.
+
+    Raises RecipeError that lists every error.
+    """
+    recipe = load(reference, overrides)
+    missing = [
+        f"{'.'.join(path)}: {value} does not exist"
+        for path in PATHS
+        if (value := _get(recipe, path)) is not None
+        and os.path.isabs(value)
+        and not Path(value).exists()
+    ]
+    if missing:
+        raise RecipeError(f"{reference}: files are missing\n  " + "\n  ".join(missing))
+    longest = max(recipe.evaluate.k)
+    warnings = []
+    if longest > recipe.decode.top_k:
+        warnings.append(
+            f"evaluate.k goes to {longest}, decode.top_k is {recipe.decode.top_k}: the language "
+            "model's metrics beyond it count missing items as misses"
+        )
+    return {"recipe": str(locate(reference)), "name": recipe.name, "warnings": warnings}
+
+
+def dump(recipe: Recipe) -> str:
+    """Every key of the recipe, defaults included, as YAML."""
+    return recipe_yaml.write(recipe.model_dump(mode="json"))
+
+
+def _text(path: Path) -> str:
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise RecipeError(f"{path}: larger than {MAX_BYTES} bytes; this is no recipe")
+        return path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise RecipeError(f"{path}:{line}: not UTF-8 text; save the file as UTF-8") from error
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _apply(overrides: Sequence[str], reading: _Reading) -> None:
+    """Write the overrides into the tree; the last one of a key stands."""
+    for override in overrides:
+        place = f"command line, {override!r}"
+        dotted, equals, text = override.partition("=")
+        parts = tuple(dotted.split("."))
+        if not equals or not all(parts):
+            reading.problems.append((
+                1 << 30, f"{place}: overrides are written section.key=value, options start with --"
+            ))  # fmt: skip
+            continue
+        document = recipe_yaml.read(text)
+        for problem in document.problems:
+            reading.problems.append((1 << 30, f"{place}: {problem.text}"))
+        value = None if text.strip() == "" else document.value
+        node = reading.tree
+        for part in parts[:-1]:
+            child = node.get(part)
+            if not isinstance(child, dict):
+                child = node[part] = {}
+            node = child
+        node[parts[-1]] = value
+        reading.overridden[parts] = place
+
+
+def _drop_unknown(
+    tree: dict[str, Any], model: type[BaseModel], above: tuple[str, ...], reading: _Reading
+) -> None:
+    """Report every unknown key of a section, and take it out so that it is reported once."""
+    for key in list(tree):
+        if key not in model.model_fields:
+            reading.report((*above, key), _unknown(above, key))
+            del tree[key]
+            continue
+        section = section_of(model.model_fields[key].annotation)
+        if section is not None and isinstance(tree[key], dict):
+            _drop_unknown(tree[key], section, (*above, key), reading)
+
+
+def _unknown(section: tuple[str, ...], key: str) -> str:
+    dotted = ".".join((*section, key))
+    nearest = meant(section, key)
+    if nearest is not None:
+        return f"unknown key {dotted}; did you mean {'.'.join(nearest)}?"
+    names = ", ".join(sorted(keys_in(section)))
+    where = f"section {'.'.join(section)}" if section else "a recipe"
+    return f"unknown key {dotted}; {where} has: {names}"
+
+
+def _check_train(reading: _Reading) -> None:
+    train = reading.tree.get("train")
+    if not isinstance(train, dict):
+        return
+    for key, value in list(train.items()):
+        if key in training_arguments.REFUSED:
+            reason = training_arguments.REFUSED[key]
+            reading.report(("train", key), f"train.{key} cannot be set: {reason}")
+        elif key not in training_arguments.KINDS:
+            reading.report(("train", key), _unknown(("train",), key))
+        elif not training_arguments.fits(key, value):
+            reading.report(("train", key), _wrong(("train", key), value))
+        else:
+            continue
+        del train[key]
+
+
+def _wrong(path: recipe_yaml.KeyPath, value: Any, rule: str | None = None) -> str:
+    dotted = ".".join(str(part) for part in path)
+    shown = json.dumps(value, ensure_ascii=False)
+    shown = shown if len(shown) <= SHOWN else shown[: SHOWN - 3] + "..."
+    rule = allowed(path) if rule is None else rule
+    message = f"{dotted} is {shown}; allowed: {rule}"
+    if isinstance(value, str) and rule.startswith("one of "):
+        from rapidfuzz.process import extractOne
+
+        nearest = extractOne(value, rule[len("one of ") :].split(", "), score_cutoff=60)
+        message += f"; did you mean {nearest[0]}?" if nearest else ""
+    return message
+
+
+def _validated(reading: _Reading) -> Recipe | None:
+    try:
+        return Recipe.model_validate(reading.tree)
+    except ValidationError as error:
+        told: set[recipe_yaml.KeyPath] = set()
+        for detail in error.errors(include_url=False):
+            path = _real_path(detail["loc"], reading.tree)
+            if path in told:
+                continue
+            told.add(path)
+            dotted = ".".join(str(part) for part in path)
+            if detail["type"] == "missing":
+                reading.report(path, f"{dotted} is missing: {purpose(path)}")
+            elif detail["type"] == "value_error" and isinstance(detail["input"], BaseModel | dict):
+                reading.report(path, f"{dotted + ': ' if dotted else ''}{_reason(detail)}")
+            elif detail["type"] == "value_error":
+                reading.report(path, _wrong(path, detail["input"], _reason(detail)))
+            else:
+                reading.report(path, _wrong(path, detail["input"]))
+        return None
+
+
+def _reason(detail: Any) -> str:
+    return str(detail["msg"]).removeprefix("Value error, ")
+
+
+def _real_path(loc: tuple[int | str, ...], tree: Any) -> recipe_yaml.KeyPath:
+    """A pydantic location without the names of union branches it goes through."""
+    path: list[str | int] = []
+    for part in loc:
+        if isinstance(tree, dict):
+            tree = tree.get(str(part))
+        elif isinstance(tree, list) and isinstance(part, int):
+            tree = tree[part]
+        else:
+            break
+        path.append(part)
+    return tuple(path)
+
+
+def _get(recipe: Recipe, path: tuple[str, ...]) -> Any:
+    return _held(recipe.model_dump(include={path[0]}), path)
+
+
+def _held(tree: dict[str, Any], path: tuple[str, ...]) -> Any:
+    """What stands at a path of a tree; None where a section on the way is null."""
+    held: Any = tree
+    for key in path:
+        held = None if held is None else held[key]
+    return held
+
+
+def _with_paths(recipe: Recipe, reading: _Reading, folder: Path) -> Recipe:
+    """The recipe with every path in it made absolute."""
+    tree = recipe.model_dump(mode="json")
+    for place in PATHS:
+        value = _held(tree, place)
+        if value is None:
+            continue
+        base = Path() if place in reading.overridden else folder
+        path = Path(os.path.abspath(base / Path(value).expanduser()))
+        if place == SOURCE:
+            is_path = path.exists() or "/" in value or os.sep in value
+        elif place in (BASE, ENCODER):
+            # A Hub id holds a slash too, so a folder must be there or be spelt as a path.
+            is_path = path.is_dir() or value.startswith((".", "~", "/")) or os.path.isabs(value)
+        else:
+            is_path = True
+        if is_path:
+            _held(tree, place[:-1])[place[-1]] = str(path)
+    return Recipe.model_validate(tree)

@@ -1,0 +1,62 @@
+"""The language model of an experiment and what of it is trained."""
+
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from llmrec.recipe.section import Count, Section, Word
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+class Lora(Section):
+    """Low-rank adaptation through PEFT."""
+
+    r: Count = 8
+    """Rank."""
+    alpha: Count = 16
+    """Scale; the update is multiplied by alpha / r."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout before the adapter; 0 keeps shared prompts exact."""
+    target_modules: str | list[str] = "all-linear"
+    """all-linear, or a list of module names such as [q_proj, v_proj]."""
+
+    @field_validator("target_modules", mode="wrap")
+    @classmethod
+    def _words(cls, value: Any, _: Any) -> str | list[str]:
+        if value == "all-linear":
+            return "all-linear"
+        if isinstance(value, list) and value and all(isinstance(v, str) and v for v in value):
+            return list(value)
+        raise ValueError("all-linear, or a list of module names")
+
+
+class Model(Section):
+    """The language model and what of it is trained."""
+
+    base: Word = "smollm2-135m-instruct"
+    """A name that `llmrec fetch model` knows, a Hub id, or a folder."""
+    revision: Word | None = None
+    """Commit, tag or branch of a Hub id."""
+    dtype: Literal["float32", "bfloat16", "auto"] = "float32"
+    """Number format of the weights; auto: as they were saved."""
+    quantization: Literal["none", "4bit"] = "none"
+    """4bit: the frozen weights in 4 bits under LoRA (QLoRA), on a GPU."""
+    trust_remote_code: bool = False
+    """Run code from the model's repository; needs a 40-hex revision."""
+    lora: Lora | None = Lora()
+    """The adapter; null: every weight is trained."""
+    adapter: Word | None = None
+    """Folder of an adapter to recommend with, instead of training one."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.trust_remote_code and not (self.revision and COMMIT.fullmatch(self.revision)):
+            raise ValueError(
+                "trust_remote_code runs code from the model's repository; it needs `revision` to "
+                "be a full commit (40 hex digits), so that the code cannot change"
+            )
+        if self.quantization == "4bit" and self.lora is None:
+            raise ValueError("4bit weights cannot be trained; give `lora` or set quantization none")
+        return self

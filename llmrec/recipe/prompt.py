@@ -1,0 +1,25 @@
+"""How a history becomes text."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from llmrec.recipe.section import Count, Section, Word
+
+
+class Prompt(Section):
+    """How a history becomes text."""
+
+    task: Literal["next_item", "similar_users"] = "next_item"
+    """Which shipped template. next_item: the history alone; similar_users: also demonstrations and
+    candidates, where there are any."""
+    domain: Literal["movie", "book", "game", "music", "product"] = "movie"
+    """Which shipped template: its words for items."""
+    file: Word | None = None
+    """A template file of your own, instead of those."""
+    form: Literal["plain", "chat"] = "plain"
+    """Plain text, or turns of the model's chat template."""
+    max_history: Count = 10
+    """Latest titles shown."""
+    max_tokens: Annotated[int, Field(ge=16)] = 700
+    """Longest prompt; the oldest titles are left out to keep to it."""

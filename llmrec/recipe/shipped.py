@@ -1,0 +1,72 @@
+"""Where the prompts and recipes that come with llmrec lie: in a checkout, or inside the wheel.
+
+Knows names and files, not what they say.
+"""
+
+import shutil
+from pathlib import Path
+
+from llmrec.errors import RecipeError
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def folder(name: str) -> Path:
+    """The shipped folder `prompts` or `recipes`."""
+    inside = _PACKAGE / "shipped" / name
+    return inside if inside.is_dir() else _PACKAGE.parent / name
+
+
+def prompts() -> Path:
+    """The folder of <task>/<domain>.jinja."""
+    return folder("prompts")
+
+
+def prompt_file(task: str, domain: str) -> Path:
+    """The shipped template of a task and a domain."""
+    return prompts() / task / f"{domain}.jinja"
+
+
+def recipes() -> Path:
+    """The folder of <method>_<dataset>.yaml and accelerate/<hardware>.yaml."""
+    return folder("recipes")
+
+
+def recipe_names() -> list[str]:
+    """Names of the shipped recipes, without their ending, in alphabetical order."""
+    return sorted(path.stem for path in recipes().glob("*.yaml"))
+
+
+def recipe_file(reference: str) -> Path | None:
+    """The shipped recipe called `sft_ml100k`, `sft_ml100k.yaml` or `recipes/sft_ml100k.yaml`."""
+    name = reference.removeprefix("recipes/").removesuffix(".yaml")
+    return recipes() / f"{name}.yaml" if name in recipe_names() else None
+
+
+def accelerate_names() -> list[str]:
+    """Names of the shipped accelerate files, such as `ddp`."""
+    return sorted(path.stem for path in (recipes() / "accelerate").glob("*.yaml"))
+
+
+def found(name: str) -> Path:
+    """The shipped recipe, or accelerate file (`accelerate/ddp`), of a name. Raises RecipeError."""
+    recipe = recipe_file(name)
+    if recipe is not None:
+        return recipe
+    hardware = name.removeprefix("recipes/").removeprefix("accelerate/").removesuffix(".yaml")
+    if hardware in accelerate_names():
+        return recipes() / "accelerate" / f"{hardware}.yaml"
+    names = ", ".join([*recipe_names(), *(f"accelerate/{name}" for name in accelerate_names())])
+    raise RecipeError(f"no shipped recipe {name!r}; shipped are: {names}")
+
+
+def copied(name: str, to: Path) -> Path:
+    """Copy a shipped file to a file or into a folder; the new path. Raises RecipeError."""
+    source = found(name)
+    target = to / source.name if to.is_dir() else to
+    if target.exists():
+        raise RecipeError(f"{target} is there already; give another name")
+    if not target.parent.is_dir():
+        raise RecipeError(f"{target.parent} is no folder; make it first")
+    shutil.copyfile(source, target)
+    return target

@@ -1,0 +1,144 @@
+"""What `evaluate` and `report` read from a run folder, refused where it does not belong together.
+
+Knows the run folder; computes no metric. Imports neither torch nor transformers.
+"""
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llmrec.data.catalog import Catalog
+from llmrec.data.records import Examples, Interactions
+from llmrec.errors import DataError
+from llmrec.evaluation.predictions import Predictions
+
+if TYPE_CHECKING:
+    from llmrec.recipe import Recipe
+    from llmrec.runs.folder import RunFolder
+
+log = logging.getLogger("llmrec")
+
+
+@dataclass(frozen=True)
+class TestSplit:
+    """E test examples over a Catalog of N items; `counts` (N,) are the training interactions."""
+
+    # Not a test case, whatever a test runner makes of the name.
+    __test__ = False
+
+    examples: Examples
+    catalog: Catalog
+    counts: npt.NDArray[np.int64]
+
+
+def read_test_split(folder: "RunFolder") -> TestSplit:
+    """The test examples, the Catalog and the training counts. Raises DataError if one lacks."""
+    for path in (folder.examples("test"), folder.items, folder.interactions):
+        if not path.is_file():
+            raise DataError(f"{path} is not there; run `llmrec prepare` first.")
+    test, catalog = Examples.read(folder.examples("test")), Catalog.read(folder.items)
+    if not len(test):
+        raise DataError(f"{folder.examples('test')} holds no example, so there is nothing to "
+                        "evaluate; look at data.split and data.subset.")  # fmt: skip
+    positions = Interactions.read(folder.interactions).position
+    return TestSplit(test, catalog, np.bincount(positions, minlength=len(catalog)))
+
+
+def read_predictions(
+    recipe: "Recipe", folder: "RunFolder", test: Examples
+) -> tuple[list[Predictions], list[str]]:
+    """All predictions, in the order of `recipe.systems` and then by name; notes on what differs.
+
+    Raises DataError if there are none, or if one is not of this test split.
+    """
+    found = {path.stem: path for path in sorted(folder.predictions("any").parent.glob("*.parquet"))}
+    if not found:
+        raise DataError(f"{folder.predictions('any').parent} holds no predictions; run "
+                        "`llmrec recommend` first.")  # fmt: skip
+    known = [system for system in recipe.systems if system in found]
+    others = [system for system in found if system not in recipe.systems]
+    missing = [system for system in recipe.systems if system not in found]
+    notes = []
+    if missing:
+        notes.append(f"In the recipe but without predictions: {', '.join(missing)}.")
+    if others:
+        notes.append(f"Not in the recipe, taken as found: {', '.join(others)}.")
+    data = folder.provenance(recipe)["data"]
+    return [_checked(found[system], system, test, data) for system in (*known, *others)], notes
+
+
+def read_metrics(path: Path) -> dict[str, Any]:
+    """What `evaluate` wrote. Raises DataError for a file that is not there or something else."""
+    try:
+        metrics = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path} is not there; run `llmrec evaluate` first.") from None
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON ({error}); run `llmrec evaluate` again.") from None
+    lacking = {"name", "evaluate", "table", "comparisons", "systems"} - set(metrics)
+    if lacking:
+        raise DataError(f"{path} lacks {', '.join(sorted(lacking))}; run `llmrec evaluate` again.")
+    return dict(metrics)
+
+
+def _checked(path: Path, system: str, test: Examples, data: str | None) -> Predictions:
+    predictions = Predictions.read(path)
+    again = "Run `llmrec recommend` again."
+    if predictions.info.system != system:
+        raise DataError(f"{path}: says it is of the system {predictions.info.system!r}, not "
+                        f"{system!r}. {again}")  # fmt: skip
+    made_from = predictions.info.provenance.get("data")
+    if data is not None and made_from is not None and made_from != data:
+        raise DataError(f"{path}: made from other data (manifest {str(made_from)[:12]}) than "
+                        f"stands in this run ({data[:12]}). {again}")  # fmt: skip
+    if len(predictions) != len(test):
+        raise DataError(f"{path}: {len(predictions)} rows for {len(test)} test examples. {again}")
+    differs = np.flatnonzero(predictions.user_ids != test.user_ids)
+    if len(differs):
+        row = int(differs[0])
+        raise DataError(f"{path}: row {row} is of user {predictions.user_ids[row]!r}, the test "
+                        f"split has {test.user_ids[row]!r} there ({len(differs)} rows differ). "
+                        f"{again}")  # fmt: skip
+    return predictions
+
+
+CALIBRATION_VERSION = 1
+
+
+SYSTEM = "system"
+
+
+METHOD = "method"
+
+
+SCORE = "score"
+
+
+def read_calibration(path: Path, data: str | None) -> dict[str, Any] | None:
+    """What `run` wrote; None where it wrote nothing, or of other data than `data`.
+
+    Raises DataError for a file that is something else.
+    """
+    if not path.is_file():
+        return None
+    try:
+        said = dict(json.loads(path.read_text("utf-8")))
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{path} is not JSON ({error}); run `llmrec evaluate --calibration` "
+                        "again.") from None  # fmt: skip
+    lacking = {"version", "data", "k", "systems", "drawn", "notes"} - set(said)
+    if lacking or said["version"] != CALIBRATION_VERSION:
+        what = f"lacks {', '.join(sorted(lacking))}" if lacking else "is of another version"
+        raise DataError(f"{path} {what}; run `llmrec evaluate --calibration` again.")
+    if said["data"] != data:
+        log.warning("%s is of other data than stands in this run and was left out; run `llmrec "
+                    "evaluate --calibration` again", path)  # fmt: skip
+        return None
+    return said
+
+

@@ -1,0 +1,269 @@
+"""Networks through all stages: three steps, each made once, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+
+from llmrec.baselines.fine_tuning import FineTuning
+from llmrec.baselines.gru4rec import RecurrentNetwork
+from llmrec.baselines.sasrec import AttentionNetwork
+from llmrec.data.records import Examples, Interactions
+from llmrec.errors import LlmrecError, RecipeError
+from llmrec.evaluation.predictions import Predictions
+from llmrec.methods import networks
+from llmrec.stages import evaluate, pipeline, prepare, recommend
+
+SYSTEMS = "systems=[popularity, network, network_ce, network_cpft]"
+SIZES = ("network.hidden=8", "network.layers=1", "network.max_epochs=3", "network.batch_size=8")
+TUNED = ("conformal.max_epochs=6", "conformal.patience=2", "conformal.batch_size=8")
+ALL = (SYSTEMS, *SIZES, *TUNED)
+
+
+def weights(folder):
+    return {step: (folder.network(step) / networks.WEIGHTS).read_bytes()
+            for step in ("base", "cpft", "ce") if folder.network(step).is_dir()}  # fmt: skip
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The plan, the loss and the items that follow, of each fine-tuning."""
+    real, seen = FineTuning.fit, []
+
+    def recording(self, base, train, valid, filter_seen, seed, loss=None, following=None):
+        seen.append((self, loss, following))
+        return real(self, base, train, valid, filter_seen, seed, loss, following)
+
+    monkeypatch.setattr(FineTuning, "fit", recording)
+    return seen
+
+
+@pytest.mark.parametrize("kind", ["sasrec", "gru4rec"])
+def test_three_steps_recommended_and_evaluated(recipe_of, calls, kind):
+    recipe, folder = recipe_of(*ALL, f"network.kind={kind}", "conformal.beta=2")
+    done = pipeline.train(recipe, folder)
+    assert list(done) == ["base", "cpft", "ce"]
+    assert not any(step["skipped"] for step in done.values())
+    (cpft, loss, following), (ce, no_loss, none) = calls
+    assert (cpft.patience, cpft.max_epochs, cpft.batch_size) == (2, 6, 8)
+    assert loss is not None
+    assert following
+    assert no_loss is None
+    assert not none
+    assert (ce.max_epochs, ce.patience) == (done["cpft"]["epochs"], None)
+    assert done["ce"]["epochs"] == done["cpft"]["epochs"]
+    made = weights(folder)
+    assert len(set(made.values())) == 3
+
+    again = pipeline.train(recipe, folder)
+    assert len(calls) == 2
+    for step, known in again.items():
+        assert known == {**done[step], "skipped": True}
+    assert weights(folder) == made
+
+    said = recommend.run(recipe, folder)
+    assert said["written"] == recipe.systems
+    test = Examples.read(folder.examples("test"))
+    for system in networks.STEP_OF:
+        network = networks.fitted(recipe, folder, system)
+        expected = {"sasrec": AttentionNetwork, "gru4rec": RecurrentNetwork}[kind]
+        assert isinstance(network.network, expected)
+        answers = Predictions.read(folder.predictions(system))
+        assert (answers.info.kind, answers.info.distribution) == ("network", True)
+        known = answers.info.hyperparameters
+        assert known["step"] == networks.STEP_OF[system]
+        assert known["epoch"] == done[known["step"]]["epoch"] == network.epoch
+        assert known["valid_ndcg@10"] == done[known["step"]]["valid_ndcg@10"]
+        assert known["hidden"] == 8
+        p = network.probabilities(test.histories())
+        np.testing.assert_allclose(
+            np.exp(-answers.nll), p[np.arange(len(test)), test.targets], rtol=1e-6
+        )
+        for i, ranking in enumerate(answers.rankings()):
+            assert ranking.tolist() == np.argsort(-p[i], kind="stable")[: len(ranking)].tolist()
+            assert not set(ranking.tolist()) & set(test.history(i).tolist())
+    assert recommend.run(recipe, folder)["standing"] == recipe.systems
+
+    evaluate.run(recipe, folder)
+    metrics = json.loads(folder.metrics.read_text("utf-8"))
+    assert list(metrics["systems"]) == recipe.systems
+    for system in recipe.systems:
+        assert 0 < metrics["table"]["systems"][system]["NLL"]["all"]["mean"] < 20
+
+
+def test_validation_ndcg_of_a_step_is_that_of_what_was_kept(recipe_of):
+    recipe, folder = recipe_of(*ALL)
+    done = pipeline.train(recipe, folder)
+    valid = Examples.read(folder.examples("valid"))
+    for system, step in networks.STEP_OF.items():
+        network = networks.fitted(recipe, folder, system)
+        assert network.ndcg(valid, True) == pytest.approx(done[step]["valid_ndcg@10"], abs=1e-9)
+
+
+def test_cross_entropy_alone_goes_on_as_long_as_cpft_that_stopped_early(recipe_of):
+    # Nothing changes at this rate, so the second epoch is no better than the first.
+    recipe, folder = recipe_of(
+        *ALL, "conformal.learning_rate=1.0e-12", "conformal.patience=1"
+    )  # fmt: skip
+    done = pipeline.train(recipe, folder)
+    assert [done[step]["epochs"] for step in ("cpft", "ce")] == [2, 2]
+
+
+def test_the_view_of_training_items_alone_reads_no_validation_item(recipe_of, calls):
+    recipe, folder = recipe_of(*ALL, "conformal.view=train", "conformal.max_epochs=1")
+    pipeline.train(recipe, folder, "base")
+    pipeline.train(recipe, folder, "cpft")
+    assert calls[0][2] == {}
+    assert not folder.network("ce").exists()
+
+
+def test_a_damaged_network_is_trained_again_to_the_same_bytes(recipe_of, caplog):
+    recipe, folder = recipe_of(*ALL)
+    pipeline.train(recipe, folder)
+    made = weights(folder)
+    for step in ("base", "ce"):
+        (folder.network(step) / networks.WEIGHTS).write_bytes(made[step][:-3])
+    with pytest.raises(LlmrecError, match="no trained network"):
+        networks.fitted(recipe, folder, "network")
+    done = pipeline.train(recipe, folder)
+    assert {step: known["skipped"] for step, known in done.items()} == {
+        "base": False, "cpft": True, "ce": False,
+    }  # fmt: skip
+    assert "is damaged (model.safetensors differs from its hash)" in caplog.text
+    assert weights(folder) == made
+    assert sorted(p.name for p in folder.network("base").parent.iterdir()) == [
+        "base", "ce", "cpft",
+    ]  # fmt: skip
+
+
+def test_an_interrupted_step_leaves_nothing_that_stands(recipe_of, monkeypatch):
+    recipe, folder = recipe_of(*ALL)
+
+    def failing(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(networks.checkpoints, "seal", failing)
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.train(recipe, folder, "base")
+    assert not folder.network("base").exists()
+    assert not pipeline.train(recipe, folder, "base")["base"]["skipped"]
+
+
+def test_other_settings_are_refused_and_those_that_make_no_difference_are_not(recipe_of):
+    recipe, folder = recipe_of(*ALL)
+    pipeline.train(recipe, folder)
+    for change in ("network.hidden=16", "seed=1", "network.max_epochs=4",
+                   "decode.filter_seen=false"):  # fmt: skip
+        with pytest.raises(LlmrecError, match=r"base was trained with other settings or data"):
+            pipeline.train(recipe_of(*ALL, change)[0], folder)
+    other, _ = recipe_of(*ALL, "conformal.alpha=0.2")
+    assert pipeline.train(other, folder, "base")["base"]["skipped"]
+    for step in ("cpft", "ce"):
+        with pytest.raises(LlmrecError, match=f"{step} was trained with other settings"):
+            pipeline.train(other, folder, step)
+    same, _ = recipe_of(*ALL, "decode.top_k=3", "conformal.candidates.beams=2",
+                        "evaluate.samples=200")  # fmt: skip
+    assert all(known["skipped"] for known in pipeline.train(same, folder).values())
+
+
+def test_steps_out_of_order_and_unknown_ones_say_what_to_run(recipe_of):
+    recipe, folder = recipe_of(*ALL)
+    with pytest.raises(LlmrecError, match="no trained network of this recipe; run `llmrec train`"):
+        pipeline.train(recipe, folder, "cpft")
+    pipeline.train(recipe, folder, "base")
+    with pytest.raises(LlmrecError, match="as many epochs as cpft; run that first"):
+        pipeline.train(recipe, folder, "ce")
+    with pytest.raises(RecipeError, match="--only soft: the steps are base, cpft, ce"):
+        pipeline.train(recipe, folder, "soft")
+    for system in ("network_ce", "network_cpft"):
+        with pytest.raises(LlmrecError, match="run `llmrec train` first"):
+            networks.fitted(recipe, folder, system)
+        with pytest.raises(LlmrecError, match="run `llmrec train` first"):
+            networks.weights_hash(recipe, folder, system)
+
+
+def test_only_the_steps_that_the_systems_need(recipe_of):
+    plain, _ = recipe_of("systems=[network]", *SIZES)
+    assert networks.steps_of(plain) == ["base"]
+    with pytest.raises(RecipeError, match="--only cpft: the steps are base"):
+        pipeline.train(plain, recipe_of("systems=[network]", *SIZES)[1], "cpft")
+    tuned, _ = recipe_of("systems=[network, network_cpft]", *SIZES, *TUNED)
+    assert networks.steps_of(tuned) == ["base", "cpft"]
+
+
+def test_recommending_an_untrained_network_is_refused(recipe_of):
+    recipe, folder = recipe_of("systems=[network]", *SIZES)
+    with pytest.raises(LlmrecError, match="run `llmrec train` first"):
+        recommend.run(recipe, folder)
+
+
+def test_preview_counts_without_training(recipe_of):
+    recipe, folder = recipe_of(*ALL)
+    prepare.run(recipe, folder)
+    said = networks.preview(recipe, folder)
+    data = Interactions.read(folder.interactions)
+    assert said["sequences"] == len(set(data.user.tolist()))
+    assert said["windows_of_an_epoch"] >= said["sequences"]
+    batches = -(-said["windows_of_an_epoch"] // 8)
+    assert said["optimiser_steps_at_most"] == {
+        "base": 3 * batches, "cpft": 6 * batches, "ce": 6 * batches,
+    }  # fmt: skip
+    assert not folder.network("base").parent.exists()
+    pipeline.train(recipe, folder, "base")
+    network = networks.fitted(recipe, folder, "network").network
+    assert said["parameters"] == sum(p.numel() for p in network.parameters())
+
+
+@pytest.mark.parametrize(("overrides", "said"), [
+    (["systems=[popularity, network]"], "needs section network"),
+    (["systems=[network, tuned]", *SIZES], "trains no language model"),
+    (["systems=[network, network_ce]", *SIZES, *TUNED], "which is not among the systems"),
+    (["systems=[network, network_cpft]", *SIZES], "needs section conformal"),
+    (["systems=[network]", *SIZES, "data.candidates=4"], "drop data.candidates or network"),
+    (["systems=[network]", "network.hidden=7"], "multiple of heads"),
+    ([*ALL, "conformal.beta=0", "conformal.gamma=0"], "both 0"),
+    (["conformal.alpha=0.3", "soft.probe=8"], "cannot be combined with soft"),
+    (["conformal.alpha=0.3", "rows.shape=all_targets"], "needs rows.shape single"),
+    (["conformal.alpha=1"], "conformal.alpha"),
+])  # fmt: skip
+def test_what_cannot_be_is_told_before_anything_is_read(recipe_of, overrides, said):
+    with pytest.raises(RecipeError, match=said):
+        recipe_of(*overrides)
+
+
+def test_set_loss_leaves_out_a_part_of_weight_0(recipe_of):
+    import torch
+
+    rng = np.random.default_rng(0)
+    train, sets = (torch.from_numpy(rng.normal(size=(3, 6))).log_softmax(1) for _ in range(2))
+    labels, items = torch.tensor([1, 0, 4]), torch.from_numpy(rng.normal(size=(6, 4)))
+    parts = {}
+    for name, beta, gamma in (("both", 2, 3), ("size", 2, 0), ("distance", 0, 3)):
+        recipe, _ = recipe_of(*ALL, f"conformal.beta={beta}", f"conformal.gamma={gamma}",
+                              "conformal.nearest=2")  # fmt: skip
+        parts[name] = networks.set_loss(recipe.conformal)(train, sets, labels, items)
+    assert set(parts["size"][1]) == {"set_size"}
+    assert set(parts["distance"][1]) == {"set_distance"}
+    together, told = parts["both"]
+    assert together.item() == pytest.approx(2 * told["set_size"] + 3 * told["set_distance"])
+    assert together.item() == pytest.approx(parts["size"][0].item() + parts["distance"][0].item())
+    # Hard sets by hand: order 0.3 * 4 / 3 of three values is the second one.
+    truth = sorted(train[i, label].item() for i, label in enumerate(labels.tolist()))
+    size = distance = 0.0
+    for i, label in enumerate(labels.tolist()):
+        members = [n for n in range(6) if sets[i, n].item() > truth[1]]
+        size += sum(1.0 if n in members else float(np.exp(sets[i, n].item())) for n in range(6))
+        unit = items.numpy() / np.linalg.norm(items.numpy(), axis=1, keepdims=True)
+        alike = sorted((float(unit[n] @ unit[label]) for n in members if n != label), reverse=True)
+        distance += 1 - np.mean(alike[:2]) if alike else 0.0
+    assert told["set_size"] == pytest.approx(size / 3)
+    assert told["set_distance"] == pytest.approx(distance / 3)
+
+
+def test_prepare_of_the_same_log_is_shared_by_both_kinds_of_recipe(recipe_of):
+    recipe, folder = recipe_of(*ALL)
+    prepare.run(recipe_of("systems=[popularity]")[0], folder)
+    manifest = (folder.data / "manifest.json").read_bytes()
+    pipeline.train(recipe, folder, "base")
+    assert (folder.data / "manifest.json").read_bytes() == manifest

@@ -1,0 +1,43 @@
+"""What comes with llmrec: recipes, prompts and accelerate files, in a checkout and in a wheel."""
+
+import importlib
+
+import pytest
+
+from llmrec.recipe import shipped
+
+
+def test_a_checkout_and_a_wheel_are_told_apart(tmp_path, monkeypatch):
+    assert (shipped.recipes() / "demo.yaml").is_file()
+    package = tmp_path / "llmrec"
+    (package / "shipped" / "recipes").mkdir(parents=True)
+    monkeypatch.setattr(shipped, "_PACKAGE", package)
+    assert shipped.recipes() == package / "shipped" / "recipes"
+    assert shipped.prompts() == tmp_path / "prompts"
+
+
+@pytest.mark.parametrize("name", shipped.accelerate_names())
+def test_accelerate_reads_every_file(name):
+    config_args = importlib.import_module("accelerate.commands.config.config_args")
+    config = config_args.load_config_from_file(str(shipped.found(f"accelerate/{name}")))
+    expected = {"cpu": "NO", "one_gpu": "NO", "ddp": "MULTI_GPU", "fsdp2": "FSDP",
+                "zero2": "DEEPSPEED", "zero3": "DEEPSPEED"}  # fmt: skip
+    assert config.distributed_type == expected[name]
+    assert config.mixed_precision == "no"
+    assert config.use_cpu is (name == "cpu")
+
+
+def test_accelerate_knows_every_key_of_the_sections():
+    launch = importlib.import_module("accelerate.commands.launch")
+    config_args = importlib.import_module("accelerate.commands.config.config_args")
+    known = {action.dest for action in launch.launch_command_parser()._actions}
+    for name in shipped.accelerate_names():
+        config = config_args.load_config_from_file(str(shipped.found(name)))
+        assert set(config.fsdp_config) | set(config.deepspeed_config) <= known
+
+
+def test_the_files_of_the_contract_are_there():
+    expected = {"cpu", "one_gpu", "ddp", "fsdp2", "zero2", "zero3"}
+    assert set(shipped.accelerate_names()) == expected
+    for domain in ("movie", "book", "game", "music", "product"):
+        assert shipped.prompt_file("next_item", domain).is_file()
