@@ -60,17 +60,29 @@ def _tiny(family: str, vocabulary: int):
 
     torch.manual_seed(7)
     shape = {
-        "vocab_size": vocabulary, "hidden_size": 32, "intermediate_size": 64,
-        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "max_position_embeddings": 512, "tie_word_embeddings": False,
-    }  # fmt: skip
+        "vocab_size": vocabulary,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": False,
+    }
     config = {
         "llama": lambda: tf.LlamaConfig(**shape),
         "qwen2": lambda: tf.Qwen2Config(**shape),
-        "gpt2": lambda: tf.GPT2Config(vocab_size=vocabulary, n_embd=32, n_layer=2, n_head=4,
-                                      n_positions=512, resid_pdrop=0.0, embd_pdrop=0.0,
-                                      attn_pdrop=0.0),
-    }[family]()  # fmt: skip
+        "gpt2": lambda: tf.GPT2Config(
+            vocab_size=vocabulary,
+            n_embd=32,
+            n_layer=2,
+            n_head=4,
+            n_positions=512,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+        ),
+    }[family]()
     model = with_tree_attention(tf.AutoModelForCausalLM.from_config(config))
     # Fresh weights give almost equal logits; spread them so that rankings are not ties.
     with torch.no_grad():
@@ -125,8 +137,20 @@ def tiny_base(tmp_path_factory, tiny_llama, tokenizer):
 def small_log(tmp_path_factory):
     """A CSV of 24 users who walk along 12 movies, with titles."""
     folder = tmp_path_factory.mktemp("log")
-    titles = ["The Man", "The Man II", "Dark City", "Dark Star", "A Star", "Last Summer",
-              "Last Dance", "Love", "River: the End", "Blue", "Red", "The World"]  # fmt: skip
+    titles = [
+        "The Man",
+        "The Man II",
+        "Dark City",
+        "Dark Star",
+        "A Star",
+        "Last Summer",
+        "Last Dance",
+        "Love",
+        "River: the End",
+        "Blue",
+        "Red",
+        "The World",
+    ]
     rng = random.Random(0)
     lines = ["user_id,item_id,timestamp,title"]
     for user in range(24):

@@ -43,12 +43,18 @@ def test_validate_is_quick():
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["--help"], ["validate", "demo"], ["config", "show", "demo"], ["config", "schema"],
-        ["recipes", "ls"], ["recipes", "show", "demo"], ["prompts", "ls"],
-        ["prompts", "show", "next_item/movie"], ["train", "--help"],
+        ["--help"],
+        ["validate", "demo"],
+        ["config", "show", "demo"],
+        ["config", "schema"],
+        ["recipes", "ls"],
+        ["recipes", "show", "demo"],
+        ["prompts", "ls"],
+        ["prompts", "show", "next_item/movie"],
+        ["train", "--help"],
     ],
     ids=" ".join,
-)  # fmt: skip
+)
 def test_light_verbs_import_nothing_heavy(arguments):
     program = (
         "import sys\nfrom llmrec.cli import app\n"

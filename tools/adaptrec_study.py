@@ -33,22 +33,31 @@ from llmrec.stages import pipeline, recommend
 SEEDS = (0, 1, 2)
 COMMON = {
     "data": {
-        "source": "ml-100k", "year_in_title": False, "split": "by_user",
+        "source": "ml-100k",
+        "year_in_title": False,
+        "split": "by_user",
         "subset": {"valid": 8, "test": 40},
     },
     "prompt": {"task": "similar_users", "domain": "movie", "max_history": 5},
     "objective": {"name": "msl"},
     "rows": {"shape": "single", "count": 48},
     "train": {
-        "learning_rate": 1.0e-3, "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 3,
-        "num_train_epochs": 1, "per_device_train_batch_size": 4, "eval_strategy": "epoch",
-        "save_strategy": "epoch", "logging_steps": 4,
+        "learning_rate": 1.0e-3,
+        "lr_scheduler_type": "constant_with_warmup",
+        "warmup_steps": 3,
+        "num_train_epochs": 1,
+        "per_device_train_batch_size": 4,
+        "eval_strategy": "epoch",
+        "save_strategy": "epoch",
+        "logging_steps": 4,
     },
     "decode": {
-        "batch_size": 8, "beams": 10, "top_k": 10,
+        "batch_size": 8,
+        "beams": 10,
+        "top_k": 10,
         "grounding": {"beams": 1, "max_new_tokens": 12},
     },
-}  # fmt: skip
+}
 SHOWN = {"count": 3, "history": 5}
 FREE = ["untuned_free", "tuned_free"]
 
@@ -111,8 +120,12 @@ def recipe_of(cell: Cell, arm: str, given: argparse.Namespace):
         systems += FREE if arm in ("none", "retrieval") and not cell.few else []
     if cell.few:
         tree["data"]["train_users"] = 64
-    tree |= {"name": f"{cell.name}-{arm}", "seed": cell.seed, "output_dir": str(given.runs),
-             "systems": systems}  # fmt: skip
+    tree |= {
+        "name": f"{cell.name}-{arm}",
+        "seed": cell.seed,
+        "output_dir": str(given.runs),
+        "systems": systems,
+    }
     if ARMS[arm].demonstrations is not None:
         tree["demonstrations"] = ARMS[arm].demonstrations
     path = given.runs / "recipes" / f"{tree['name']}.yaml"
@@ -162,8 +175,10 @@ def measured(cell: Cell, given: argparse.Namespace) -> dict[str, Values]:
 
 def pooled_over(by_cell: list[dict[str, Values]]) -> dict[str, Values]:
     """The same with the users of all seeds end to end."""
-    return {name: {k: np.concatenate([one[name][k] for one in by_cell]) for k in values}
-            for name, values in by_cell[0].items()}  # fmt: skip
+    return {
+        name: {k: np.concatenate([one[name][k] for one in by_cell]) for k in values}
+        for name, values in by_cell[0].items()
+    }
 
 
 def said(name: str) -> str:
@@ -191,8 +206,10 @@ def cell_of(values: np.ndarray, users: np.ndarray) -> str:
 def means(pooled: dict[str, Values], by_cell: list[dict[str, Values]]) -> list[str]:
     """The table of means with intervals over users, and the NLL of each seed."""
     ranked = [n for n in order_of(pooled) if not n.endswith("_free")]
-    lines = ["| | HR@1 | HR@10 | NDCG@10 | target NLL, nats | NLL by seed |",
-             "|---|---|---|---|---|---|"]  # fmt: skip
+    lines = [
+        "| | HR@1 | HR@10 | NDCG@10 | target NLL, nats | NLL by seed |",
+        "|---|---|---|---|---|---|",
+    ]
     for name in ranked:
         v = pooled[name]
         seeds = ", ".join(f"{np.mean(one[name]['NLL']):.2f}" for one in by_cell)
@@ -200,9 +217,13 @@ def means(pooled: dict[str, Values], by_cell: list[dict[str, Values]]) -> list[s
         lines.append(f"| {said(name)} | {cells_} | {seeds} |")
     free = [n for n in order_of(pooled) if n.endswith("_free")]
     if free:
-        lines += ["", "Answers written freely (greedy), as the paper asks for them:", "",
-                  "| | HR@1 over all users | HR@1 over valid answers | valid answers |",
-                  "|---|---|---|---|"]  # fmt: skip
+        lines += [
+            "",
+            "Answers written freely (greedy), as the paper asks for them:",
+            "",
+            "| | HR@1 over all users | HR@1 over valid answers | valid answers |",
+            "|---|---|---|---|",
+        ]
         for name in free:
             v = pooled[name]
             cells_ = [cell_of(v[m], v["user"]) for m in ("HR@1", "HR@1 of valid", "valid")]
@@ -212,8 +233,13 @@ def means(pooled: dict[str, Values], by_cell: list[dict[str, Values]]) -> list[s
 
 def tests(pooled: dict[str, Values], metrics: tuple[str, ...]) -> list[str]:
     """Paired differences between arms, after Holm over each metric."""
-    wanted = [("random", "none"), ("retrieval", "none"), ("selection", "none"),
-              ("retrieval", "random"), ("selection", "retrieval")]  # fmt: skip
+    wanted = [
+        ("random", "none"),
+        ("retrieval", "none"),
+        ("selection", "none"),
+        ("retrieval", "random"),
+        ("selection", "retrieval"),
+    ]
     asked = []
     for system in ("untuned", "tuned"):
         pairs = [(f"{a} {system}", f"{b} {system}") for a, b in wanted]
@@ -222,12 +248,15 @@ def tests(pooled: dict[str, Values], metrics: tuple[str, ...]) -> list[str]:
     lines = ["| | against | metric | difference | p |", "|---|---|---|---|---|"]
     for metric in metrics:
         family = [(a, b) for a, b, m in asked if m == metric]
-        found = [paired_test(pooled[a][metric], pooled[b][metric], pooled[a]["user"])
-                 for a, b in family]  # fmt: skip
+        found = [
+            paired_test(pooled[a][metric], pooled[b][metric], pooled[a]["user"]) for a, b in family
+        ]
         adjusted = holm([t.p_value for t in found])
         for (a, b), t, p in zip(family, found, adjusted, strict=True):
-            lines.append(f"| {said(a)} | {said(b)} | {metric} | {t.difference:+.3f} "
-                         f"[{t.low:+.3f}, {t.high:+.3f}] | {p:.3f} |")  # fmt: skip
+            lines.append(
+                f"| {said(a)} | {said(b)} | {metric} | {t.difference:+.3f} "
+                f"[{t.low:+.3f}, {t.high:+.3f}] | {p:.3f} |"
+            )
     return [*lines, ""]
 
 
@@ -236,8 +265,9 @@ def prompts_of(cell: Cell, arm: str, system: str, given: argparse.Namespace) -> 
     _, folder = recipe_of(cell, arm, given)
     test, pools = Examples.read(folder.examples("test")), Pools.read(folder.pools("test"))
     shown = json.loads(folder.shown(system).read_text("utf-8"))
-    counts = np.bincount(Interactions.read(folder.interactions).position,
-                         minlength=len(Catalog.read(folder.items)))  # fmt: skip
+    counts = np.bincount(
+        Interactions.read(folder.interactions).position, minlength=len(Catalog.read(folder.items))
+    )
     users = [[pool[i] for i in at] for pool, at in zip(pools.neighbours, shown, strict=True)]
     likeness = np.array([max((n.score for n in few), default=0.0) for few in users])
     chosen = [t in [n.chosen for n in few] for few, t in zip(users, test.targets, strict=True)]
@@ -255,8 +285,10 @@ def prompts_of(cell: Cell, arm: str, system: str, given: argparse.Namespace) -> 
 
 def helped(group: list[Cell], pooled: dict[str, Values], given: argparse.Namespace) -> list[str]:
     """NLL with retrieved users less NLL without, by what the prompt showed."""
-    lines = ["| prompts where | untuned: NLL difference | n | tuned: NLL difference | n |",
-             "|---|---|---|---|---|"]  # fmt: skip
+    lines = [
+        "| prompts where | untuned: NLL difference | n | tuned: NLL difference | n |",
+        "|---|---|---|---|---|",
+    ]
     columns: dict[str, list[str]] = {}
     for system in ("untuned", "tuned"):
         parts = [prompts_of(cell, "retrieval", system, given) for cell in group]
@@ -273,20 +305,29 @@ def helped(group: list[Cell], pooled: dict[str, Values], given: argparse.Namespa
 
 def selections(group: list[Cell], given: argparse.Namespace) -> list[str]:
     """How far the model's selection departs from retrieval, and how it rates."""
-    lines = ["| seed | shown users that are not retrieval's first three (untuned, tuned) | ratings "
-             "of the ten (training prompts) |", "|---|---|---|"]  # fmt: skip
+    lines = [
+        "| seed | shown users that are not retrieval's first three (untuned, tuned) | ratings "
+        "of the ten (training prompts) |",
+        "|---|---|---|",
+    ]
     for cell in group:
         _, folder = recipe_of(cell, "selection", given)
         shares = [
-            np.mean([len(set(at) - set(range(len(at)))) / max(1, len(at))
-                     for at in json.loads(folder.shown(system).read_text("utf-8"))])
+            np.mean(
+                [
+                    len(set(at) - set(range(len(at)))) / max(1, len(at))
+                    for at in json.loads(folder.shown(system).read_text("utf-8"))
+                ]
+            )
             for system in ("untuned", "tuned")
-        ]  # fmt: skip
+        ]
         first = json.loads((folder.selected / "0.json").read_text("utf-8"))
         spread = np.mean([np.ptp(one["ratings"]) for one in first if one["ratings"]])
         mean = np.mean([np.mean(one["ratings"]) for one in first if one["ratings"]])
-        lines.append(f"| {cell.seed} | {shares[0]:.2f}, {shares[1]:.2f} | mean {mean:.2f}, "
-                     f"largest less smallest {spread:.2f} |")  # fmt: skip
+        lines.append(
+            f"| {cell.seed} | {shares[0]:.2f}, {shares[1]:.2f} | mean {mean:.2f}, "
+            f"largest less smallest {spread:.2f} |"
+        )
     return [*lines, ""]
 
 
@@ -300,14 +341,27 @@ def page(given: argparse.Namespace) -> str:
         by_cell = [measured(cell, given) for cell in group]
         pooled = pooled_over(by_cell)
         first = next(iter(pooled.values()))["user"]
-        lines += [f"## {title}", "", f"n = {len(first)} (user, seed) pairs of {len(set(first))} "
-                  f"users, {len(group)} seed(s):", "", *means(pooled, by_cell),
-                  "Paired differences, the same users and seeds (p by sign flips of users, after "
-                  "Holm over each metric's):", "", *tests(pooled, (*metrics, "NLL"))]  # fmt: skip
+        lines += [
+            f"## {title}",
+            "",
+            f"n = {len(first)} (user, seed) pairs of {len(set(first))} "
+            f"users, {len(group)} seed(s):",
+            "",
+            *means(pooled, by_cell),
+            "Paired differences, the same users and seeds (p by sign flips of users, after "
+            "Holm over each metric's):",
+            "",
+            *tests(pooled, (*metrics, "NLL")),
+        ]
         if "retrieval untuned" in pooled:
-            lines += ["Which prompts retrieved users helped (below 0) or hurt:", "",
-                      *helped(group, pooled, given), "What the model selected:", "",
-                      *selections(group, given)]  # fmt: skip
+            lines += [
+                "Which prompts retrieved users helped (below 0) or hurt:",
+                "",
+                *helped(group, pooled, given),
+                "What the model selected:",
+                "",
+                *selections(group, given),
+            ]
     return "\n".join(lines)
 
 
@@ -329,10 +383,16 @@ def main() -> None:
     """Run what is missing, then write the page."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--runs", type=Path, required=True)
-    options.add_argument("--only", action="append", help="cells to run, such as among-s0; none: "
-                         "only the page")  # fmt: skip
-    options.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE",
-                         help="changed in every arm alike")  # fmt: skip
+    options.add_argument(
+        "--only", action="append", help="cells to run, such as among-s0; none: only the page"
+    )
+    options.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="changed in every arm alike",
+    )
     options.add_argument("--out", type=Path, help="write the tables here")
     given = options.parse_args()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s")

@@ -55,12 +55,17 @@ TREE = {
     "objective": {"name": "msl"},
     "rows": {"shape": "single", "count": 64},
     "train": {
-        "num_train_epochs": 2, "learning_rate": 1.0e-3, "warmup_steps": 2,
-        "lr_scheduler_type": "constant_with_warmup", "per_device_train_batch_size": 8,
-        "eval_strategy": "epoch", "save_strategy": "epoch", "logging_steps": 2,
+        "num_train_epochs": 2,
+        "learning_rate": 1.0e-3,
+        "warmup_steps": 2,
+        "lr_scheduler_type": "constant_with_warmup",
+        "per_device_train_batch_size": 8,
+        "eval_strategy": "epoch",
+        "save_strategy": "epoch",
+        "logging_steps": 2,
     },
     "systems": ["tuned"],
-}  # fmt: skip
+}
 
 
 def recipe_of(arm: str, seed: int, given: argparse.Namespace):
@@ -96,8 +101,13 @@ def run(arm: str, seed: int, given: argparse.Namespace) -> None:
             rows = range(begin, min(begin + 4, len(examples)))
             histories = [examples.history(i) for i in rows]
             shared = SharedPrompt(model, [encoder.prompt(h).ids for h in histories])
-            found = best_first(shared, OpenItems(encoder.trie, histories), top_k=len(catalog),
-                               scoring=Scoring(True), expand=192)  # fmt: skip
+            found = best_first(
+                shared,
+                OpenItems(encoder.trie, histories),
+                top_k=len(catalog),
+                scoring=Scoring(True),
+                expand=192,
+            )
             for i, ranking in zip(rows, found.rankings, strict=True):
                 scores[i, ranking.positions] = ranking.scores
         np.savez(path.with_suffix(".partial.npz"), scores=scores)
@@ -124,8 +134,11 @@ def measured(arm: str, seed: int, given: argparse.Namespace) -> dict[str, np.nda
     users = np.random.default_rng(seed).permutation(len(examples))
     calibrates = np.zeros(len(examples), bool)
     calibrates[users[: len(users) // 2]] = True
-    found = {"user": examples.user_ids, "calibrates": calibrates,
-             "temperature": np.full(len(examples), temperature)}  # fmt: skip
+    found = {
+        "user": examples.user_ids,
+        "calibrates": calibrates,
+        "temperature": np.full(len(examples), temperature),
+    }
     for k in (10, 50):
         found[f"R@{k}"] = hit_rate(order, examples.targets, k)
         found[f"N@{k}"] = ndcg(order, examples.targets, k)
@@ -146,13 +159,17 @@ def page(given: argparse.Namespace) -> str:
     root = {(a, s): recipe_of(a, s, given)[1].root for a in ARMS for s in range(given.seeds)}
     done = [s for s in range(given.seeds) if all((root[a, s] / "test.npz").exists() for a in ARMS)]
     by_seed = {a: [measured(a, s, given) for s in done] for a in ARMS}
-    pooled = {a: {k: np.concatenate([f[k] for f in found]) for k in found[0]}
-              for a, found in by_seed.items()}  # fmt: skip
+    pooled = {
+        a: {k: np.concatenate([f[k] for f in found]) for k in found[0]}
+        for a, found in by_seed.items()
+    }
     users = pooled["ce"]["user"]
-    lines = [f"{len(done)} seed(s), n = {len(users)} (user, seed) pairs of {len(set(users))} "
-             "users.", "",
-             "| | R@10 | N@10 | R@50 | N@50 | NLL, nats | temperature by seed | training, s |",
-             "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    lines = [
+        f"{len(done)} seed(s), n = {len(users)} (user, seed) pairs of {len(set(users))} users.",
+        "",
+        "| | R@10 | N@10 | R@50 | N@50 | NLL, nats | temperature by seed | training, s |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for arm, (said, _) in ARMS.items():
         cells = [_interval(pooled[arm][m], users) for m in ("R@10", "N@10", "R@50", "N@50", "NLL")]
         heat = ", ".join(f"{f['temperature'][0]:.2f}" for f in by_seed[arm])
@@ -160,8 +177,12 @@ def page(given: argparse.Namespace) -> str:
             f"{json.loads((root[arm, s] / 'seconds.json').read_text()):.0f}" for s in done
         )
         lines.append(f"| {said} | {' | '.join(cells)} | {heat} | {seconds} |")
-    lines += ["", "| | ECE, mass of 10, as stated | at the temperature | coverage 0.9 | set size | "
-              "coverage 0.7 | set size |", "|---|---|---|---|---|---|---|"]  # fmt: skip
+    lines += [
+        "",
+        "| | ECE, mass of 10, as stated | at the temperature | coverage 0.9 | set size | "
+        "coverage 0.7 | set size |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for arm, (said, _) in ARMS.items():
         p = pooled[arm]
         binned = [(p[f"{w} mass"], p[f"{w} hit"], "mass") for w in ("stated", "scaled")]
@@ -170,14 +191,24 @@ def page(given: argparse.Namespace) -> str:
         for a in ALPHAS:
             cells += [_interval(p[f"covered {a}"], users), _interval(p[f"size {a}"], users, 0)]
         lines.append(f"| {said} | {' | '.join(cells)} |")
-    tests = [(a, m, paired_test(pooled[a][m], pooled["ce"][m], users))
-             for a in ARMS if a != "ce" for m in ("N@10", "R@50", "NLL")]  # fmt: skip
+    tests = [
+        (a, m, paired_test(pooled[a][m], pooled["ce"][m], users))
+        for a in ARMS
+        if a != "ce"
+        for m in ("N@10", "R@50", "NLL")
+    ]
     adjusted = holm([t.p_value for *_, t in tests])
-    lines += ["", "Paired differences from CE alone (p by sign flips of users, after Holm):", "",
-              "| | metric | difference | p |", "|---|---|---|---|"]  # fmt: skip
-    lines += [f"| {ARMS[a][0]} | {m} | {t.difference:+.4f} [{t.low:+.4f}, {t.high:+.4f}] | "
-              f"{p:.3f} |"
-              for (a, m, t), p in zip(tests, adjusted, strict=True)]  # fmt: skip
+    lines += [
+        "",
+        "Paired differences from CE alone (p by sign flips of users, after Holm):",
+        "",
+        "| | metric | difference | p |",
+        "|---|---|---|---|",
+    ]
+    lines += [
+        f"| {ARMS[a][0]} | {m} | {t.difference:+.4f} [{t.low:+.4f}, {t.high:+.4f}] | {p:.3f} |"
+        for (a, m, t), p in zip(tests, adjusted, strict=True)
+    ]
     return "\n".join([*lines, ""])
 
 
@@ -192,8 +223,13 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--runs", type=Path, required=True)
     options.add_argument("--seeds", type=int, default=2)
-    options.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE",
-                         help="changed in every arm alike")  # fmt: skip
+    options.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="changed in every arm alike",
+    )
     options.add_argument("--out", type=Path, help="write the tables here")
     given = options.parse_args()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s")

@@ -69,8 +69,10 @@ ARMS = {
     "smooth": Arm("CE + 0.01 CPS + CPD, smooth", {"beta": 0.01, "gamma": 1.0, "smooth": True}),
 }
 # A machine of two cores affords these on Beauty; CE runs for as many epochs, so it comes last.
-ARMS_OF = {"ml": (*(name for name in ARMS if name != "ce"), "ce"),
-           "beauty": ("light", "cps", "cpd", "ce")}  # fmt: skip
+ARMS_OF = {
+    "ml": (*(name for name in ARMS if name != "ce"), "ce"),
+    "beauty": ("light", "cps", "cpd", "ce"),
+}
 
 
 @dataclass(frozen=True)
@@ -100,17 +102,21 @@ def cells(given: argparse.Namespace) -> Iterator[Cell]:
 def recipe_of(cell: Cell, given: argparse.Namespace):
     """The cell's recipe and the folder of its data and base network."""
     tree = {
-        "name": cell.name, "seed": cell.seed, "output_dir": str(given.runs),
-        "data": {"source": "ml-100k"}, "network": {"kind": cell.kind, **SIZES[cell.data]},
+        "name": cell.name,
+        "seed": cell.seed,
+        "output_dir": str(given.runs),
+        "data": {"source": "ml-100k"},
+        "network": {"kind": cell.kind, **SIZES[cell.data]},
         "systems": ["network"],
-    }  # fmt: skip
+    }
     if cell.data == "beauty":
         folder = given.beauty.absolute()
         tree["data"] = {
-            "source": str(folder / "interactions.parquet"), "format": "parquet",
+            "source": str(folder / "interactions.parquet"),
+            "format": "parquet",
             "items": str(folder / "items.parquet"),
             "columns": {"timestamp": "order", "rating": None},
-        }  # fmt: skip
+        }
         tree["prompt"] = {"domain": "product"}
     path = given.runs / "recipes" / f"{cell.name}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -141,10 +147,20 @@ def run(cell: Cell, given: argparse.Namespace) -> None:
         plan = FineTuning(max_epochs=epochs, patience=patience)
         tuned = plan.fit(base, train, valid, True, cell.seed, loss, further)
         save_file(tuned.fitted.network.state_dict(), folder.root / f"{name}.safetensors")
-        _measure(folder, name, tuned.fitted, cell, {
-            "epoch": tuned.fitted.epoch, "epochs": tuned.epochs, "seconds": tuned.seconds,
-            "valid": tuned.ndcg, "base_valid": tuned.base_ndcg, "plan": asdict(plan),
-        })  # fmt: skip
+        _measure(
+            folder,
+            name,
+            tuned.fitted,
+            cell,
+            {
+                "epoch": tuned.fitted.epoch,
+                "epochs": tuned.epochs,
+                "seconds": tuned.seconds,
+                "valid": tuned.ndcg,
+                "base_valid": tuned.base_ndcg,
+                "plan": asdict(plan),
+            },
+        )
 
 
 def _measure(folder: RunFolder, name: str, fitted: FittedNetwork, cell: Cell, facts: dict) -> None:
@@ -179,10 +195,13 @@ def _measure(folder: RunFolder, name: str, fitted: FittedNetwork, cell: Cell, fa
         for part, known in ranked(users):
             mass, hit = top_k_mass(known, 10)
             for key, values in {
-                "top1": known.probabilities[:, 0], "right": known.place == 0,
-                "mass10": mass, "hit10": hit, "score": target_scores(known, LAC),
+                "top1": known.probabilities[:, 0],
+                "right": known.place == 0,
+                "mass10": mass,
+                "hit10": hit,
+                "score": target_scores(known, LAC),
                 **{f"size {a}": set_sizes(known, LAC, limit) for a, limit in limits.items()},
-            }.items():  # fmt: skip
+            }.items():
                 found.setdefault(key, np.full(len(test), np.nan))[part] = values
         limits = limits or {a: threshold(found["score"][finding], a) for a in ALPHAS}
     for a in ALPHAS:
@@ -213,45 +232,70 @@ def table(group: list[Cell], given: argparse.Namespace) -> list[str]:
     """Means over seeds and users with intervals over users, then paired tests."""
     names = ("base", *(name for name in ARMS if name in ARMS_OF[group[0].data]))
     read = {n: [_read(recipe_of(c, given)[1], n) for c in group] for n in names}
-    pooled = {n: {k: np.concatenate([f[k] for f, _ in read[n]]) for k in read[n][0][0]}
-              for n in names}  # fmt: skip
+    pooled = {
+        n: {k: np.concatenate([f[k] for f, _ in read[n]]) for k in read[n][0][0]} for n in names
+    }
     users = np.tile(np.arange(len(read["base"][0][0]["NLL"])), len(group))
-    sizes = {n: {a: [f[f"size {a}"][f["calibrates"] == 0].mean() for f, _ in read[n]]
-                 for a in ALPHAS} for n in names}  # fmt: skip
+    sizes = {
+        n: {a: [f[f"size {a}"][f["calibrates"] == 0].mean() for f, _ in read[n]] for a in ALPHAS}
+        for n in names
+    }
     lines = [
         f"{len(group)} seed(s), n = {len(users)} (user, seed) pairs of {users.max() + 1} users.",
-        "", "| | R@10 | N@10 | R@50 | N@50 | NLL, nats | validation N@10 by seed | kept epoch |",
+        "",
+        "| | R@10 | N@10 | R@50 | N@50 | NLL, nats | validation N@10 by seed | kept epoch |",
         "|---|---|---|---|---|---|---|---|",
-    ]  # fmt: skip
+    ]
     for n in names:
-        cells_ = [_interval(pooled[n][m], users, 4 if m != "NLL" else 3)
-                  for m in ("R@10", "N@10", "R@50", "N@50", "NLL")]  # fmt: skip
+        cells_ = [
+            _interval(pooled[n][m], users, 4 if m != "NLL" else 3)
+            for m in ("R@10", "N@10", "R@50", "N@50", "NLL")
+        ]
         valid = ", ".join(f"{facts['valid']:.4f}" for _, facts in read[n])
         epochs = ", ".join(f"{facts['epoch']}" for _, facts in read[n])
         lines.append(f"| {_said(n)} | {' | '.join(cells_)} | {valid} | {epochs} |")
-    lines += ["", "Confidence, measured on the half of the test users that finds no threshold:", "",
-              "| | ECE, top 1 | ECE, mass of 10 against hit@10 | coverage 0.9 | set size | "
-              "coverage 0.7 | set size |", "|---|---|---|---|---|---|---|"]  # fmt: skip
+    lines += [
+        "",
+        "Confidence, measured on the half of the test users that finds no threshold:",
+        "",
+        "| | ECE, top 1 | ECE, mass of 10 against hit@10 | coverage 0.9 | set size | "
+        "coverage 0.7 | set size |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for n in names:
         measuring = pooled[n]["calibrates"] == 0
         own = {k: v[measuring] for k, v in pooled[n].items()}
         mine = users[measuring]
-        eces = ece_intervals([(own["top1"], own["right"] == 1, "mass"),
-                              (own["mass10"], own["hit10"] == 1, "mass")], mine)  # fmt: skip
+        eces = ece_intervals(
+            [(own["top1"], own["right"] == 1, "mass"), (own["mass10"], own["hit10"] == 1, "mass")],
+            mine,
+        )
         shown = [f"{e.mean:.4f} [{e.low:.4f}, {e.high:.4f}]" for e in eces]
         for a in ALPHAS:
-            shown += [_interval(own[f"covered {a}"].astype(float), mine, 3),
-                      _interval(own[f"size {a}"].astype(float), mine, 0)]  # fmt: skip
+            shown += [
+                _interval(own[f"covered {a}"].astype(float), mine, 3),
+                _interval(own[f"size {a}"].astype(float), mine, 0),
+            ]
         lines.append(f"| {_said(n)} | {' | '.join(shown)} |")
-    lines += ["", "Mean set size seed by seed: a threshold is found once a seed, and moves all of "
-              "its sets together, which the intervals over users above do not hold.", "",
-              "| | coverage 0.9, by seed | coverage 0.7, by seed |", "|---|---|---|"]  # fmt: skip
+    lines += [
+        "",
+        "Mean set size seed by seed: a threshold is found once a seed, and moves all of "
+        "its sets together, which the intervals over users above do not hold.",
+        "",
+        "| | coverage 0.9, by seed | coverage 0.7, by seed |",
+        "|---|---|---|",
+    ]
     for n in names:
         by_seed = [", ".join(f"{size:.0f}" for size in sizes[n][a]) for a in ALPHAS]
         lines.append(f"| {_said(n)} | {' | '.join(by_seed)} |")
-    lines += ["", "Paired differences, the same users and seeds (p by sign flips of users, after "
-              "Holm over this table):", "",
-              "| | against | metric | difference | p |", "|---|---|---|---|---|"]  # fmt: skip
+    lines += [
+        "",
+        "Paired differences, the same users and seeds (p by sign flips of users, after "
+        "Holm over this table):",
+        "",
+        "| | against | metric | difference | p |",
+        "|---|---|---|---|---|",
+    ]
     tests = []
     for n in [n for n in names if n != "base"]:
         for other in ("base", "ce")[: 1 if n == "ce" else 2]:
@@ -259,12 +303,18 @@ def table(group: list[Cell], given: argparse.Namespace) -> list[str]:
                 test = paired_test(pooled[n][metric], pooled[other][metric], users)
                 tests.append((n, other, metric, test))
     adjusted = holm([t.p_value for *_, t in tests])
-    lines += [f"| {_said(n)} | {_said(o)} | {m} | {t.difference:+.4f} [{t.low:+.4f}, "
-              f"{t.high:+.4f}] | {p:.3f} |"
-              for (n, o, m, t), p in zip(tests, adjusted, strict=True)]  # fmt: skip
-    lines += ["", "Cost (seconds of training and validation; the share is of base training):", "",
-              "| | epochs run | seconds | share | share by epoch |",
-              "|---|---|---|---|---|"]  # fmt: skip
+    lines += [
+        f"| {_said(n)} | {_said(o)} | {m} | {t.difference:+.4f} [{t.low:+.4f}, "
+        f"{t.high:+.4f}] | {p:.3f} |"
+        for (n, o, m, t), p in zip(tests, adjusted, strict=True)
+    ]
+    lines += [
+        "",
+        "Cost (seconds of training and validation; the share is of base training):",
+        "",
+        "| | epochs run | seconds | share | share by epoch |",
+        "|---|---|---|---|---|",
+    ]
     base = np.array([facts["seconds"] for _, facts in read["base"]])
     for n in [n for n in names if n != "base"]:
         seconds = np.array([facts["seconds"] for _, facts in read[n]])
@@ -288,13 +338,16 @@ def _interval(values: np.ndarray, users: np.ndarray, decimals: int) -> str:
 
 def page(given: argparse.Namespace) -> str:
     """The measured part of results/cpft.md."""
-    titles = {("ml", "sasrec"): "SASRec on MovieLens-100K",
-              ("ml", "gru4rec"): "GRU4Rec on MovieLens-100K",
-              ("beauty", "sasrec"): "SASRec on Amazon Beauty (2014)"}  # fmt: skip
+    titles = {
+        ("ml", "sasrec"): "SASRec on MovieLens-100K",
+        ("ml", "gru4rec"): "GRU4Rec on MovieLens-100K",
+        ("beauty", "sasrec"): "SASRec on Amazon Beauty (2014)",
+    }
     lines = []
     for (data, kind), title in titles.items():
-        group = [c for c in cells(given)
-                 if (c.data, c.kind) == (data, kind) and _finished(c, given)]  # fmt: skip
+        group = [
+            c for c in cells(given) if (c.data, c.kind) == (data, kind) and _finished(c, given)
+        ]
         if group:
             lines += [f"## {title}", "", *table(group, given)]
     return "\n".join(lines)

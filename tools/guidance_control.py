@@ -37,9 +37,18 @@ def main() -> None:
     train = Interactions.read(folder.interactions)
     splits = {name: Examples.read(folder.examples(name)) for name in ("valid", "test")}
     systems = LanguageSystems(recipe, folder, catalog)
-    paths = {name: list(scored_paths(systems.model_of("tuned"), systems.encoder, split,
-                                     filter_seen=True, batch_size=recipe.decode.batch_size))
-             for name, split in splits.items()}  # fmt: skip
+    paths = {
+        name: list(
+            scored_paths(
+                systems.model_of("tuned"),
+                systems.encoder,
+                split,
+                filter_seen=True,
+                batch_size=recipe.decode.batch_size,
+            )
+        )
+        for name, split in splits.items()
+    }
     tuned = choose("markov", train, splits["valid"], catalog, True, recipe.seed)
     guides = {
         "first-order Markov (reach 1, last item, forward only)": Markov(
@@ -47,14 +56,23 @@ def main() -> None:
         ).fit(train, len(catalog)),
         "Markov as the demo tunes it": tuned.fitted,
     }
-    lines = ["| guide | alone | best temperature | guided | guided against alone | "
-             "guided against best temperature |", "|---|---|---|---|---|---|"]  # fmt: skip
+    lines = [
+        "| guide | alone | best temperature | guided | guided against alone | "
+        "guided against best temperature |",
+        "|---|---|---|---|---|---|",
+    ]
     for name, fitted in guides.items():
         q = {s: fitted.probabilities(split.histories()) for s, split in splits.items()}
 
         def nll(split, model_weight, guide_power, q=q):
-            return scored(paths[split], splits[split], q[split], systems.encoder.trie,
-                          model_weight, guide_power)  # fmt: skip
+            return scored(
+                paths[split],
+                splits[split],
+                q[split],
+                systems.encoder.trie,
+                model_weight,
+                guide_power,
+            )
 
         power = min(POWERS, key=lambda h: nll("valid", 0.0, h).mean())
         weight = min(WEIGHTS, key=lambda g: nll("valid", g, 1 - g).mean())

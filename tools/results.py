@@ -29,21 +29,35 @@ def main() -> None:
     valid = [f"step {x['step']}: {x['valid_nll']:.3f}" for x in log if "valid_nll" in x]
     provenance = metrics["provenance"]
     lines = [
-        f"# {folder.root.name}", "",
+        f"# {folder.root.name}",
+        "",
         f"`{given.command}` on {given.machine}. llmrec {provenance.get('llmrec')}, seed "
         f"{provenance.get('seed')}, {provenance.get('dtype')}, Python {provenance.get('python')}; "
-        + ", ".join(f"{n} {v}" for n, v in provenance.get("packages", {}).items()) + ".", "",
-        table.only(main_columns(k)).render("markdown"), "",
-        "By target:", "", table.only(group_columns(table, k)).render("markdown"), "",
+        + ", ".join(f"{n} {v}" for n, v in provenance.get("packages", {}).items())
+        + ".",
+        "",
+        table.only(main_columns(k)).render("markdown"),
+        "",
+        "By target:",
+        "",
+        table.only(group_columns(table, k)).render("markdown"),
+        "",
         "Paired differences against the best baseline by each metric and of tuned against untuned "
-        "(in brackets 95 % bootstrap intervals; p by sign flips after Holm):", "",
-        "| | metric | difference | p | n |", "|---|---|---|---|---|",
-        *(f"| {c['system']} against {c['reference']} | {c['metric']} | {c['difference']:+.3f} "
-          f"[{c['low']:+.3f}, {c['high']:+.3f}] | {c['p_holm']:.3f} | {c['n']} |"
-          for c in metrics["comparisons"] if "tuned" in c["system"]), "",
+        "(in brackets 95 % bootstrap intervals; p by sign flips after Holm):",
+        "",
+        "| | metric | difference | p | n |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {c['system']} against {c['reference']} | {c['metric']} | {c['difference']:+.3f} "
+            f"[{c['low']:+.3f}, {c['high']:+.3f}] | {c['p_holm']:.3f} | {c['n']} |"
+            for c in metrics["comparisons"]
+            if "tuned" in c["system"]
+        ),
+        "",
         f"Training: {losses[-1]['targets']} targets, last logged step {losses[-1]['step']} after "
-        f"{losses[-1]['seconds']:.0f} s; validation NLL {'; '.join(valid)}.", "",
-    ]  # fmt: skip
+        f"{losses[-1]['seconds']:.0f} s; validation NLL {'; '.join(valid)}.",
+        "",
+    ]
     given.out.write_text("\n".join(lines), "utf-8")
 
 

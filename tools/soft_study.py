@@ -27,7 +27,7 @@ from llmrec.evaluation.intervals import holm, mean_interval, paired_test
 from llmrec.evaluation.metrics import hit_rate, ndcg
 from llmrec.evaluation.predictions import Predictions
 from llmrec.methods.soft.answer_file import Answers
-from llmrec.model.trainer import read_log
+from llmrec.model.kept_weights import read_log
 from llmrec.recipe.loading import load
 from llmrec.runs.folder import RunFolder
 from llmrec.stages import pipeline, recommend
@@ -38,12 +38,16 @@ COMMON = {
     "model": {"lora": {"r": 8}},
     "rows": {"shape": "all_targets"},
     "train": {
-        "learning_rate": 1.0e-3, "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 5,
-        "per_device_train_batch_size": 4, "eval_strategy": "epoch", "save_strategy": "epoch",
+        "learning_rate": 1.0e-3,
+        "lr_scheduler_type": "constant_with_warmup",
+        "warmup_steps": 5,
+        "per_device_train_batch_size": 4,
+        "eval_strategy": "epoch",
+        "save_strategy": "epoch",
         "logging_steps": 4,
     },
     "decode": {"batch_size": 8, "beams": 10, "top_k": 10},
-}  # fmt: skip
+}
 MOVIES = {
     "data": {"source": "ml-100k", "year_in_title": False, "subset": {"valid": 48, "test": 150}},
     "prompt": {"domain": "movie"},
@@ -107,19 +111,23 @@ def recipe_of(cell: Cell, arm: Arm, given: argparse.Namespace):
     size = SIZES[cell.data]
     tree = json.loads(json.dumps(COMMON | (MOVIES if cell.data == "ml" else beauty_of(given))))
     tree |= {
-        "name": f"{cell.name}-{arm.name}", "seed": cell.seed, "output_dir": str(given.runs),
-        "objective": {"name": cell.objective}, "systems": ["tuned"],
-    }  # fmt: skip
+        "name": f"{cell.name}-{arm.name}",
+        "seed": cell.seed,
+        "output_dir": str(given.runs),
+        "objective": {"name": cell.objective},
+        "systems": ["tuned"],
+    }
     tree["rows"]["count"] = size["rows"]
     tree["train"]["num_train_epochs"] = size["epochs"] * arm.longer
     if arm.soft is not None:
         first = next(a for a in cell.arms if ARMS[a].soft is not None)
         decode = "constrained" if cell.objective == "msl" else "free"
         tree["soft"] = {
-            **arm.soft, "probe": size["probe"],
+            **arm.soft,
+            "probe": size["probe"],
             "distill": {"beams": size["beams"], "decode": decode, "max_new_tokens": 24},
             "sft_adapter": str(given.runs.absolute() / f"{cell.name}-sft" / "adapter"),
-        }  # fmt: skip
+        }
         if arm.name != first:
             answers = given.runs.absolute() / f"{cell.name}-{first}" / "distilled"
             tree["soft"]["answers"] = str(answers)
@@ -135,13 +143,15 @@ def beauty_of(given: argparse.Namespace) -> dict:
     folder = given.beauty.absolute()
     return {
         "data": {
-            "source": str(folder / "interactions.parquet"), "format": "parquet",
+            "source": str(folder / "interactions.parquet"),
+            "format": "parquet",
             "items": str(folder / "items.parquet"),
             "columns": {"timestamp": "order", "rating": None},
-            "max_title_chars": 60, "subset": {"valid": 32, "test": 100},
+            "max_title_chars": 60,
+            "subset": {"valid": 32, "test": 100},
         },
         "prompt": {"domain": "product", "max_history": 5},
-    }  # fmt: skip
+    }
 
 
 def run(cell: Cell, given: argparse.Namespace) -> None:
@@ -169,8 +179,9 @@ def measured(cell: Cell, given: argparse.Namespace) -> dict[str, dict[str, np.nd
             found[name if path.stem == "tuned" else path.stem] = {
                 "HR@10": hit_rate(lists, test.targets, 10),
                 "NDCG@10": ndcg(lists, test.targets, 10),
-                "NLL": answers.nll, "user": answers.user_ids,
-            }  # fmt: skip
+                "NLL": answers.nll,
+                "user": answers.user_ids,
+            }
     return found
 
 
@@ -184,9 +195,11 @@ def table(group: list[Cell], given: argparse.Namespace) -> list[str]:
     }
     n, users = len(pooled[systems[0]]["NLL"]), len(set(pooled[systems[0]]["user"]))
     lines = [
-        f"n = {n} (user, seed) pairs of {users} users, {len(group)} seed(s):", "",
-        "| | HR@10 | NDCG@10 | target NLL, nats | NLL by seed |", "|---|---|---|---|---|",
-    ]  # fmt: skip
+        f"n = {n} (user, seed) pairs of {users} users, {len(group)} seed(s):",
+        "",
+        "| | HR@10 | NDCG@10 | target NLL, nats | NLL by seed |",
+        "|---|---|---|---|---|",
+    ]
     for s in systems:
         shown = []
         for metric in ("HR@10", "NDCG@10", "NLL"):
@@ -195,15 +208,24 @@ def table(group: list[Cell], given: argparse.Namespace) -> list[str]:
         seeds = ", ".join(f"{one[s]['NLL'].mean():.2f}" for one in by_cell)
         lines.append(f"| {said(s)} | {' | '.join(shown)} | {seeds} |")
     against = [s for s in systems if s in ARMS and s != "sft"]
-    tests = [(s, m, paired_test(pooled[s][m], pooled["sft"][m], pooled[s]["user"]))
-             for m in ("HR@10", "NDCG@10", "NLL") for s in against]  # fmt: skip
+    tests = [
+        (s, m, paired_test(pooled[s][m], pooled["sft"][m], pooled[s]["user"]))
+        for m in ("HR@10", "NDCG@10", "NLL")
+        for s in against
+    ]
     adjusted = holm([t.p_value for _, _, t in tests])
     lines += [
-        "", "Paired differences from SFT, the same users and seeds (p by sign flips of users, "
-        "after Holm over this table):", "", "| | metric | difference | p |", "|---|---|---|---|",
-    ]  # fmt: skip
-    lines += [f"| {said(s)} | {m} | {t.difference:+.3f} [{t.low:+.3f}, {t.high:+.3f}] | {p:.3f} |"
-              for (s, m, t), p in zip(tests, adjusted, strict=True)]  # fmt: skip
+        "",
+        "Paired differences from SFT, the same users and seeds (p by sign flips of users, "
+        "after Holm over this table):",
+        "",
+        "| | metric | difference | p |",
+        "|---|---|---|---|",
+    ]
+    lines += [
+        f"| {said(s)} | {m} | {t.difference:+.3f} [{t.low:+.3f}, {t.high:+.3f}] | {p:.3f} |"
+        for (s, m, t), p in zip(tests, adjusted, strict=True)
+    ]
     return [*lines, ""]
 
 
@@ -216,16 +238,18 @@ def curves(group: list[Cell], given: argparse.Namespace) -> list[str]:
     """What each epoch's curriculum measured, seed by seed, and the losses of both kinds."""
     lines = [
         "| seed | arm | epoch | lambda | distance | equal to truth (probe) | loss, real | "
-        "loss, own answers | validation NLL |", "|---|---|---|---|---|---|---|---|---|",
-    ]  # fmt: skip
+        "loss, own answers | validation NLL |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
     for cell in group:
         for name in cell.arms:
             _, folder = recipe_of(cell, ARMS[name], given)
             logged = read_log(folder.train_log)
             for epoch in sorted({x["epoch"] for x in logged if "epoch" in x}):
                 at = {k: v for x in logged if x.get("epoch") == epoch for k, v in x.items()}
-                valid = [x["valid_nll"] for x in logged
-                         if "valid_nll" in x and x["step"] == at["step"]]  # fmt: skip
+                valid = [
+                    x["valid_nll"] for x in logged if "valid_nll" in x and x["step"] == at["step"]
+                ]
                 lines.append(
                     f"| {cell.seed} | {said(name)} | {epoch} | {_number(at.get('lambda'))} | "
                     f"{_number(at.get('distance'))} | {_number(at.get('probe_equal_to_truth'))} | "
@@ -237,9 +261,11 @@ def curves(group: list[Cell], given: argparse.Namespace) -> list[str]:
 
 def distilled(group: list[Cell], given: argparse.Namespace) -> list[str]:
     """The answers that were distilled, and how much easier they are than the truth."""
-    lines = ["| seed | answers | equal to truth | no catalog item | different | mean distance | "
-             "first epoch's loss: real (SFT) | own answers (SOFT) | ratio |",
-             "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    lines = [
+        "| seed | answers | equal to truth | no catalog item | different | mean distance | "
+        "first epoch's loss: real (SFT) | own answers (SOFT) | ratio |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
     for cell in group:
         soft = [name for name in cell.arms if ARMS[name].soft is not None]
         _, folder = recipe_of(cell, ARMS[soft[0]], given)
@@ -274,11 +300,23 @@ def page(given: argparse.Namespace) -> str:
     ]
     lines = [_made_with(given), ""]
     for title, data, objective in groups:
-        group = [c for c in cells(given.beauty, given.better)
-                 if (c.data, c.objective) == (data, objective) and _finished(c, given)]  # fmt: skip
+        group = [
+            c
+            for c in cells(given.beauty, given.better)
+            if (c.data, c.objective) == (data, objective) and _finished(c, given)
+        ]
         if group:
-            lines += [f"## {title}", "", *table(group, given), "Distilled answers:", "",
-                      *distilled(group, given), "By epoch:", "", *curves(group, given)]  # fmt: skip
+            lines += [
+                f"## {title}",
+                "",
+                *table(group, given),
+                "Distilled answers:",
+                "",
+                *distilled(group, given),
+                "By epoch:",
+                "",
+                *curves(group, given),
+            ]
     return "\n".join(lines)
 
 
@@ -299,11 +337,20 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--runs", type=Path, required=True)
     options.add_argument("--beauty", type=Path, help="folder of Amazon Beauty's Parquet files")
-    options.add_argument("--better", default="a10", choices=[a for a in ARMS if ARMS[a].soft],
-                         help="SOFT's arm for the other objective and data")  # fmt: skip
+    options.add_argument(
+        "--better",
+        default="a10",
+        choices=[a for a in ARMS if ARMS[a].soft],
+        help="SOFT's arm for the other objective and data",
+    )
     options.add_argument("--only", action="append", help="cells to run, such as ml-msl-s0")
-    options.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE",
-                         help="changed in every arm alike")  # fmt: skip
+    options.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="changed in every arm alike",
+    )
     options.add_argument("--out", type=Path, help="write the tables here")
     given = options.parse_args()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s")

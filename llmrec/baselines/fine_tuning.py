@@ -44,9 +44,15 @@ class FineTuning:
     patience: int | None = 10
 
     def fit(
-        self, base: FittedNetwork, train: Interactions, valid: Examples, filter_seen: bool,
-        seed: int, loss: SetLoss | None = None, following: Mapping[int, int] | None = None,
-    ) -> "FineTuned":  # fmt: skip
+        self,
+        base: FittedNetwork,
+        train: Interactions,
+        valid: Examples,
+        filter_seen: bool,
+        seed: int,
+        loss: SetLoss | None = None,
+        following: Mapping[int, int] | None = None,
+    ) -> "FineTuned":
         """Train `base` on at a constant rate; keep the epoch that ranks `valid` best.
 
         `loss` None: cross-entropy alone. `following`: for a sequence of `train`, by number, the
@@ -68,8 +74,12 @@ class FineTuning:
                 figures = self._epoch(network, optimizer, sequences, following or {}, loss, rng)
                 fitted = FittedNetwork(network.eval(), base.temperature, epoch)
                 ndcg = fitted.ndcg(valid, filter_seen)
-                log.info("fine-tuning epoch %d: %s, valid NDCG@10 %.4f", epoch,
-                         ", ".join(f"{k} {v:.4f}" for k, v in figures.items()), ndcg)  # fmt: skip
+                log.info(
+                    "fine-tuning epoch %d: %s, valid NDCG@10 %.4f",
+                    epoch,
+                    ", ".join(f"{k} {v:.4f}" for k, v in figures.items()),
+                    ndcg,
+                )
                 if ndcg > best_ndcg or len(valid) == 0:
                     best_ndcg = ndcg
                     best = FittedNetwork(copy.deepcopy(network), base.temperature, epoch)
@@ -77,14 +87,20 @@ class FineTuning:
                     break
         before = base.ndcg(valid, filter_seen)
         if best_ndcg < before:
-            log.warning("fine-tuning lowered validation NDCG@10 from %.4f to %.4f", before,
-                        best_ndcg)  # fmt: skip
+            log.warning(
+                "fine-tuning lowered validation NDCG@10 from %.4f to %.4f", before, best_ndcg
+            )
         return FineTuned(best, epoch, best_ndcg, before, time.monotonic() - begun)
 
     def _epoch(
-        self, network: torch.nn.Module, optimizer: torch.optim.Optimizer, sequences: list[Ints],
-        following: Mapping[int, int], loss: SetLoss | None, rng: np.random.Generator,
-    ) -> dict[str, float]:  # fmt: skip
+        self,
+        network: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        sequences: list[Ints],
+        following: Mapping[int, int],
+        loss: SetLoss | None,
+        rng: np.random.Generator,
+    ) -> dict[str, float]:
         """One pass over all transitions; means of the losses, by name."""
         cut = list(spans([len(s) for s in sequences], network.max_length, rng))
         rng.shuffle(cut)
@@ -107,9 +123,13 @@ class FineTuning:
         return means | {"ce": sums["ce"] / max(1, targets)}
 
     def _views(
-        self, network: torch.nn.Module, windows: list[Ints],
-        part: Sequence[tuple[int, int, int]], sequences: list[Ints], following: Mapping[int, int],
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+        self,
+        network: torch.nn.Module,
+        windows: list[Ints],
+        part: Sequence[tuple[int, int, int]],
+        sequences: list[Ints],
+        following: Mapping[int, int],
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What a `SetLoss` takes. A window inside a sequence is followed by its next item."""
         longer = []
         for window, (number, _, end) in zip(windows, part, strict=True):

@@ -27,8 +27,9 @@ class RecurrentNetwork(Network):
         super().__init__(catalog_size, sizes.hidden, sizes.max_length)
         self.dropout = nn.Dropout(sizes.dropout)
         between = sizes.dropout if sizes.layers > 1 else 0.0  # it stands between layers alone
-        self.units = nn.GRU(sizes.hidden, sizes.hidden, sizes.layers, batch_first=True,
-                            dropout=between)  # fmt: skip
+        self.units = nn.GRU(
+            sizes.hidden, sizes.hidden, sizes.layers, batch_first=True, dropout=between
+        )
         self.norm = nn.LayerNorm(sizes.hidden)
 
     def forward(self, inputs: Tensor) -> Tensor:

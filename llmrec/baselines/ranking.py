@@ -85,9 +85,14 @@ def chunks(users: int, catalog_size: int, cells: int = CELLS) -> Iterator[slice]
 
 
 def predict(
-    fitted: Scorer, histories: Histories, targets: Ints | None, catalog_size: int, k: int,
-    filter_seen: bool = True, candidates: Ints | None = None,
-) -> Predictions:  # fmt: skip
+    fitted: Scorer,
+    histories: Histories,
+    targets: Ints | None,
+    catalog_size: int,
+    k: int,
+    filter_seen: bool = True,
+    candidates: Ints | None = None,
+) -> Predictions:
     """Rank the catalog for U histories and, given `targets` (U,), their negative log-likelihood.
 
     Scores of a `Distribution` are log probabilities. With `candidates` (U, C) only those are
@@ -114,9 +119,12 @@ def predict(
 
 
 def target_nll(
-    fitted: Distribution, histories: Histories, targets: Ints, catalog_size: int,
+    fitted: Distribution,
+    histories: Histories,
+    targets: Ints,
+    catalog_size: int,
     filter_seen: bool = True,
-) -> Floats:  # fmt: skip
+) -> Floats:
     """(U,) -log p(target) in nats, as in `predict` but without a ranking."""
     nll = np.empty(len(histories))
     for part in chunks(len(histories), catalog_size):

@@ -54,9 +54,11 @@ class Block(nn.Module):
         self.query_key_value = nn.Linear(sizes.hidden, 3 * sizes.hidden)
         self.output = nn.Linear(sizes.hidden, sizes.hidden)
         self.feed_forward = nn.Sequential(
-            nn.LayerNorm(sizes.hidden), nn.Linear(sizes.hidden, 2 * sizes.hidden), nn.GELU(),
+            nn.LayerNorm(sizes.hidden),
+            nn.Linear(sizes.hidden, 2 * sizes.hidden),
+            nn.GELU(),
             nn.Linear(2 * sizes.hidden, sizes.hidden),
-        )  # fmt: skip
+        )
         self.dropout = nn.Dropout(sizes.dropout)
 
     def forward(self, hidden: Tensor) -> Tensor:

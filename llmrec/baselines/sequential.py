@@ -107,8 +107,13 @@ class Sequential(ABC):
                 schedule.step()
                 fitted = FittedNetwork(network.eval(), self.temperature, epoch)
                 ndcg = fitted.ndcg(valid, filter_seen)
-                log.info("%s epoch %d: loss %.4f, valid NDCG@10 %.4f", type(self).__name__.lower(),
-                         epoch, loss, ndcg)  # fmt: skip
+                log.info(
+                    "%s epoch %d: loss %.4f, valid NDCG@10 %.4f",
+                    type(self).__name__.lower(),
+                    epoch,
+                    loss,
+                    ndcg,
+                )
                 if ndcg > best_ndcg or len(valid) == 0:
                     best_ndcg = ndcg
                     best = FittedNetwork(copy.deepcopy(network), self.temperature, epoch)
@@ -117,9 +122,12 @@ class Sequential(ABC):
         return best
 
     def _epoch(
-        self, network: Network, optimizer: torch.optim.Optimizer, sequences: list[Ints],
+        self,
+        network: Network,
+        optimizer: torch.optim.Optimizer,
+        sequences: list[Ints],
         rng: np.random.Generator,
-    ) -> float:  # fmt: skip
+    ) -> float:
         """One pass over all transitions; mean loss in nats."""
         network.train()
         rows = windows(sequences, self.max_length, rng)

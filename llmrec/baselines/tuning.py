@@ -58,10 +58,13 @@ class Tuned:
         """All but the model itself, as JSON can hold it."""
         trials = [{**asked, self.criterion: _json(value)} for asked, value in self.trials]
         return {
-            "chosen": self.hyperparameters, "criterion": self.criterion,
-            "value": _json(self.value), "grid": self.grid, "trials": trials,
+            "chosen": self.hyperparameters,
+            "criterion": self.criterion,
+            "value": _json(self.value),
+            "grid": self.grid,
+            "trials": trials,
             "seconds": round(self.seconds, 2),
-        }  # fmt: skip
+        }
 
 
 def choose(
@@ -74,17 +77,30 @@ def choose(
     """
     begun = time.monotonic()
     choices: dict[str, Callable[[_Task], _Choice]] = {
-        "popularity": _popularity, "recent_popularity": _recent_popularity, "markov": _markov,
-        "item_knn": _item_knn, "tgh": _transition_graph, "sasrec": _sasrec,
-    }  # fmt: skip
+        "popularity": _popularity,
+        "recent_popularity": _recent_popularity,
+        "markov": _markov,
+        "item_knn": _item_knn,
+        "tgh": _transition_graph,
+        "sasrec": _sasrec,
+    }
     if name not in choices:
         raise RecipeError(f"baseline {name!r} does not exist; choose from {', '.join(choices)}")
-    chosen = choices[name](_Task(train, _answerable(valid, filter_seen, seed), catalog,
-                                 filter_seen, seed))  # fmt: skip
+    chosen = choices[name](
+        _Task(train, _answerable(valid, filter_seen, seed), catalog, filter_seen, seed)
+    )
     log.info("%s: %s %.4f with %s", name, chosen.criterion, chosen.value, chosen.hyperparameters)
     grid = {key: list(values) for key, values in chosen.grid.items()}
-    return Tuned(name, chosen.fitted, chosen.hyperparameters, chosen.criterion, chosen.value, grid,
-                 chosen.trials, time.monotonic() - begun)  # fmt: skip
+    return Tuned(
+        name,
+        chosen.fitted,
+        chosen.hyperparameters,
+        chosen.criterion,
+        chosen.value,
+        grid,
+        chosen.trials,
+        time.monotonic() - begun,
+    )
 
 
 @dataclass(frozen=True)
@@ -118,14 +134,16 @@ class _Task:
 
     def nll(self, fitted: Distribution) -> float:
         """Mean target NLL; NaN without examples."""
-        nll = target_nll(fitted, self.valid.histories(), self.valid.targets, len(self.catalog),
-                         self.filter_seen)  # fmt: skip
+        nll = target_nll(
+            fitted, self.valid.histories(), self.valid.targets, len(self.catalog), self.filter_seen
+        )
         return float(nll.mean()) if len(nll) else float("nan")
 
     def ndcg(self, fitted: Scorer) -> float:
         """Mean NDCG@10; 0 without examples."""
-        shown = predict(fitted, self.valid.histories(), None, len(self.catalog), 10,
-                        self.filter_seen)  # fmt: skip
+        shown = predict(
+            fitted, self.valid.histories(), None, len(self.catalog), 10, self.filter_seen
+        )
         return mean_ndcg(shown.positions, self.valid.targets)
 
     def half_lives(self) -> tuple[float, ...]:
@@ -146,9 +164,12 @@ def _answerable(valid: Examples, filter_seen: bool, seed: int) -> Examples:
 
 
 def _sweep(
-    start: Any, grid: Grid, criterion: str, fit: Callable[[Any], Any],
+    start: Any,
+    grid: Grid,
+    criterion: str,
+    fit: Callable[[Any], Any],
     measure: Callable[[Any], float],
-) -> _Choice:  # fmt: skip
+) -> _Choice:
     """Try each value of each hyperparameter in turn, the others at their best so far.
 
     NLL is minimised, NDCG maximised; equal values keep what came first.
@@ -196,10 +217,13 @@ def _markov(task: _Task) -> _Choice:
         return model.from_counts(counts, popularity)
 
     grid = {
-        "reach": (1, 3, 10, 20), "backward": (0.0, 0.5, 1.0), "prior": (3.0, 10.0, 30.0, 100.0),
-        "last": (1, 2, 5, 10), "history_decay": (0.4, 0.6, 0.8, 0.9),
+        "reach": (1, 3, 10, 20),
+        "backward": (0.0, 0.5, 1.0),
+        "prior": (3.0, 10.0, 30.0, 100.0),
+        "last": (1, 2, 5, 10),
+        "history_decay": (0.4, 0.6, 0.8, 0.9),
         "half_life": (None, *task.half_lives()),
-    }  # fmt: skip
+    }
     return _sweep(Markov(), grid, NLL, fit, task.nll)
 
 
@@ -215,10 +239,13 @@ def _item_knn(task: _Task) -> _Choice:
         return model.from_neighbours(similarity, popularity)
 
     grid = {
-        "neighbours": (20, 100, 300), "shrinkage": (0.0, 10.0, 50.0), "last": (1, 5, 20, 50),
-        "history_decay": (0.6, 0.8, 0.9, 1.0), "sharpness": (1.0, 1.5, 2.0),
+        "neighbours": (20, 100, 300),
+        "shrinkage": (0.0, 10.0, 50.0),
+        "last": (1, 5, 20, 50),
+        "history_decay": (0.6, 0.8, 0.9, 1.0),
+        "sharpness": (1.0, 1.5, 2.0),
         "share": (0.05, 0.1, 0.2, 0.4),
-    }  # fmt: skip
+    }
     return _sweep(ItemKNN(), grid, NLL, fit, task.nll)
 
 

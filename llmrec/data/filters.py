@@ -13,8 +13,10 @@ from llmrec.data.sorting import ascending, first_of_each, rows_in_order
 def first_of_duplicates(interactions: Interactions) -> Bools:
     """(R,) True for the row of least `source_row` of each (user, item, timestamp)."""
     keys: list[npt.NDArray[np.integer]] = [
-        interactions.user, interactions.position, interactions.timestamp
-    ]  # fmt: skip
+        interactions.user,
+        interactions.position,
+        interactions.timestamp,
+    ]
     if ascending(interactions.source_row):
         return first_of_each(keys)
     by_source = rows_in_order([interactions.source_row])

@@ -62,8 +62,10 @@ def filtered(
     """
     file = layout.interactions
     if min_rating is not None and RATING not in file.columns:
-        raise DataError(f"min_rating is {min_rating}, but {file.path} has no ratings; name their "
-                        "column or drop the limit.")  # fmt: skip
+        raise DataError(
+            f"min_rating is {min_rating}, but {file.path} has no ratings; name their "
+            "column or drop the limit."
+        )
     duckdb = _duckdb()
     with tempfile.TemporaryDirectory(prefix="llmrec-", dir=scratch) as temporary:
         log = _connected(Path(temporary), memory_limit)
@@ -72,14 +74,18 @@ def filtered(
             _coded(log)
             counts |= _filter(log, min_rating, k_core)
             if not _count(log):
-                raise DataError(f"no interaction of {file.path} is left after the filters "
-                                f"({counts}); lower the k-core or the least rating.")  # fmt: skip
+                raise DataError(
+                    f"no interaction of {file.path} is left after the filters "
+                    f"({counts}); lower the k-core or the least rating."
+                )
             return replace(layout, **_written(log, layout, folder)), counts
         except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
             reason = str(error).partition("\n")[0]
-            raise LlmrecError(f"DuckDB gave up filtering {file.path} with {memory_limit} of memory "
-                              f"and tables in {temporary}: {reason}. Give more memory, or a "
-                              "scratch folder on a larger disk.") from error  # fmt: skip
+            raise LlmrecError(
+                f"DuckDB gave up filtering {file.path} with {memory_limit} of memory "
+                f"and tables in {temporary}: {reason}. Give more memory, or a "
+                "scratch folder on a larger disk."
+            ) from error
         finally:
             log.close()
 
@@ -88,8 +94,10 @@ def _duckdb() -> Any:
     try:
         import duckdb
     except ImportError:
-        raise LlmrecError("filtering out of memory needs DuckDB, which is not installed; run: "
-                          "pip install 'llmrec[data]'") from None  # fmt: skip
+        raise LlmrecError(
+            "filtering out of memory needs DuckDB, which is not installed; run: "
+            "pip install 'llmrec[data]'"
+        ) from None
     return duckdb
 
 
@@ -104,31 +112,42 @@ def _connected(temporary: Path, memory_limit: str) -> "DuckDBPyConnection":
     try:
         log: DuckDBPyConnection = duckdb.connect(temporary / "log.duckdb", config=settings)
     except (duckdb.ParserException, duckdb.InvalidInputException) as error:
-        raise RecipeError(f"the memory limit {memory_limit!r} is none that DuckDB knows "
-                          f"({error}); write it as 4GB.") from None  # fmt: skip
+        raise RecipeError(
+            f"the memory limit {memory_limit!r} is none that DuckDB knows "
+            f"({error}); write it as 4GB."
+        ) from None
     return log
 
 
 def _read(log: "DuckDBPyConnection", file: TableFile, bad: BadRows) -> dict[str, int]:
     """Have the good rows in the table `raw` and the titles in `titles`."""
     log.execute("BEGIN")
-    log.execute("CREATE TABLE raw (user_id VARCHAR, item_id VARCHAR, timestamp BIGINT, "
-                "source_row BIGINT, rating FLOAT)")  # fmt: skip
+    log.execute(
+        "CREATE TABLE raw (user_id VARCHAR, item_id VARCHAR, timestamp BIGINT, "
+        "source_row BIGINT, rating FLOAT)"
+    )
     log.execute("CREATE TABLE titles (item_id VARCHAR, source_row BIGINT, title VARCHAR)")
     rows = 0
     for block in good_rows(file, bad):
         columns = {
-            USER_ID: block.user.cast(pa.string()), ITEM_ID: block.item.cast(pa.string()),
-            TIMESTAMP: block.timestamp, SOURCE_ROW: block.source_row,
-        }  # fmt: skip
+            USER_ID: block.user.cast(pa.string()),
+            ITEM_ID: block.item.cast(pa.string()),
+            TIMESTAMP: block.timestamp,
+            SOURCE_ROW: block.source_row,
+        }
         if block.rating is not None:
             columns[RATING] = block.rating
         _insert(log, "INSERT INTO raw BY NAME SELECT * FROM block", pa.table(columns))
         rows += len(block.timestamp)
         if block.title is not None:
             first = np.unique(block.item.indices.to_numpy(False), return_index=True)[1]
-            titles = pa.table({ITEM_ID: columns[ITEM_ID], SOURCE_ROW: block.source_row,
-                               TITLE: block.title.cast(pa.string())}).take(first)  # fmt: skip
+            titles = pa.table(
+                {
+                    ITEM_ID: columns[ITEM_ID],
+                    SOURCE_ROW: block.source_row,
+                    TITLE: block.title.cast(pa.string()),
+                }
+            ).take(first)
             _insert(log, "INSERT INTO titles BY NAME SELECT * FROM block", titles)
     log.execute("COMMIT")
     bad.check()
@@ -144,11 +163,15 @@ def _insert(log: "DuckDBPyConnection", statement: str, rows: pa.Table) -> None:
 def _coded(log: "DuckDBPyConnection") -> None:
     """Turn `raw` into `log`: ids as codes in the order of `id_order`, kept in `users`, `items`."""
     for distinct, named in (
-        ("CREATE TABLE ids AS SELECT DISTINCT user_id AS id FROM raw",
-         "ALTER TABLE coded RENAME TO users"),
-        ("CREATE TABLE ids AS SELECT DISTINCT item_id AS id FROM raw",
-         "ALTER TABLE coded RENAME TO items"),
-    ):  # fmt: skip
+        (
+            "CREATE TABLE ids AS SELECT DISTINCT user_id AS id FROM raw",
+            "ALTER TABLE coded RENAME TO users",
+        ),
+        (
+            "CREATE TABLE ids AS SELECT DISTINCT item_id AS id FROM raw",
+            "ALTER TABLE coded RENAME TO items",
+        ),
+    ):
         log.execute(distinct)
         numbers = _one(log, "SELECT bool_and(regexp_full_match(id, '-?[0-9]{1,18}')) FROM ids")
         log.execute(_BY_NUMBER if numbers else _BY_TEXT)
@@ -166,9 +189,12 @@ def _filter(log: "DuckDBPyConnection", min_rating: float | None, k: int) -> dict
     """Leave in `log` what passes; how many rows each filter dropped."""
     left = _count(log)
     counts = {}
-    _replace(log, "SELECT user_code, item_code, timestamp, min(source_row) AS source_row, "
-                  "arg_min(rating, source_row) AS rating FROM log "
-                  "GROUP BY user_code, item_code, timestamp")  # fmt: skip
+    _replace(
+        log,
+        "SELECT user_code, item_code, timestamp, min(source_row) AS source_row, "
+        "arg_min(rating, source_row) AS rating FROM log "
+        "GROUP BY user_code, item_code, timestamp",
+    )
     counts["duplicates_dropped"], left = left - _count(log), _count(log)
     if min_rating is not None:
         _replace(log, "SELECT * FROM log WHERE rating >= CAST($1 AS FLOAT)", [min_rating])
@@ -214,8 +240,11 @@ def _drop(log: "DuckDBPyConnection", gone: list[Bools]) -> None:
     """Take the rows of users and items that are gone out of `log`."""
     for name, flags in zip(("gone_users", "gone_items"), gone, strict=True):
         log.register(name, pa.table({"code": np.flatnonzero(flags).astype(np.int32)}))
-    _replace(log, "SELECT * FROM log ANTI JOIN gone_users ON user_code = gone_users.code "
-                  "ANTI JOIN gone_items ON item_code = gone_items.code")  # fmt: skip
+    _replace(
+        log,
+        "SELECT * FROM log ANTI JOIN gone_users ON user_code = gone_users.code "
+        "ANTI JOIN gone_items ON item_code = gone_items.code",
+    )
 
 
 def _written(log: "DuckDBPyConnection", layout: Layout, folder: Path) -> dict[str, Any]:

@@ -18,8 +18,13 @@ from llmrec.data.files import replacing
 
 USER_ID, ITEM_ID, TIMESTAMP, RATING, TITLE = "user_id", "item_id", "timestamp", "rating", "title"
 POSITION, SOURCE_ROW, HISTORY, TARGET, TIED, COLD = (
-    "position", "source_row", "history", "target", "tied", "cold",
-)  # fmt: skip
+    "position",
+    "source_row",
+    "history",
+    "target",
+    "tied",
+    "cold",
+)
 
 Ints = npt.NDArray[np.int32]
 Longs = npt.NDArray[np.int64]
@@ -49,14 +54,24 @@ class Interactions:
     def take(self, rows: npt.NDArray[Any]) -> "Interactions":
         """The given rows (indices or a mask), in the given order; `user_ids` stays whole."""
         rating = None if self.rating is None else self.rating[rows]
-        return Interactions(self.user[rows], self.position[rows], self.timestamp[rows],
-                            self.source_row[rows], self.user_ids, rating)  # fmt: skip
+        return Interactions(
+            self.user[rows],
+            self.position[rows],
+            self.timestamp[rows],
+            self.source_row[rows],
+            self.user_ids,
+            rating,
+        )
 
     def write(self, path: Path) -> None:
         """Write as Parquet: user_id, position, timestamp, source_row and, if any, rating."""
         users = pa.DictionaryArray.from_arrays(pa.array(self.user), pa.array(self.user_ids))
-        columns = {USER_ID: users, POSITION: self.position, TIMESTAMP: self.timestamp,
-                   SOURCE_ROW: self.source_row}  # fmt: skip
+        columns = {
+            USER_ID: users,
+            POSITION: self.position,
+            TIMESTAMP: self.timestamp,
+            SOURCE_ROW: self.source_row,
+        }
         if self.rating is not None:
             columns[RATING] = self.rating
         with replacing(path) as temporary:
@@ -72,9 +87,12 @@ class Interactions:
         columns = {name: table[name].to_numpy() for name in table.column_names if name != USER_ID}
         return Interactions(
             users.indices.to_numpy().astype(np.int32),
-            columns[POSITION], columns[TIMESTAMP], columns[SOURCE_ROW],
-            np.array(users.dictionary.to_pylist(), dtype=object), columns.get(RATING),
-        )  # fmt: skip
+            columns[POSITION],
+            columns[TIMESTAMP],
+            columns[SOURCE_ROW],
+            np.array(users.dictionary.to_pylist(), dtype=object),
+            columns.get(RATING),
+        )
 
 
 @dataclass(frozen=True)
@@ -124,17 +142,28 @@ class Examples:
         """The given examples (indices or a mask), in the given order."""
         rows = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows
         histories = [self.history(i) for i in rows.tolist()]
-        return Examples(self.user_ids[rows], offsets_of(histories), concatenated(histories),
-                        self.targets[rows], self.timestamps[rows], self.tied[rows],
-                        self.cold[rows])  # fmt: skip
+        return Examples(
+            self.user_ids[rows],
+            offsets_of(histories),
+            concatenated(histories),
+            self.targets[rows],
+            self.timestamps[rows],
+            self.tied[rows],
+            self.cold[rows],
+        )
 
     def write(self, path: Path) -> None:
         """Write as Parquet, one row an example, `history` as a list column."""
-        table = pa.table({
-            USER_ID: pa.array(self.user_ids, pa.string()),
-            HISTORY: pa.LargeListArray.from_arrays(self.offsets, self.positions),
-            TARGET: self.targets, TIMESTAMP: self.timestamps, TIED: self.tied, COLD: self.cold,
-        })  # fmt: skip
+        table = pa.table(
+            {
+                USER_ID: pa.array(self.user_ids, pa.string()),
+                HISTORY: pa.LargeListArray.from_arrays(self.offsets, self.positions),
+                TARGET: self.targets,
+                TIMESTAMP: self.timestamps,
+                TIED: self.tied,
+                COLD: self.cold,
+            }
+        )
         with replacing(path) as temporary:
             pq.write_table(table, temporary)
 
@@ -146,10 +175,13 @@ class Examples:
         offsets = lists.offsets.to_numpy().astype(np.int64)
         return Examples(
             np.array(table[USER_ID].to_pylist(), dtype=object),
-            offsets - offsets[0], lists.flatten().to_numpy().astype(np.int32),
-            table[TARGET].to_numpy(), table[TIMESTAMP].to_numpy(),
-            table[TIED].to_numpy(), table[COLD].to_numpy(),
-        )  # fmt: skip
+            offsets - offsets[0],
+            lists.flatten().to_numpy().astype(np.int32),
+            table[TARGET].to_numpy(),
+            table[TIMESTAMP].to_numpy(),
+            table[TIED].to_numpy(),
+            table[COLD].to_numpy(),
+        )
 
 
 def offsets_of(sequences: Sequence[npt.NDArray[Any]]) -> Longs:

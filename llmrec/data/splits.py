@@ -43,8 +43,9 @@ def order(interactions: Interactions, ties: str = SOURCE_ROW_TIES, seed: int = 0
     elif ties == ITEM_TIES:
         keys = [interactions.position, last]
     elif ties == SHUFFLED_TIES:
-        canonical = rows_in_order([interactions.user, interactions.timestamp,
-                                   interactions.position, last])  # fmt: skip
+        canonical = rows_in_order(
+            [interactions.user, interactions.timestamp, interactions.position, last]
+        )
         draw = np.empty(len(interactions), dtype=np.int64)
         draw[canonical] = np.random.default_rng(seed).permutation(len(interactions))
         keys = [draw]
@@ -140,8 +141,12 @@ def sliding_window(
             positions = runs[targets - width].ravel()
         return _examples(ordered, positions, offsets, targets, in_catalog)
 
-    return Split(examples(last[:low]), examples(last[low:high]), examples(last[high:]),
-                 ordered.take(in_train))  # fmt: skip
+    return Split(
+        examples(last[:low]),
+        examples(last[low:high]),
+        examples(last[high:]),
+        ordered.take(in_train),
+    )
 
 
 def with_train_users(split: Split, users: Longs) -> Split:
@@ -156,14 +161,27 @@ def with_train_users(split: Split, users: Longs) -> Split:
     names = interactions.user_ids[users]
     parts = []
     for part in (split.train.take(np.isin(split.train.user_ids, names)), split.valid, split.test):
-        parts.append(Examples(part.user_ids, part.offsets, part.positions, part.targets,
-                              part.timestamps, part.tied, ~known[part.targets]))  # fmt: skip
+        parts.append(
+            Examples(
+                part.user_ids,
+                part.offsets,
+                part.positions,
+                part.targets,
+                part.timestamps,
+                part.tied,
+                ~known[part.targets],
+            )
+        )
     return Split(parts[0], parts[1], parts[2], interactions)
 
 
 def _catalog_bound(split: Split) -> int:
-    arrays = (split.interactions.position, split.train.targets, split.valid.targets,
-              split.test.targets)  # fmt: skip
+    arrays = (
+        split.interactions.position,
+        split.train.targets,
+        split.valid.targets,
+        split.test.targets,
+    )
     return max((int(a.max()) + 1 for a in arrays if len(a)), default=0)
 
 
@@ -210,8 +228,12 @@ def _split(
         in_history = np.cumsum(steps, dtype=np.int8).view(np.bool_)
         return _examples(ordered, ordered.position[in_history], offsets, targets, known)
 
-    return Split(examples(train_targets), examples(valid_targets), examples(test_targets),
-                 ordered.take(in_train))  # fmt: skip
+    return Split(
+        examples(train_targets),
+        examples(valid_targets),
+        examples(test_targets),
+        ordered.take(in_train),
+    )
 
 
 def _examples(

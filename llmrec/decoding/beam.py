@@ -162,9 +162,14 @@ def _candidates(state: Beams, places: Places, open_items: OpenItems, users: Long
 
 
 def _advance(
-    state: Beams, places: Places, open_items: OpenItems, users: Longs, prompts: SharedPrompt,
-    depth: int, scoring: Scoring,
-) -> None:  # fmt: skip
+    state: Beams,
+    places: Places,
+    open_items: OpenItems,
+    users: Longs,
+    prompts: SharedPrompt,
+    depth: int,
+    scoring: Scoring,
+) -> None:
     """Read what the live beams need, if anything, and what there is room for."""
     wanted = np.isfinite(state.score)
     if scoring.over_children:
@@ -178,15 +183,25 @@ def _advance(
     at = (reading.user, reading.column)
     tokens[at], depths[at] = open_items.trie.tokens[reading.node], reading.depth
     flat = reading.user * sees.shape[1] + reading.column
-    more = _places(open_items, users[reading.user], reading.node, reading.depth, scoring,
-                   lambda at: prompts.read(tokens, depths, sees, flat[at]))  # fmt: skip
+    more = _places(
+        open_items,
+        users[reading.user],
+        reading.node,
+        reading.depth,
+        scoring,
+        lambda at: prompts.read(tokens, depths, sees, flat[at]),
+    )
     settle(state, places, reading, more)
 
 
 def _places(
-    open_items: OpenItems, users: Longs, nodes: Longs, depth: Longs, scoring: Scoring,
+    open_items: OpenItems,
+    users: Longs,
+    nodes: Longs,
+    depth: Longs,
+    scoring: Scoring,
     read: Callable[[Longs], torch.Tensor],
-) -> Places:  # fmt: skip
+) -> Places:
     """The open continuations of R nodes of `users` (R,); `read` gives the logits after some."""
     child, owner = open_items.children(users, nodes)
     asked = np.bincount(owner, minlength=len(nodes)) > (1 if scoring.over_children else 0)
@@ -198,9 +213,13 @@ def _places(
     step = np.zeros(len(child))
     if scoring.over_children:
         step[among] = child_log_probabilities(
-            values.double().cpu().numpy(), owner[among], open_items, users[owner[among]],
-            child[among], scoring.guidance,
-        )  # fmt: skip
+            values.double().cpu().numpy(),
+            owner[among],
+            open_items,
+            users[owner[among]],
+            child[among],
+            scoring.guidance,
+        )
     else:
         step[among] = (values - normalisers(logits)[rows]).double().cpu().numpy()
     # No probability is above 1, whatever float32 rounds to: what is given up relies on it.
@@ -219,5 +238,8 @@ def _ranking(
             positions += items.tolist()
             values += [score] * len(items)
     last = values[top_k - 1] if len(values) >= top_k else -np.inf
-    return Ranking(np.array(positions[:top_k], np.int32), np.array(values[:top_k], np.float32),
-                   bool(last >= given_up))  # fmt: skip
+    return Ranking(
+        np.array(positions[:top_k], np.int32),
+        np.array(values[:top_k], np.float32),
+        bool(last >= given_up),
+    )

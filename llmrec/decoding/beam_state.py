@@ -34,8 +34,13 @@ class Beams:
         score = np.full((users, beams), -np.inf)
         score[:, 0] = 0.0
         place = np.tile(np.arange(users)[:, None], (1, beams))
-        return Beams(np.full((users, beams), root, np.int64), score, place, place.copy(),
-                     np.zeros((users, beams, 0), bool))  # fmt: skip
+        return Beams(
+            np.full((users, beams), root, np.int64),
+            score,
+            place,
+            place.copy(),
+            np.zeros((users, beams, 0), bool),
+        )
 
 
 @dataclass
@@ -59,8 +64,9 @@ class Places:
     def of(node: Longs, depth: Longs, owner: Longs, child: Longs, step: Doubles) -> "Places":
         """Places from their continuations (C,), `owner` (C,) ascending."""
         size = np.bincount(owner, minlength=len(node)).astype(np.int64)
-        return Places(node, depth, np.full(len(node), NOWHERE), np.cumsum(size) - size, size,
-                      child, step)  # fmt: skip
+        return Places(
+            node, depth, np.full(len(node), NOWHERE), np.cumsum(size) - size, size, child, step
+        )
 
     def add(self, more: "Places") -> None:
         """Number further places after these."""
@@ -123,9 +129,14 @@ def _contenders(found: Candidates, keep: int) -> Longs:
 
 
 def finish(
-    score: Doubles, node: Longs, found: Candidates, ends: Bools, given_up: Doubles, rank: Longs,
+    score: Doubles,
+    node: Longs,
+    found: Candidates,
+    ends: Bools,
+    given_up: Doubles,
+    rank: Longs,
     beams: int,
-) -> None:  # fmt: skip
+) -> None:
     """Merge candidates that end into each user's finished beams, `score` and `node` (U, K).
 
     Only those among the user's `beams` best count, as in Hugging Face's search; the others are
@@ -153,8 +164,13 @@ def survivors(state: Beams, places: Places, going: Candidates, given_up: Doubles
     place = state.place[at]
     place = np.where(place >= 0, places.ahead[place], NOWHERE)
     shape = (users, beams)
-    following = Beams(np.zeros(shape, np.int64), np.full(shape, -np.inf), np.full(shape, NOWHERE),
-                      np.full(shape, NOWHERE), np.zeros_like(state.sees))  # fmt: skip
+    following = Beams(
+        np.zeros(shape, np.int64),
+        np.full(shape, -np.inf),
+        np.full(shape, NOWHERE),
+        np.full(shape, NOWHERE),
+        np.zeros_like(state.sees),
+    )
     to = (going.user, rank)
     following.node[to], following.score[to], following.place[to] = going.node, going.score, place
     following.tail[to] = np.where(place >= 0, state.tail[at], NOWHERE)
@@ -185,9 +201,14 @@ class Reading:
 
 
 def plan(
-    state: Beams, places: Places, open_items: OpenItems, users: Longs, wanted: Bools, depth: int,
+    state: Beams,
+    places: Places,
+    open_items: OpenItems,
+    users: Longs,
+    wanted: Bools,
+    depth: int,
     room: int,
-) -> Reading | None:  # fmt: skip
+) -> Reading | None:
     """What to read next; None if the model has read all that is asked for.
 
     `wanted` (U, K): beams whose node must be read, at `depth`. A row is as wide as the most that a
@@ -215,8 +236,9 @@ def plan(
     run, level = run[order], level[order]
     column = np.arange(len(run)) - np.searchsorted(user[run], user[run])
     run, level, column = (x[column < width] for x in (run, level, column))
-    return Reading(np.stack([user, beam]), tails, run, level, column, nodes[run, level],
-                   begins[run] + level)  # fmt: skip
+    return Reading(
+        np.stack([user, beam]), tails, run, level, column, nodes[run, level], begins[run] + level
+    )
 
 
 def only_child(open_items: OpenItems, users: Longs, nodes: Longs) -> Longs:

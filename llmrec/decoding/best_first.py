@@ -36,12 +36,18 @@ class _Places:
     depth: Longs
 
     def take(self, at: npt.NDArray[np.integer] | npt.NDArray[np.bool_]) -> "_Places":
-        return _Places(self.user[at], self.node[at], self.score[at], self.column[at],
-                       self.depth[at])  # fmt: skip
+        return _Places(
+            self.user[at], self.node[at], self.score[at], self.column[at], self.depth[at]
+        )
 
     def and_(self, other: "_Places") -> "_Places":
-        pairs = ((self.user, other.user), (self.node, other.node), (self.score, other.score),
-                 (self.column, other.column), (self.depth, other.depth))  # fmt: skip
+        pairs = (
+            (self.user, other.user),
+            (self.node, other.node),
+            (self.score, other.score),
+            (self.column, other.column),
+            (self.depth, other.depth),
+        )
         return _Places(*(np.concatenate(pair) for pair in pairs))
 
 
@@ -82,8 +88,10 @@ def best_first(
     root = np.zeros(users, np.int64)
     frontier, ended = _branched(
         _Places(np.arange(users), root + TREE_ROOT, root.astype(float), root + PROMPT, root),
-        prompts.logits, open_items, scoring,
-    )  # fmt: skip
+        prompts.logits,
+        open_items,
+        scoring,
+    )
     parents = np.zeros((users, 0), np.int64)  # of each column of a user's row
     columns, passes = np.zeros(users, np.int64), 0
     given_up = np.full(users, -np.inf)
@@ -106,8 +114,14 @@ def best_first(
         columns += np.bincount(chosen.user, at.depth - chosen.depth, users).astype(np.int64)
         passes += 1
     proven = bounds >= given_up
-    return Found([_ranking(ended.take(ended.user == user), open_items, bool(proven[user]))
-                  for user in range(users)], columns, passes)  # fmt: skip
+    return Found(
+        [
+            _ranking(ended.take(ended.user == user), open_items, bool(proven[user]))
+            for user in range(users)
+        ],
+        columns,
+        passes,
+    )
 
 
 def _best(ended: _Places, top_k: int) -> _Places:
@@ -159,8 +173,13 @@ def _read(
         following = open_items.trie.tokens[runs[row[inner], step[inner] + 1]]
         score += np.bincount(row[inner], _of_vocabulary(logits, inner, following), len(score))
         logits = logits[torch.from_numpy(ends).to(logits.device)]
-    at = _Places(chosen.user, runs[row[ends], step[ends]], score, before + column[ends],
-                 chosen.depth + length)  # fmt: skip
+    at = _Places(
+        chosen.user,
+        runs[row[ends], step[ends]],
+        score,
+        before + column[ends],
+        chosen.depth + length,
+    )
     return at, logits, grown
 
 
@@ -205,10 +224,12 @@ def _branched(
     tokens = open_items.trie.tokens[node]
     if scoring.over_children:
         device = logits.device
-        values = logits[torch.from_numpy(owner).to(device),
-                        torch.from_numpy(tokens.astype(np.int64)).to(device)]  # fmt: skip
-        step = child_log_probabilities(values.double().cpu().numpy(), owner, open_items,
-                                       at.user[owner], node, scoring.guidance)  # fmt: skip
+        values = logits[
+            torch.from_numpy(owner).to(device), torch.from_numpy(tokens.astype(np.int64)).to(device)
+        ]
+        step = child_log_probabilities(
+            values.double().cpu().numpy(), owner, open_items, at.user[owner], node, scoring.guidance
+        )
     else:
         step = _of_vocabulary(logits, owner, tokens)
     user = at.user[owner]
@@ -244,7 +265,9 @@ def _of_vocabulary(
 
 def _ranking(ended: _Places, open_items: OpenItems, proven: bool) -> Ranking:
     """One user's items; those of one node lowest first."""
-    items = [open_items.items_at(int(user), node) for user, node in
-             dict.fromkeys(zip(ended.user.tolist(), ended.node.tolist(), strict=True))]  # fmt: skip
+    items = [
+        open_items.items_at(int(user), node)
+        for user, node in dict.fromkeys(zip(ended.user.tolist(), ended.node.tolist(), strict=True))
+    ]
     positions = np.concatenate([*items, np.zeros(0, np.int32)])[: len(ended.node)]
     return Ranking(positions.astype(np.int32), ended.score.astype(np.float32), proven)

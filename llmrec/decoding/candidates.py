@@ -136,8 +136,15 @@ def _steps(prompts: SharedPrompt, forest: _Forest, asked: Bools, renormalise: bo
         inside = (columns.column >= begin) & (columns.column < end) & asked[columns.node]
         nodes = columns.node[inside]
         at = forest.user[nodes] * (end - begin) + columns.column[inside] - begin
-        take(nodes, prompts.read(columns.tokens[:, begin:end], columns.depth[:, begin:end],
-                                 columns.sees[:, begin:end, :end], at))  # fmt: skip
+        take(
+            nodes,
+            prompts.read(
+                columns.tokens[:, begin:end],
+                columns.depth[:, begin:end],
+                columns.sees[:, begin:end, :end],
+                at,
+            ),
+        )
     step = np.zeros(len(asked))
     if renormalise:
         step[of_asked] = segment_log_softmax(logits[of_asked], parents)

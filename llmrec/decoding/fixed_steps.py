@@ -82,8 +82,10 @@ class Held:
     def layers(self) -> Layers:
         """Keys and values of the prompts."""
         room = self.steps.room_of(self.turn)
-        return [(keys[: self.users, :, : self.prompt], values[: self.users, :, : self.prompt])
-                for keys, values in room.layers]  # fmt: skip
+        return [
+            (keys[: self.users, :, : self.prompt], values[: self.users, :, : self.prompt])
+            for keys, values in room.layers
+        ]
 
     def read(self, ids: Longs, positions: Longs, mask: Bools, at: Longs) -> Tensor:
         """(T, V) logits at flat places `at` of new columns (U, W), the caller's to keep.
@@ -122,10 +124,12 @@ class _Room:
         self.columns = -(-columns // MULTIPLE) * MULTIPLE
         # Zeros: what is masked weighs 0, but 0 times what was never written may be no number.
         self.layers: Layers = [
-            (keys.new_zeros((users, keys.shape[1], self.columns, keys.shape[3])),
-             values.new_zeros((users, values.shape[1], self.columns, values.shape[3])))
+            (
+                keys.new_zeros((users, keys.shape[1], self.columns, keys.shape[3])),
+                values.new_zeros((users, values.shape[1], self.columns, values.shape[3])),
+            )
             for keys, values in like
-        ]  # fmt: skip
+        ]
         self._cache: Any = Cache(layers=[_FixedLayer(*pair) for pair in self.layers])
         self._device = like[0][0].device
         self._graphs = _graphs_on(self._device)
@@ -207,8 +211,9 @@ class _Graphs:
                 run()
             try:
                 # Other threads, such as those that load data, may go on meanwhile.
-                with torch.cuda.graph(graph, pool=self._pool, stream=self._stream,
-                                      capture_error_mode="thread_local"):  # fmt: skip
+                with torch.cuda.graph(
+                    graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+                ):
                     run()
             except torch.OutOfMemoryError:
                 raise

@@ -114,8 +114,9 @@ def _candidates(state: _Beams, logits: torch.Tensor, keep: int) -> _Candidates:
 def _survivors(state: _Beams, found: _Candidates, ends: npt.NDArray[np.bool_]) -> _Beams:
     """The best candidates that go on, as the next beams."""
     users, beams = state.score.shape
-    user, beam, token, score = (x[~ends] for x in (found.user, found.beam, found.token,
-                                                   found.score))  # fmt: skip
+    user, beam, token, score = (
+        x[~ends] for x in (found.user, found.beam, found.token, found.score)
+    )
     place = np.arange(len(user)) - np.searchsorted(user, user)
     kept = place < beams
     user, beam, token, score, place = (x[kept] for x in (user, beam, token, score, place))

@@ -74,8 +74,9 @@ class SharedPrompt:
         """The prompts of some rows (R,), as they were read; a copy that knows nothing behind."""
         part, at = copy(self), torch.from_numpy(rows).to(self._device)
         width = self._real.shape[1]
-        part._cache = _filled((keys[at, :, :width], values[at, :, :width])
-                              for keys, values in self._layers())  # fmt: skip
+        part._cache = _filled(
+            (keys[at, :, :width], values[at, :, :width]) for keys, values in self._layers()
+        )
         part._held = None
         part._lengths, part._real = self._lengths[rows], self._real[rows]
         part.logits = self.logits[at]
@@ -106,9 +107,10 @@ class SharedPrompt:
         if beginning is None:
             return 0
         beginning.require(prompts)
-        self._cache = _filled((keys.expand(len(prompts), -1, -1, -1),
-                               values.expand(len(prompts), -1, -1, -1))
-                              for keys, values in beginning.layers)  # fmt: skip
+        self._cache = _filled(
+            (keys.expand(len(prompts), -1, -1, -1), values.expand(len(prompts), -1, -1, -1))
+            for keys, values in beginning.layers
+        )
         return len(beginning.tokens)
 
     def _layers(self) -> Layers:
@@ -140,8 +142,10 @@ class _RoomyLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
             self._rooms = [key_states[:, :, :0], value_states[:, :, :0]]
         if end > self._rooms[0].shape[2]:
-            self._rooms = [_roomier(self.keys, key_states, end),
-                           _roomier(self.values, value_states, end)]  # fmt: skip
+            self._rooms = [
+                _roomier(self.keys, key_states, end),
+                _roomier(self.values, value_states, end),
+            ]
         for room, states in zip(self._rooms, (key_states, value_states), strict=True):
             room[:, :, begin:end] = states
         self.keys, self.values = (room[:, :, :end] for room in self._rooms)

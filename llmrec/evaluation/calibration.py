@@ -238,13 +238,17 @@ def _check(probabilities: Floats) -> None:
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])
         total = probabilities[row].sum()
-        raise DataError(f"list {row}: its probabilities add up to {total:.6g}, so its scores are "
-                        "no log-probabilities. Lists are needed of a system that gives every item "
-                        "a probability; run `llmrec recommend` again.")  # fmt: skip
+        raise DataError(
+            f"list {row}: its probabilities add up to {total:.6g}, so its scores are "
+            "no log-probabilities. Lists are needed of a system that gives every item "
+            "a probability; run `llmrec recommend` again."
+        )
     unordered = (np.diff(probabilities, axis=1) > 0).any(axis=1)
     if unordered.any():
-        raise DataError(f"list {int(np.flatnonzero(unordered)[0])}: its scores rise along the "
-                        "list, so it is not best first. Run `llmrec recommend` again.")  # fmt: skip
+        raise DataError(
+            f"list {int(np.flatnonzero(unordered)[0])}: its scores rise along the "
+            "list, so it is not best first. Run `llmrec recommend` again."
+        )
 
 
 def _logs(listed: Listed) -> Floats:

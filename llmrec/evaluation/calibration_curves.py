@@ -70,9 +70,27 @@ def _draw_lines(axes: "Axes", systems: Mapping[str, Points]) -> None:
     """One line for each system, with a legend above; colours begin again after the last."""
     for place, (system, points) in enumerate(systems.items()):
         colour, dashes, marker = _STYLES[place % len(_STYLES)]
-        axes.plot([x for x, _ in points], [y for _, y in points], color=colour, linestyle=dashes,
-                  linewidth=1.4, marker=marker, markersize=4, zorder=9 - place / 100,
-                  label=system)  # fmt: skip
-    axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3, frameon=False, fontsize=8,
-                labelcolor=PLACEHOLDER, borderpad=0.0, borderaxespad=0.8, handlelength=2.4,
-                handletextpad=0.5, columnspacing=1.2)  # fmt: skip
+        axes.plot(
+            [x for x, _ in points],
+            [y for _, y in points],
+            color=colour,
+            linestyle=dashes,
+            linewidth=1.4,
+            marker=marker,
+            markersize=4,
+            zorder=9 - place / 100,
+            label=system,
+        )
+    axes.legend(
+        loc="lower left",
+        bbox_to_anchor=(0.0, 1.0),
+        ncols=3,
+        frameon=False,
+        fontsize=8,
+        labelcolor=PLACEHOLDER,
+        borderpad=0.0,
+        borderaxespad=0.8,
+        handlelength=2.4,
+        handletextpad=0.5,
+        columnspacing=1.2,
+    )

@@ -33,20 +33,34 @@ class Comparison:
     def to_json(self) -> dict[str, Any]:
         """Flat JSON values."""
         said = {
-            "metric": self.metric, "system": self.system, "reference": self.reference,
-            **asdict(self.test), "p_holm": self.p_holm, "standing": self.standing,
-        }  # fmt: skip
+            "metric": self.metric,
+            "system": self.system,
+            "reference": self.reference,
+            **asdict(self.test),
+            "p_holm": self.p_holm,
+            "standing": self.standing,
+        }
         return as_json(said)  # type: ignore[no-any-return]
 
     @staticmethod
     def from_json(said: Mapping[str, Any]) -> "Comparison":
         """What `to_json` gave. Raises KeyError or TypeError for something else."""
         test = PairedTest(
-            from_json(said["difference"]), from_json(said["low"]), from_json(said["high"]),
-            from_json(said["p_value"]), int(said["n"]), int(said["excluded"]),
-        )  # fmt: skip
-        return Comparison(said["metric"], said["system"], said["reference"], test,
-                          from_json(said["p_holm"]), said["standing"])  # fmt: skip
+            from_json(said["difference"]),
+            from_json(said["low"]),
+            from_json(said["high"]),
+            from_json(said["p_value"]),
+            int(said["n"]),
+            int(said["excluded"]),
+        )
+        return Comparison(
+            said["metric"],
+            said["system"],
+            said["reference"],
+            test,
+            from_json(said["p_holm"]),
+            said["standing"],
+        )
 
 
 def compared(
@@ -71,10 +85,16 @@ def compared(
     tested = [(pair, test) for pair, test in zip(pairs, tests, strict=True) if test.n]
     corrected = holm([test.p_value for _, test in tested])
     return [
-        Comparison(metric, system, reference, test, float(p),
-                   _standing(metric, test, float(p), 1.0 - confidence))
+        Comparison(
+            metric,
+            system,
+            reference,
+            test,
+            float(p),
+            _standing(metric, test, float(p), 1.0 - confidence),
+        )
         for ((system, reference), test), p in zip(tested, corrected, strict=True)
-    ]  # fmt: skip
+    ]
 
 
 def _standing(metric: str, test: PairedTest, p: float, alpha: float) -> Standing:

@@ -134,8 +134,9 @@ def coverages(
     with the thresholds as they are.
     """
     everyone = Group(np.ones(len(calibrating), np.bool_), np.ones(len(measured), np.bool_))
-    scored = [(rule, target_scores(calibrating, rule), item_scores(measured, rule))
-              for rule in rules]  # fmt: skip
+    scored = [
+        (rule, target_scores(calibrating, rule), item_scores(measured, rule)) for rule in rules
+    ]
     found = []
     for name, group in {ALL: everyone, **groups}.items():
         rows, sets, places = group.measured, [], measured.place[group.measured]
@@ -146,8 +147,17 @@ def coverages(
                 for own in (False, True)[: 1 + group.own]:
                     scores = calibrated[group.calibrating] if own else calibrated
                     limit = threshold(scores, alpha)
-                    sets.append((rule, alpha, own, len(scores), limit, _sizes(kept, limit),
-                                 _inside(targets, limit)))  # fmt: skip
+                    sets.append(
+                        (
+                            rule,
+                            alpha,
+                            own,
+                            len(scores),
+                            limit,
+                            _sizes(kept, limit),
+                            _inside(targets, limit),
+                        )
+                    )
         columns = [
             column.astype(np.float64) for *_, sizes, held in sets for column in (held, sizes)
         ]
@@ -157,11 +167,22 @@ def coverages(
         )
         for i, (rule, alpha, own, n, limit, sizes, _) in enumerate(sets):
             reason = _reason(n, alpha, limit, own or name == ALL)
-            found.append(Coverage(
-                rule.method, alpha, name, own, n, limit, intervals[2 * i], intervals[2 * i + 1],
-                float(np.median(sizes)) if len(sizes) else math.nan,
-                float((sizes == 0).mean()) if len(sizes) else math.nan, not reason, reason,
-            ))  # fmt: skip
+            found.append(
+                Coverage(
+                    rule.method,
+                    alpha,
+                    name,
+                    own,
+                    n,
+                    limit,
+                    intervals[2 * i],
+                    intervals[2 * i + 1],
+                    float(np.median(sizes)) if len(sizes) else math.nan,
+                    float((sizes == 0).mean()) if len(sizes) else math.nan,
+                    not reason,
+                    reason,
+                )
+            )
     return found
 
 
@@ -175,8 +196,11 @@ def activity_cuts(lengths: npt.NDArray[np.integer]) -> tuple[int, int]:
 
 def activity_groups(lengths: npt.NDArray[np.integer], cuts: tuple[int, int]) -> dict[str, Bools]:
     """(E,) for each third of activity, whether a history of that length is in it."""
-    return {SHORT: lengths <= cuts[0], MIDDLE: (lengths > cuts[0]) & (lengths <= cuts[1]),
-            LONG: lengths > cuts[1]}  # fmt: skip
+    return {
+        SHORT: lengths <= cuts[0],
+        MIDDLE: (lengths > cuts[0]) & (lengths <= cuts[1]),
+        LONG: lengths > cuts[1],
+    }
 
 
 def size_curve(

@@ -47,14 +47,26 @@ def validation_curve(lines: Sequence[Mapping[str, Any]], uniform_nll: float) -> 
 
     def draw(axes: "Axes") -> None:
         if banded:
-            axes.fill_between([p["step"] for p in banded], [p["low"] for p in banded],
-                              [p["high"] for p in banded], color=_CURVE, alpha=0.2,
-                              linewidth=0)  # fmt: skip
+            axes.fill_between(
+                [p["step"] for p in banded],
+                [p["low"] for p in banded],
+                [p["high"] for p in banded],
+                color=_CURVE,
+                alpha=0.2,
+                linewidth=0,
+            )
         axes.plot(steps, values, color=_CURVE, linewidth=1.6, marker=_marker(points))
         axes.axhline(uniform_nll, color=PLACEHOLDER, linestyle="--", linewidth=0.9, alpha=0.6)
-        axes.annotate("uniform guess", (1.0, uniform_nll), xycoords=("axes fraction", "data"),
-                      xytext=(0, 3), textcoords="offset points", ha="right", fontsize=8,
-                      color=PLACEHOLDER)  # fmt: skip
+        axes.annotate(
+            "uniform guess",
+            (1.0, uniform_nll),
+            xycoords=("axes fraction", "data"),
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha="right",
+            fontsize=8,
+            color=PLACEHOLDER,
+        )
         axes.set_ylabel("validation NLL, nats")
 
     return svg("validation", draw)
@@ -111,8 +123,9 @@ def branch_losses_curve(lines: Sequence[Mapping[str, Any]]) -> str | None:
 
 def _by_epoch(lines: Sequence[Mapping[str, Any]], key: str) -> list[Mapping[str, Any]]:
     """The lines with `key` in order of their epochs, the last where an epoch has several."""
-    last = {line["epoch"]: line for line in lines
-            if key in line and isinstance(line.get("epoch"), int)}  # fmt: skip
+    last = {
+        line["epoch"]: line for line in lines if key in line and isinstance(line.get("epoch"), int)
+    }
     return [last[epoch] for epoch in sorted(last)]
 
 
@@ -131,12 +144,32 @@ def _draw_series(
             continue
         colour, dashes, marker = STYLES[place]
         # The first on top: of two equal values, the corners of the second's marker still show.
-        axes.plot(epochs, values, color=colour, linestyle=dashes, linewidth=1.6, marker=marker,
-                  markersize=5.5, clip_on=False, zorder=9 - place, label=name)  # fmt: skip
+        axes.plot(
+            epochs,
+            values,
+            color=colour,
+            linestyle=dashes,
+            linewidth=1.6,
+            marker=marker,
+            markersize=5.5,
+            clip_on=False,
+            zorder=9 - place,
+            label=name,
+        )
     axes.locator_params(axis="x", integer=True, min_n_ticks=1)
-    axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=len(STYLES), frameon=False,
-                fontsize=8, labelcolor=PLACEHOLDER, borderpad=0.0, borderaxespad=0.8,
-                handlelength=2.4, handletextpad=0.5, columnspacing=1.2)  # fmt: skip
+    axes.legend(
+        loc="lower left",
+        bbox_to_anchor=(0.0, 1.0),
+        ncols=len(STYLES),
+        frameon=False,
+        fontsize=8,
+        labelcolor=PLACEHOLDER,
+        borderpad=0.0,
+        borderaxespad=0.8,
+        handlelength=2.4,
+        handletextpad=0.5,
+        columnspacing=1.2,
+    )
 
 
 def _marker(points: Sequence[Any]) -> str:

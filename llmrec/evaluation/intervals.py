@@ -98,8 +98,11 @@ def mean_interval(
     """The mean of `values` (E,) with its percentile bootstrap interval."""
     return mean_intervals(
         np.asarray(values, np.float64)[:, None],
-        clusters, samples=samples, confidence=confidence, seed=seed,
-    )[0]  # fmt: skip
+        clusters,
+        samples=samples,
+        confidence=confidence,
+        seed=seed,
+    )[0]
 
 
 def sign_flip_p_values(
@@ -220,7 +223,9 @@ def _check(values: Floats, clusters: Clusters | None, samples: int, confidence: 
     if values.ndim != 2:
         raise ValueError(f"values must have the shape (E, C), got {values.shape}")
     if clusters is not None and clusters.shape != values.shape[:1]:
-        raise ValueError(f"clusters must name a user for each of {len(values)} examples, "
-                         f"got the shape {clusters.shape}")  # fmt: skip
+        raise ValueError(
+            f"clusters must name a user for each of {len(values)} examples, "
+            f"got the shape {clusters.shape}"
+        )
     if samples < 1 or not 0.0 < confidence < 1.0:
         raise ValueError(f"need samples >= 1 and 0 < confidence < 1, got {samples}, {confidence}")

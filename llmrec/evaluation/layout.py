@@ -16,10 +16,19 @@ Form = Literal["text", "markdown", "latex"]
 UNDEFINED, INFINITE = "\u2013", "\u221e"  # an en dash, the sign of infinity
 
 _LATEX = {
-    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#",
-    "%": r"\%", "_": r"\_", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}",
-    UNDEFINED: "--", INFINITE: r"$\infty$",
-}  # fmt: skip
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "#": r"\#",
+    "%": r"\%",
+    "_": r"\_",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    UNDEFINED: "--",
+    INFINITE: r"$\infty$",
+}
 
 
 def laid_out(header: Sequence[str], rows: Sequence[Sequence[str]], form: Form) -> str:
@@ -34,13 +43,16 @@ def laid_out(header: Sequence[str], rows: Sequence[Sequence[str]], form: Form) -
         lines = [[cell.replace("\\", "\\\\").replace("|", "\\|") for cell in c] for c in lines]
     widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(header))]
     texts = [
-        [cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in
-         enumerate(zip(line, widths, strict=True))]
+        [
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
         for line in lines
-    ]  # fmt: skip
+    ]
     if form == "markdown":
-        rule = [("-" * width) if i == 0 else "-" * (width - 1) + ":" for i, width in
-                enumerate(widths)]  # fmt: skip
+        rule = [
+            ("-" * width) if i == 0 else "-" * (width - 1) + ":" for i, width in enumerate(widths)
+        ]
         return "".join(f"| {' | '.join(text)} |\n" for text in (texts[0], rule, *texts[1:]))
     rule = ["-" * width for width in widths]
     return "".join(f"{'  '.join(text).rstrip()}\n" for text in (texts[0], rule, *texts[1:]))
@@ -49,10 +61,18 @@ def laid_out(header: Sequence[str], rows: Sequence[Sequence[str]], form: Form) -
 def _latex(lines: Sequence[Sequence[str]]) -> str:
     texts = [" & ".join(_escaped(cell) for cell in line) + r" \\" for line in lines]
     columns = "l" + "r" * (len(lines[0]) - 1)
-    return "\n".join([
-        rf"\begin{{tabular}}{{{columns}}}", r"\toprule", texts[0], r"\midrule", *texts[1:],
-        r"\bottomrule", r"\end{tabular}", "",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            rf"\begin{{tabular}}{{{columns}}}",
+            r"\toprule",
+            texts[0],
+            r"\midrule",
+            *texts[1:],
+            r"\bottomrule",
+            r"\end{tabular}",
+            "",
+        ]
+    )
 
 
 def _escaped(text: str) -> str:

@@ -137,13 +137,15 @@ def render(report: Report) -> str:
         forests=[f for f in (_forest(report, m) for m in report.best_baseline) if f],
         curves=_drawn(report.curves),
         trust_curves=_drawn(report.trust.curves) if report.trust else [],
-        settings=[(s.system, json.dumps(s.hyperparameters, ensure_ascii=False), s.seconds)
-                  for s in report.systems],
+        settings=[
+            (s.system, json.dumps(s.hyperparameters, ensure_ascii=False), s.seconds)
+            for s in report.systems
+        ],
         finite=math.isfinite,
         nll=NLL,
         percent=lambda share: UNDEFINED if math.isnan(share) else f"{share * 100:.1f} %",
         whole=lambda cell, column: isinstance(cell, Interval) and cell.n == column.examples,
-    )  # fmt: skip
+    )
 
 
 def _drawn(curves: Sequence[tuple[str, str]]) -> list[tuple[str, Markup]]:
@@ -161,8 +163,10 @@ def verdict(report: Report) -> tuple[str, list[tuple[str, list[tuple[Standing, s
     for metric in dict.fromkeys(c.metric for c in report.comparisons):
         own = [c for c in report.comparisons if c.metric == metric]
         best = report.best_baseline.get(metric)
-        lines = [(c.standing, in_words(c, report.table.confidence))
-                 for c in sorted(own, key=lambda c: c.system not in models)]  # fmt: skip
+        lines = [
+            (c.standing, in_words(c, report.table.confidence))
+            for c in sorted(own, key=lambda c: c.system not in models)
+        ]
         better = "lower is better" if metric in LOWER_IS_BETTER else "higher is better"
         heading = f"{metric} ({better})"
         if best is not None:
@@ -181,7 +185,7 @@ def _headline(report: Report, models: set[str]) -> str:
         for c in report.comparisons
         if c.metric == metric and c.reference == report.best_baseline.get(c.metric)
     ]
-    against = [c for c in against if c.system in models]  # fmt: skip
+    against = [c for c in against if c.system in models]
     if metric is None or not against:
         return "No model could be compared with a baseline here."
     best = report.best_baseline[metric]

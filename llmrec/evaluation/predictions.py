@@ -87,12 +87,14 @@ class Predictions:
     def write(self, path: Path) -> None:
         """Write as Parquet: user_id, items, scores, nll; `info` in the schema's metadata."""
         offsets = pa.array(self.offsets.astype(np.int32))
-        table = pa.table({
-            USER_ID: pa.array(self.user_ids, pa.string()),
-            ITEMS: pa.ListArray.from_arrays(offsets, pa.array(self.items, pa.int32())),
-            SCORES: pa.ListArray.from_arrays(offsets, pa.array(self.scores, pa.float32())),
-            NLL: pa.array(self.nll, pa.float64()),
-        })  # fmt: skip
+        table = pa.table(
+            {
+                USER_ID: pa.array(self.user_ids, pa.string()),
+                ITEMS: pa.ListArray.from_arrays(offsets, pa.array(self.items, pa.int32())),
+                SCORES: pa.ListArray.from_arrays(offsets, pa.array(self.scores, pa.float32())),
+                NLL: pa.array(self.nll, pa.float64()),
+            }
+        )
         info = json.dumps(asdict(self.info), ensure_ascii=False)
         with replacing(path) as temporary:
             pq.write_table(table.replace_schema_metadata({METADATA_KEY: info.encode()}), temporary)
@@ -103,14 +105,17 @@ class Predictions:
         try:
             table = pq.read_table(path).combine_chunks()
         except (OSError, pa.ArrowInvalid) as error:
-            raise DataError(f"{path}: not a readable Parquet file ({error}). "
-                            "Run `llmrec recommend` again.") from None  # fmt: skip
+            raise DataError(
+                f"{path}: not a readable Parquet file ({error}). Run `llmrec recommend` again."
+            ) from None
         missing = {USER_ID, ITEMS, SCORES, NLL} - set(table.column_names)
         described = (table.schema.metadata or {}).get(METADATA_KEY)
         if missing or described is None:
             lacking = ", ".join(sorted(missing)) or "its description (schema metadata `llmrec`)"
-            raise DataError(f"{path}: no predictions file, it lacks {lacking}. "
-                            "Write it with `llmrec recommend`.")  # fmt: skip
+            raise DataError(
+                f"{path}: no predictions file, it lacks {lacking}. "
+                "Write it with `llmrec recommend`."
+            )
         items, scores = table[ITEMS].combine_chunks(), table[SCORES].combine_chunks()
         offsets = items.offsets.to_numpy().astype(np.int64)
         return Predictions(
@@ -131,11 +136,16 @@ def _info(path: Path, described: bytes) -> SystemInfo:
             raise ValueError(f"kind {kind!r} is none of {', '.join(get_args(Kind))}")
         seconds = said.get("seconds")
         return SystemInfo(
-            str(said["system"]), kind, bool(said["distribution"]),
+            str(said["system"]),
+            kind,
+            bool(said["distribution"]),
             dict(said.get("hyperparameters") or {}),
             float("nan") if seconds is None else float(seconds),
-            dict(said.get("provenance") or {}), tuple(said.get("notes") or ()),
-        )  # fmt: skip
+            dict(said.get("provenance") or {}),
+            tuple(said.get("notes") or ()),
+        )
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: the description of its system cannot be used ({error!r}). "
-                        "Run `llmrec recommend` again.") from None  # fmt: skip
+        raise DataError(
+            f"{path}: the description of its system cannot be used ({error!r}). "
+            "Run `llmrec recommend` again."
+        ) from None

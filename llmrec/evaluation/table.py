@@ -108,9 +108,12 @@ class MetricTable:
                 systems[system].setdefault(column.metric, {})[column.group] = as_json(cell)
         examples = {column.group: column.examples for column in self.columns}
         said = {
-            "confidence": self.confidence, "uniform_nll": self.uniform_nll,
-            "examples": examples, "systems": systems, "notes": self.notes,
-        }  # fmt: skip
+            "confidence": self.confidence,
+            "uniform_nll": self.uniform_nll,
+            "examples": examples,
+            "systems": systems,
+            "notes": self.notes,
+        }
         return as_json(said)  # type: ignore[no-any-return]
 
     @staticmethod
@@ -205,6 +208,9 @@ def best_of(metric: str, means: Mapping[str, float]) -> str | None:
 
 def _interval(said: Mapping[str, Any]) -> Interval:
     return Interval(
-        from_json(said["mean"]), from_json(said["low"]), from_json(said["high"]),
-        int(said["n"]), int(said["excluded"]),
-    )  # fmt: skip
+        from_json(said["mean"]),
+        from_json(said["low"]),
+        from_json(said["high"]),
+        int(said["n"]),
+        int(said["excluded"]),
+    )

@@ -130,8 +130,9 @@ def damage(folder: Path) -> str | None:
         return f"{folder / MANIFEST} is missing or damaged"
     present = {
         path.relative_to(folder).as_posix()
-        for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")
-    }  # fmt: skip
+        for path in folder.rglob("*")
+        if path.is_file() and not path.name.startswith(".")
+    }
     if strangers := sorted(present - set(files) - {MANIFEST}):
         return f"{folder / strangers[0]} was added after the folder was fetched"
     return None
@@ -163,10 +164,11 @@ def _from_first(entry: Entry, staging: Path, tools: Tools) -> None:
         log.info("%s: fetched from %s", entry.name, place)
         return
     raise LlmrecError(
-        f"{entry.name} could not be fetched from any of its sources:\n" + "\n".join(failures)
+        f"{entry.name} could not be fetched from any of its sources:\n"
+        + "\n".join(failures)
         + "\ncheck the network or the package index settings and run it again; what was already "
         "downloaded is kept"
-    )  # fmt: skip
+    )
 
 
 def _bring(source: Source, staging: Path, tools: Tools) -> Path:

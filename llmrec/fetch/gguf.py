@@ -61,10 +61,12 @@ def _restore_splitter(tokenizer) -> None:
     """
     from tokenizers import pre_tokenizers
 
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Digits(individual_digits=True),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
-    ])  # fmt: skip
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ]
+    )
 
 
 def _check(tokenizer, vocabulary: int, chat_template: str) -> None:
@@ -78,10 +80,12 @@ def _check(tokenizer, vocabulary: int, chat_template: str) -> None:
             (tokenizer.chat_template != chat_template, "the chat template changed"),
             (tokenizer.eos_token not in control, f"EOS {tokenizer.eos_token!r} is not one"),
             (not chat.rstrip().endswith(tokenizer.eos_token), "a chat turn does not end with EOS"),
-            (tokenizer.decode(tokenizer.encode("  1995\n\n1. é")) != "  1995\n\n1. é",
-             "text does not come back from its tokens"),
+            (
+                tokenizer.decode(tokenizer.encode("  1995\n\n1. é")) != "  1995\n\n1. é",
+                "text does not come back from its tokens",
+            ),
         )
         if wrong
-    ]  # fmt: skip
+    ]
     if problems:
         raise LlmrecError(f"the tokenizer in the GGUF file came out wrong: {'; '.join(problems)}")

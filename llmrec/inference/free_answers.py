@@ -57,15 +57,25 @@ class Answering:
         beams = self.distill.beams
         if self.distill.decode == "free":
             end = self.encoder.tokenizer.eos_token_id
-            written = free_beam_search(prompts, beams=beams, end=end,
-                                       max_new_tokens=self.distill.max_new_tokens)  # fmt: skip
+            written = free_beam_search(
+                prompts, beams=beams, end=end, max_new_tokens=self.distill.max_new_tokens
+            )
             return [[self._beam(w.tokens, w.score) for w in one] for one in written]
         closed = [np.zeros(0, np.int32)] * len(histories)
-        rankings = beam_search(prompts, OpenItems(self.encoder.trie, closed), beams=beams,
-                               top_k=beams, scoring=Scoring(self.decode.renormalise))  # fmt: skip
-        return [[Beam(self.encoder.titles[p], p, s)
-                 for p, s in zip(r.positions.tolist(), r.scores.tolist(), strict=True)]
-                for r in rankings]  # fmt: skip
+        rankings = beam_search(
+            prompts,
+            OpenItems(self.encoder.trie, closed),
+            beams=beams,
+            top_k=beams,
+            scoring=Scoring(self.decode.renormalise),
+        )
+        return [
+            [
+                Beam(self.encoder.titles[p], p, s)
+                for p, s in zip(r.positions.tolist(), r.scores.tolist(), strict=True)
+            ]
+            for r in rankings
+        ]
 
     def _beam(self, tokens: npt.NDArray[np.int32], score: float) -> Beam:
         text = self.encoder.written(tokens)

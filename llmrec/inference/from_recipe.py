@@ -21,9 +21,12 @@ def base_of(recipe: Recipe) -> BaseModel:
     """What to load, the model brought into the cache if its name is one that fetch knows."""
     settings = recipe.model
     return BaseModel(
-        str(model_path(settings.base)), settings.revision, settings.dtype, settings.quantization,
+        str(model_path(settings.base)),
+        settings.revision,
+        settings.dtype,
+        settings.quantization,
         settings.trust_remote_code,
-    )  # fmt: skip
+    )
 
 
 def template_of(recipe: Recipe) -> PromptTemplate:
@@ -41,10 +44,14 @@ def encoder_of(recipe: Recipe, catalog: Catalog, folder: RunFolder | None = None
     """
     prompt = recipe.prompt
     return PromptEncoder(
-        template_of(recipe), load_tokenizer(base_of(recipe)), catalog.titles, form=prompt.form,
-        max_history=prompt.max_history, max_tokens=prompt.max_tokens,
+        template_of(recipe),
+        load_tokenizer(base_of(recipe)),
+        catalog.titles,
+        form=prompt.form,
+        max_history=prompt.max_history,
+        max_tokens=prompt.max_tokens,
         tries=None if folder is None else folder.trie,
-    )  # fmt: skip
+    )
 
 
 def adapter_of(recipe: Recipe, folder: RunFolder, system: str = "tuned") -> Path:

@@ -26,16 +26,20 @@ class Grounded:
     def __init__(self, recipe: Recipe, encoder: PromptEncoder) -> None:
         self.recipe, self.encoder = recipe, encoder
         grounding = recipe.decode.grounding
-        settings = Distill(beams=grounding.beams, decode="free",
-                           max_new_tokens=grounding.max_new_tokens)  # fmt: skip
+        settings = Distill(
+            beams=grounding.beams, decode="free", max_new_tokens=grounding.max_new_tokens
+        )
         self._answering = Answering(encoder, settings, recipe.decode)
         self._embedding = Embedding(encoder)
         self._table: npt.NDArray[np.float32] | None = None
 
     def written(
-        self, model: Any, histories: Histories, texts: Sequence[Ids] | None = None,
+        self,
+        model: Any,
+        histories: Histories,
+        texts: Sequence[Ids] | None = None,
         beginning: Beginning | None = None,
-    ) -> list[str]:  # fmt: skip
+    ) -> list[str]:
         """The best of the free beams behind each prompt, read as one batch.
 
         `texts`: the prompts' tokens, where they show more than the histories. `beginning`: what the
@@ -45,16 +49,26 @@ class Grounded:
         return [beams[0].text for beams in asked]
 
     def rankings(
-        self, model: Any, texts: Sequence[str], histories: Histories, top_k: int,
-        fusion: Fusion = None, gamma: float = 0.0,
-    ) -> list[Ranking]:  # fmt: skip
+        self,
+        model: Any,
+        texts: Sequence[str],
+        histories: Histories,
+        top_k: int,
+        fusion: Fusion = None,
+        gamma: float = 0.0,
+    ) -> list[Ranking]:
         """The `top_k` open items nearest to each text; scores are minus distances."""
         return nearest(*self._places(model, texts), self._closed(histories), top_k, fusion, gamma)
 
     def ranks(
-        self, model: Any, texts: Sequence[str], histories: Histories,
-        targets: npt.NDArray[np.int32], fusion: Fusion = None, gamma: float = 0.0,
-    ) -> npt.NDArray[np.int64]:  # fmt: skip
+        self,
+        model: Any,
+        texts: Sequence[str],
+        histories: Histories,
+        targets: npt.NDArray[np.int32],
+        fusion: Fusion = None,
+        gamma: float = 0.0,
+    ) -> npt.NDArray[np.int64]:
         """(U,) rank from 0 of each user's target among all open items; N where it is not open."""
         places = self._places(model, texts)
         return target_ranks(*places, targets, self._closed(histories), fusion, gamma)

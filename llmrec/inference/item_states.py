@@ -51,8 +51,9 @@ def _key(recipe: Recipe, encoder: PromptEncoder) -> str:
         "model": {**model_provenance(recipe), "base": None},  # the weights count, not their name
         "weights": weights_hash(source) if source.is_dir() else None,
         "revision": None if source.is_dir() else [str(source), recipe.model.revision],
-        "dtype": recipe.model.dtype, "quantization": recipe.model.quantization,
-    }  # fmt: skip
+        "dtype": recipe.model.dtype,
+        "quantization": recipe.model.quantization,
+    }
     titles = hashlib.sha256()
     for title in encoder.titles:
         titles.update(encoder.standing_alone(title).tobytes() + b"\xff\xff\xff\xff")

@@ -22,11 +22,16 @@ from llmrec.text.encoding import Demonstration
 
 NEIGHBOURS, SETTINGS = "neighbours", b"settings"
 _KIND = pa.list_(
-    pa.struct([
-        ("user_id", pa.string()), ("history", pa.list_(pa.int32())), ("chosen", pa.int32()),
-        ("rows", pa.list_(pa.int64())), ("score", pa.float32()),
-    ])
-)  # fmt: skip
+    pa.struct(
+        [
+            ("user_id", pa.string()),
+            ("history", pa.list_(pa.int32())),
+            ("chosen", pa.int32()),
+            ("rows", pa.list_(pa.int64())),
+            ("score", pa.float32()),
+        ]
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -67,16 +72,24 @@ class Pools:
         """Write with the settings they were found by."""
         said = [
             [
-                {"user_id": n.user_id, "history": n.history, "chosen": n.chosen, "rows": n.rows,
-                 "score": n.score}
+                {
+                    "user_id": n.user_id,
+                    "history": n.history,
+                    "chosen": n.chosen,
+                    "rows": n.rows,
+                    "score": n.score,
+                }
                 for n in found
             ]
             for found in self.neighbours
-        ]  # fmt: skip
-        table = pa.table({
-            USER_ID: pa.array(self.user_ids, pa.string()), TIMESTAMP: self.timestamps,
-            NEIGHBOURS: pa.array(said, _KIND),
-        })  # fmt: skip
+        ]
+        table = pa.table(
+            {
+                USER_ID: pa.array(self.user_ids, pa.string()),
+                TIMESTAMP: self.timestamps,
+                NEIGHBOURS: pa.array(said, _KIND),
+            }
+        )
         metadata = {SETTINGS: json.dumps(settings, sort_keys=True)}
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
@@ -90,17 +103,24 @@ class Pools:
             said = table[NEIGHBOURS].to_pylist()
             found = [
                 [
-                    Neighbour(n["user_id"], np.array(n["history"], np.int32), n["chosen"],
-                              np.array(n["rows"], np.int64), n["score"])
+                    Neighbour(
+                        n["user_id"],
+                        np.array(n["history"], np.int32),
+                        n["chosen"],
+                        np.array(n["rows"], np.int64),
+                        n["score"],
+                    )
                     for n in of_one
                 ]
                 for of_one in said
-            ]  # fmt: skip
+            ]
             users = np.array(table[USER_ID].to_pylist(), dtype=object)
             return Pools(users, table[TIMESTAMP].to_numpy(), found)
         except (OSError, pa.ArrowException, KeyError, TypeError) as error:
-            raise DataError(f"{path}: holds no similar users ({error}); remove it and run "
-                            "`llmrec retrieve` again") from None  # fmt: skip
+            raise DataError(
+                f"{path}: holds no similar users ({error}); remove it and run "
+                "`llmrec retrieve` again"
+            ) from None
 
 
 def settings_of(path: Path) -> dict[str, Any] | None:

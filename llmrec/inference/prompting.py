@@ -39,10 +39,11 @@ class Prompting:
     def take(self, rows: npt.NDArray[np.int64]) -> "Prompting":
         """The same of some of the examples."""
         return replace(
-            self, histories=[self.histories[i] for i in rows.tolist()],
+            self,
+            histories=[self.histories[i] for i in rows.tolist()],
             candidates=None if self.candidates is None else self.candidates[rows],
             pools=None if self.pools is None else self.pools.take(rows),
-        )  # fmt: skip
+        )
 
     def selected(self, model: nn.Module | None) -> list[Selected]:
         """Which users of each pool are shown: as `model` selects, or the first ones."""
@@ -50,8 +51,9 @@ class Prompting:
             return [Selected((), ())] * len(self)
         if self.selecting is not None and model is not None:
             return self.selecting.select(model, self.histories, self.pools.neighbours)
-        return [Selected(tuple(range(len(found)))[: self.shown], ())
-                for found in self.pools.neighbours]  # fmt: skip
+        return [
+            Selected(tuple(range(len(found)))[: self.shown], ()) for found in self.pools.neighbours
+        ]
 
     def contexts(self, selected: Sequence[Selected]) -> list[Context]:
         """What each prompt shows beside its history; the most similar user stands first."""
@@ -69,14 +71,21 @@ class Prompting:
     def ids(self, selected: Sequence[Selected] | None = None) -> list[Ids]:
         """Token ids of the prompts; without `selected` with the first users of the pools."""
         contexts = self.contexts(self.selected(None) if selected is None else selected)
-        return [self.encoder.prompt(history, context).ids
-                for history, context in zip(self.histories, contexts, strict=True)]  # fmt: skip
+        return [
+            self.encoder.prompt(history, context).ids
+            for history, context in zip(self.histories, contexts, strict=True)
+        ]
 
 
 def prompting_of(
-    recipe: Recipe, folder: RunFolder, encoder: PromptEncoder, split: str, examples: Examples,
-    candidates: npt.NDArray[np.int32] | None = None, keep: bool = True,
-) -> Prompting:  # fmt: skip
+    recipe: Recipe,
+    folder: RunFolder,
+    encoder: PromptEncoder,
+    split: str,
+    examples: Examples,
+    candidates: npt.NDArray[np.int32] | None = None,
+    keep: bool = True,
+) -> Prompting:
     """The prompts of a split's examples; `candidates` (E, C) where they do not stand with the data.
 
     Similar users are found where they have not been, and kept in the run if `keep`. Raises
@@ -92,8 +101,10 @@ def prompting_of(
     if candidates is None and recipe.data.candidates is not None:
         candidates = read_candidates(folder.candidates(split))
         if len(candidates) != len(examples):
-            raise DataError(f"{folder.candidates(split)}: {len(candidates)} rows for "
-                            f"{len(examples)} examples; run `llmrec prepare` again")  # fmt: skip
+            raise DataError(
+                f"{folder.candidates(split)}: {len(candidates)} rows for "
+                f"{len(examples)} examples; run `llmrec prepare` again"
+            )
     if wanted is None:
         return Prompting(encoder, examples.histories(), candidates)
     finder = SimilarUsers(recipe, folder)

@@ -36,8 +36,9 @@ class SimilarUsers:
         assert recipe.demonstrations is not None  # noqa: S101  callers ask first
         self.recipe, self.folder, self.wanted = recipe, folder, recipe.demonstrations
         self.interactions = Interactions.read(folder.interactions)
-        self.snapshots = snapshots_of(self.interactions, self.wanted.history,
-                                      self.wanted.similarity.every)  # fmt: skip
+        self.snapshots = snapshots_of(
+            self.interactions, self.wanted.history, self.wanted.similarity.every
+        )
         self._retriever: Retriever | None = None
 
     def of(self, split: str, examples: Examples) -> Pools:
@@ -61,8 +62,13 @@ class SimilarUsers:
 
     def queries(self, examples: Examples) -> Queries:
         """The examples as the retriever takes them."""
-        return queries_of(examples.user_ids, examples.histories(), examples.timestamps,
-                          self.interactions, self.wanted.history)  # fmt: skip
+        return queries_of(
+            examples.user_ids,
+            examples.histories(),
+            examples.timestamps,
+            self.interactions,
+            self.wanted.history,
+        )
 
     @property
     def retriever(self) -> Retriever:
@@ -70,18 +76,24 @@ class SimilarUsers:
         if self._retriever is None:
             vectors = item_vectors(self.recipe, self.folder, self.wanted.similarity.vectors)
             self._retriever = Retriever(
-                self.snapshots, vectors, self.wanted.similarity.weights.model_dump(),
-                self.wanted.similarity.coarse, self._index(vectors),
-            )  # fmt: skip
+                self.snapshots,
+                vectors,
+                self.wanted.similarity.weights.model_dump(),
+                self.wanted.similarity.coarse,
+                self._index(vectors),
+            )
         return self._retriever
 
     def _index(self, vectors: npt.NDArray[np.float32]) -> VectorIndex:
         """The index of all states; one of other data or vectors is built anew."""
         place = self.folder.similar / "index"
-        fingerprint = _fingerprint({**_vector_settings(self.recipe, self.folder,
-                                                       self.wanted.similarity.vectors),
-                                    "history": self.wanted.history,
-                                    "every": self.wanted.similarity.every})  # fmt: skip
+        fingerprint = _fingerprint(
+            {
+                **_vector_settings(self.recipe, self.folder, self.wanted.similarity.vectors),
+                "history": self.wanted.history,
+                "every": self.wanted.similarity.every,
+            }
+        )
         if place.exists():
             try:
                 return VectorIndex.read(place, fingerprint)
@@ -95,13 +107,18 @@ class SimilarUsers:
         names, source = self.interactions.user_ids, self.interactions.source_row
         neighbours = [
             [
-                Neighbour(str(names[self.snapshots.user[at]]), self.snapshots.history(at),
-                          int(self.snapshots.chosen[at]), source[self.snapshots.rows(at)],
-                          float(score))
-                for at, score in zip(row.tolist(), scores.tolist(), strict=True) if at >= 0
+                Neighbour(
+                    str(names[self.snapshots.user[at]]),
+                    self.snapshots.history(at),
+                    int(self.snapshots.chosen[at]),
+                    source[self.snapshots.rows(at)],
+                    float(score),
+                )
+                for at, score in zip(row.tolist(), scores.tolist(), strict=True)
+                if at >= 0
             ]
             for row, scores in zip(found.snapshot, found.score, strict=True)
-        ]  # fmt: skip
+        ]
         return Pools(examples.user_ids, examples.timestamps, neighbours)
 
     def _settings(self, examples: Examples) -> dict[str, Any]:
@@ -111,8 +128,13 @@ class SimilarUsers:
             asked.update(np.ascontiguousarray(part).tobytes())
         said = self.wanted.model_dump(mode="json", exclude={"selection", "count"})
         vectors = _vector_settings(self.recipe, self.folder, self.wanted.similarity.vectors)
-        return {**said, **vectors, "pool": self.wanted.pool, "seed": self.recipe.seed,
-                "examples": asked.hexdigest()}  # fmt: skip
+        return {
+            **said,
+            **vectors,
+            "pool": self.wanted.pool,
+            "seed": self.recipe.seed,
+            "examples": asked.hexdigest(),
+        }
 
 
 def item_vectors(recipe: Recipe, folder: RunFolder, kind: str) -> npt.NDArray[np.float32]:
@@ -135,8 +157,11 @@ def item_vectors(recipe: Recipe, folder: RunFolder, kind: str) -> npt.NDArray[np
         from llmrec.inference.title_states import sentence_vectors, state_vectors
 
         wanted = recipe.demonstrations or Demonstrations()
-        vectors = (state_vectors(recipe, catalog) if kind == "states"
-                   else sentence_vectors(wanted.similarity.encoder, catalog.titles))  # fmt: skip
+        vectors = (
+            state_vectors(recipe, catalog)
+            if kind == "states"
+            else sentence_vectors(wanted.similarity.encoder, catalog.titles)
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = path.with_suffix(".part")
     with staged.open("wb") as stream:
@@ -150,9 +175,12 @@ def shortfalls(pools: Pools, examples: Examples, wanted: int) -> dict[str, int]:
     counts = np.array([len(found) for found in pools.neighbours], np.int64)
     lengths = np.diff(examples.offsets)
     fewer = (counts > 0) & (counts < wanted)
-    return {"prompts": len(counts), "fewer_users": int(fewer.sum()),
-            "no_users": int((counts == 0).sum()),
-            "empty_history": int((lengths == 0).sum())}  # fmt: skip
+    return {
+        "prompts": len(counts),
+        "fewer_users": int(fewer.sum()),
+        "no_users": int((counts == 0).sum()),
+        "empty_history": int((lengths == 0).sum()),
+    }
 
 
 def _vector_settings(recipe: Recipe, folder: RunFolder, kind: str) -> dict[str, Any]:

@@ -51,16 +51,25 @@ class Reselecting:
         else:
             before, self._shown = self._shown, self._selected(model)
             if processes().is_main_process:
-                write_json(self.folder.selected / f"{step}.json",
-                           [{"shown": s.shown, "ratings": s.ratings, "failed": s.failed}
-                            for s in self._shown])  # fmt: skip
+                write_json(
+                    self.folder.selected / f"{step}.json",
+                    [
+                        {"shown": s.shown, "ratings": s.ratings, "failed": s.failed}
+                        for s in self._shown
+                    ],
+                )
         pairs = list(zip(before, self._shown, strict=True))
         new = [len(set(b.shown) - set(a.shown)) / max(1, len(b.shown)) for a, b in pairs]
-        facts = {"selection_changed": float(np.mean([a.shown != b.shown for a, b in pairs])),
-                 "users_changed": float(np.mean(new)),
-                 "selection_failed": int(sum(s.failed for s in self._shown))}  # fmt: skip
-        log.info("train: selection at step %d, changed in %.0f %% of the prompts", step,
-                 100 * facts["selection_changed"])  # fmt: skip
+        facts = {
+            "selection_changed": float(np.mean([a.shown != b.shown for a, b in pairs])),
+            "users_changed": float(np.mean(new)),
+            "selection_failed": int(sum(s.failed for s in self._shown)),
+        }
+        log.info(
+            "train: selection at step %d, changed in %.0f %% of the prompts",
+            step,
+            100 * facts["selection_changed"],
+        )
         return self._rows(), facts
 
     def _due(self, step: int) -> bool:

@@ -66,9 +66,12 @@ class CandidateRows(Sequence[TokenTree]):
     """
 
     def __init__(
-        self, recipe: Recipe, encoder: PromptEncoder, windows: Sequence[Window],
+        self,
+        recipe: Recipe,
+        encoder: PromptEncoder,
+        windows: Sequence[Window],
         known: Sequence[Known],
-    ) -> None:  # fmt: skip
+    ) -> None:
         conformal = _of(recipe)
         self.encoder, self.windows, self.known, self.seed = encoder, windows, known, recipe.seed
         self.count = conformal.candidates.beams + conformal.candidates.sampled + 1
@@ -146,11 +149,16 @@ class LiveCandidates:
         self.rows.beams = {one["row"]: (one["first"], one["second"]) for one in said}
         if newest != step:
             return self.rows, {}
-        hits = [self.rows.windows[row].target in first
-                for row, (first, _) in self.rows.beams.items()]  # fmt: skip
+        hits = [
+            self.rows.windows[row].target in first for row, (first, _) in self.rows.beams.items()
+        ]
         facts = {"candidates_refreshed": len(hits), "target_in_beams": float(np.mean(hits))}
-        log.info("train: candidates of %d rows at step %d, the target among %.0f %%", len(hits),
-                 step, 100 * facts["target_in_beams"])  # fmt: skip
+        log.info(
+            "train: candidates of %d rows at step %d, the target among %.0f %%",
+            len(hits),
+            step,
+            100 * facts["target_in_beams"],
+        )
         return self.rows, facts
 
     def _find(self, model: nn.Module, path: Path, numbers: Sequence[int]) -> None:
@@ -158,9 +166,13 @@ class LiveCandidates:
         mine = [numbers[i] for i in share_of(len(numbers))]
         found = gather_object(self._answers(model, mine))[: len(numbers)]
         if processes().is_main_process:
-            write_json(path, [{"row": row, "first": first, "second": second}
-                              for row, (first, second) in zip(numbers, found, strict=True)]
-                       )  # fmt: skip
+            write_json(
+                path,
+                [
+                    {"row": row, "first": first, "second": second}
+                    for row, (first, second) in zip(numbers, found, strict=True)
+                ],
+            )
 
     def _answers(self, model: nn.Module, numbers: Sequence[int]) -> list[list[list[int]]]:
         """For each row the likeliest items of both views, best first."""
@@ -189,8 +201,9 @@ def candidate_rows(
     """
     read = Examples.read
     valid = read(folder.examples("valid")) if _of(recipe).view == "valid" else None
-    known = known_of(windows, read(folder.examples("train")),
-                     Interactions.read(folder.interactions), valid)  # fmt: skip
+    known = known_of(
+        windows, read(folder.examples("train")), Interactions.read(folder.interactions), valid
+    )
     return CandidateRows(recipe, encoder, windows, known)
 
 
@@ -225,16 +238,24 @@ def candidate_objective(
     """The recipe's objective over candidates, with the untuned model's vectors of the titles."""
     conformal = _of(recipe)
     if conformal.gamma > 0 and not conformal.smooth:
-        log.warning("train: the distance of hard sets has no gradient, since the vectors of titles "
-                    "are fixed: conformal.gamma changes no weight. Set conformal.smooth: true, or "
-                    "gamma: 0")  # fmt: skip
+        log.warning(
+            "train: the distance of hard sets has no gradient, since the vectors of titles "
+            "are fixed: conformal.gamma changes no weight. Set conformal.smooth: true, or "
+            "gamma: 0"
+        )
     vectors = torch.from_numpy(state_vectors(recipe, catalog)) if conformal.gamma > 0 else None
     return CandidateObjective(
-        recipe.objective.name, encoder.trie, encoder.completions, recipe.objective.tau,
-        alpha=conformal.alpha, beta=conformal.beta, gamma=conformal.gamma,
-        nearest=conformal.nearest, vectors=vectors,
+        recipe.objective.name,
+        encoder.trie,
+        encoder.completions,
+        recipe.objective.tau,
+        alpha=conformal.alpha,
+        beta=conformal.beta,
+        gamma=conformal.gamma,
+        nearest=conformal.nearest,
+        vectors=vectors,
         temperature=conformal.temperature if conformal.smooth else None,
-    )  # fmt: skip
+    )
 
 
 def _of(recipe: Recipe) -> Conformal:
@@ -255,8 +276,12 @@ def _place(positions: Ints, times: npt.NDArray[np.int64], window: Window, time: 
     """Where in the user's rows the window's target stands."""
     shown = np.append(window.history, window.target)
     ends = np.flatnonzero((positions == window.target) & (times == time)).tolist()
-    return next(end for end in ends if end + 1 >= len(shown)
-                and np.array_equal(positions[end + 1 - len(shown) : end + 1], shown))  # fmt: skip
+    return next(
+        end
+        for end in ends
+        if end + 1 >= len(shown)
+        and np.array_equal(positions[end + 1 - len(shown) : end + 1], shown)
+    )
 
 
 def _following(valid: Examples) -> Mapping[str, list[tuple[Ints, int]]]:

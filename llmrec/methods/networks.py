@@ -64,10 +64,11 @@ def preview(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
         batch |= dict.fromkeys(steps[1:], recipe.conformal.batch_size)
         epochs |= dict.fromkeys(steps[1:], recipe.conformal.max_epochs)
     return {
-        "sequences": len(lengths), "windows_of_an_epoch": rows,
+        "sequences": len(lengths),
+        "windows_of_an_epoch": rows,
         "parameters": sum(p.numel() for p in network.parameters()),
         "optimiser_steps_at_most": {s: -(-rows // batch[s]) * epochs[s] for s in steps},
-    }  # fmt: skip
+    }
 
 
 def steps_of(recipe: Recipe) -> list[str]:
@@ -82,8 +83,9 @@ def fitted(recipe: Recipe, folder: RunFolder, system: str) -> FittedNetwork:
     step = STEP_OF[system]
     known = _standing(recipe, folder, step)
     if known is None:
-        raise LlmrecError(f"{folder.network(step)}: no trained network of this recipe; run "
-                          "`llmrec train` first")  # fmt: skip
+        raise LlmrecError(
+            f"{folder.network(step)}: no trained network of this recipe; run `llmrec train` first"
+        )
     network = _sizes(recipe).network(len(Catalog.read(folder.items)))
     network.load_state_dict(load_file(folder.network(step) / WEIGHTS))
     return FittedNetwork(network.eval(), 1.0, known["epoch"])
@@ -121,8 +123,9 @@ def set_loss(conformal: Conformal) -> SetLoss:
         if conformal.gamma:
             unit = torch.nn.functional.normalize(items, dim=-1)
             is_label = torch.nn.functional.one_hot(labels, len(items)).bool()
-            distance = set_distance(sets, eta, unit[labels] @ unit.T, is_label, conformal.nearest,
-                                    temperature)  # fmt: skip
+            distance = set_distance(
+                sets, eta, unit[labels] @ unit.T, is_label, conformal.nearest, temperature
+            )
             total = total + conformal.gamma * distance
             parts["set_distance"] = distance.item()
         return total, parts
@@ -147,9 +150,12 @@ def _step(recipe: Recipe, folder: RunFolder, step: str) -> dict[str, Any]:
         conformal = recipe.conformal
         assert conformal is not None  # noqa: S101  steps_of asks
         plan = FineTuning(
-            conformal.learning_rate, _sizes(recipe).weight_decay, conformal.batch_size,
-            conformal.max_epochs, conformal.patience,
-        )  # fmt: skip
+            conformal.learning_rate,
+            _sizes(recipe).weight_decay,
+            conformal.batch_size,
+            conformal.max_epochs,
+            conformal.patience,
+        )
         base = fitted(recipe, folder, "network")
         if step == "ce":
             as_many = _standing(recipe, folder, "cpft")
@@ -159,8 +165,9 @@ def _step(recipe: Recipe, folder: RunFolder, step: str) -> dict[str, Any]:
             tuned = plan.fit(base, data, valid, filter_seen, recipe.seed)
         else:
             further = following_items(data, valid) if conformal.view == "valid" else {}
-            tuned = plan.fit(base, data, valid, filter_seen, recipe.seed, set_loss(conformal),
-                             further)  # fmt: skip
+            tuned = plan.fit(
+                base, data, valid, filter_seen, recipe.seed, set_loss(conformal), further
+            )
         network, epochs = tuned.fitted, tuned.epochs
         ndcg, seconds = tuned.ndcg, tuned.seconds
     _keep(recipe, folder, step, network, epochs=epochs, ndcg=ndcg, seconds=round(seconds, 2))
@@ -174,10 +181,12 @@ def _keep(
     staged = final.with_name(f".{step}.{os.getpid()}")
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir(parents=True)
-    save_file({k: v.contiguous() for k, v in network.network.state_dict().items()},
-              staged / WEIGHTS)  # fmt: skip
-    checkpoints.seal(staged, final, settings=_settings(recipe, folder, step),
-                     epoch=network.epoch, **known)  # fmt: skip
+    save_file(
+        {k: v.contiguous() for k, v in network.network.state_dict().items()}, staged / WEIGHTS
+    )
+    checkpoints.seal(
+        staged, final, settings=_settings(recipe, folder, step), epoch=network.epoch, **known
+    )
 
 
 def _standing(recipe: Recipe, folder: RunFolder, step: str) -> dict[str, Any] | None:
@@ -191,16 +200,20 @@ def _standing(recipe: Recipe, folder: RunFolder, step: str) -> dict[str, Any] | 
         return None
     known = checkpoints.facts(place)
     if known["settings"] != json.loads(json.dumps(_settings(recipe, folder, step))):
-        raise LlmrecError(f"{place} was trained with other settings or data; give the recipe "
-                          "another name, or remove that folder")  # fmt: skip
+        raise LlmrecError(
+            f"{place} was trained with other settings or data; give the recipe "
+            "another name, or remove that folder"
+        )
     return known
 
 
 def _settings(recipe: Recipe, folder: RunFolder, step: str) -> dict[str, Any]:
     """All that a step's weights depend on."""
     settings = recipe.model_dump(mode="json", include={"seed", "network"})
-    settings |= {"filter_seen": recipe.decode.filter_seen,
-                 "data": sha256_of(folder.data / "manifest.json")}  # fmt: skip
+    settings |= {
+        "filter_seen": recipe.decode.filter_seen,
+        "data": sha256_of(folder.data / "manifest.json"),
+    }
     if step != "base" and recipe.conformal is not None:
         settings["conformal"] = recipe.conformal.model_dump(mode="json", exclude={"candidates"})
     return settings
@@ -208,8 +221,12 @@ def _settings(recipe: Recipe, folder: RunFolder, step: str) -> dict[str, Any]:
 
 def _described(known: Mapping[str, Any]) -> dict[str, Any]:
     """What a manifest says of training."""
-    return {"epoch": known.get("epoch"), "epochs": known.get("epochs"),
-            "valid_ndcg@10": known.get("ndcg"), "seconds": known.get("seconds")}  # fmt: skip
+    return {
+        "epoch": known.get("epoch"),
+        "epochs": known.get("epochs"),
+        "valid_ndcg@10": known.get("ndcg"),
+        "seconds": known.get("seconds"),
+    }
 
 
 def _sizes(recipe: Recipe) -> Sequential:

@@ -45,10 +45,15 @@ def validation_of(
         if prompting.candidates is not None:
             return rankings(model)
         values = np.empty((len(mine), 1))
-        for batch, paths in scored_paths(model, encoder, shown, prompts=prompts_of(model),
-                                         batch_size=decode.batch_size,
-                                         filter_seen=decode.filter_seen,
-                                         steps=steps_of(model, decode)):  # fmt: skip
+        for batch, paths in scored_paths(
+            model,
+            encoder,
+            shown,
+            prompts=prompts_of(model),
+            batch_size=decode.batch_size,
+            filter_seen=decode.filter_seen,
+            steps=steps_of(model, decode),
+        ):
             values[batch, 0] = paths.nll()
         return values
 
@@ -59,10 +64,15 @@ def validation_of(
         for batch in batches(list(map(len, prompts)), decode.batch_size):
             asked, among = shown.take(batch), prompting.candidates
             found, values[batch, 0] = ranked_and_scored(
-                model, encoder, asked, ranked, prompts=[prompts[i] for i in batch],
-                beginning=beginning, candidates=None if among is None else among[batch],
+                model,
+                encoder,
+                asked,
+                ranked,
+                prompts=[prompts[i] for i in batch],
+                beginning=beginning,
+                candidates=None if among is None else among[batch],
                 steps=steps,
-            )  # fmt: skip
+            )
             lists = [ranking.positions for ranking in found]
             values[batch, 1] = hit_rate(lists, asked.targets, wanted.k)
             values[batch, 2] = ndcg(lists, asked.targets, wanted.k)
@@ -91,8 +101,10 @@ def validation_of(
         values = gathered(found, len(valid))
         nll = values[np.isfinite(values[:, 0]), 0]  # a repeated item cannot be recommended
         if len(nll) == 0:
-            raise LlmrecError("no validation target can be recommended: all are in the histories; "
-                              "set decode.filter_seen: false")  # fmt: skip
+            raise LlmrecError(
+                "no validation target can be recommended: all are in the histories; "
+                "set decode.filter_seen: false"
+            )
         interval = mean_interval(nll, seed=recipe.seed)
         figures = {"valid_nll": interval.mean, "low": interval.low, "high": interval.high}
         if wanted.metric == "nll":

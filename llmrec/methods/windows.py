@@ -65,9 +65,12 @@ def as_examples(windows: Sequence[Window], train: Examples, interactions: Intera
         code = code_of.get(window.user_id, -1)
         rows = slice(first[code], last[code]) if code >= 0 else slice(0, 0)
         history = train.history(window.example)
-        begin = _begin_of_run(interactions.position[rows], interactions.timestamp[rows],
-                              np.append(history, train.targets[window.example]),
-                              int(train.timestamps[window.example]))  # fmt: skip
+        begin = _begin_of_run(
+            interactions.position[rows],
+            interactions.timestamp[rows],
+            np.append(history, train.targets[window.example]),
+            int(train.timestamps[window.example]),
+        )
         if begin is None:
             raise DataError(
                 f"the training example of user {window.user_id!r} is no run of that user's rows in "
@@ -77,10 +80,14 @@ def as_examples(windows: Sequence[Window], train: Examples, interactions: Intera
         times.append(interactions.timestamp[rows][begin + window.end])
     unknown = np.zeros(len(windows), np.bool_)
     return Examples(
-        np.array([window.user_id for window in windows], dtype=object), offsets_of(histories),
-        concatenated(histories), np.array([w.target for w in windows], np.int32),
-        np.array(times, np.int64), unknown, unknown,
-    )  # fmt: skip
+        np.array([window.user_id for window in windows], dtype=object),
+        offsets_of(histories),
+        concatenated(histories),
+        np.array([w.target for w in windows], np.int32),
+        np.array(times, np.int64),
+        unknown,
+        unknown,
+    )
 
 
 def _begin_of_run(

@@ -39,9 +39,13 @@ def stacked_mask(config: Any, mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def tree_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
     **settings: Any,
-) -> tuple[Tensor, None]:  # fmt: skip
+) -> tuple[Tensor, None]:
     """What transformers calls in each layer: query (B, H, S, D), key and value (B, H / G, C, D).
 
     A mask that is not stacked for this layer's G, or scores that are more than products under a
@@ -56,10 +60,13 @@ def tree_attention(
         plain = attention_mask[:, :, :length]
         return sdpa_attention_forward(module, query, key, value, plain, **settings)
     found = torch.nn.functional.scaled_dot_product_attention(
-        query.reshape(users, -1, groups * length, width), key, value,
-        attn_mask=attention_mask.to(query.dtype), dropout_p=settings.get("dropout", 0.0),
+        query.reshape(users, -1, groups * length, width),
+        key,
+        value,
+        attn_mask=attention_mask.to(query.dtype),
+        dropout_p=settings.get("dropout", 0.0),
         scale=settings.get("scaling"),
-    )  # fmt: skip
+    )
     return found.reshape(users, heads, length, -1).transpose(1, 2).contiguous(), None
 
 

@@ -31,9 +31,11 @@ class StepLoss:
 
     def parts(self) -> dict[str, float]:
         """What the log says of it."""
-        return {"cross_entropy": float(self.cross_entropy.detach()),
-                "set_size": float(self.set_size.detach()),
-                "set_distance": float(self.set_distance.detach())}  # fmt: skip
+        return {
+            "cross_entropy": float(self.cross_entropy.detach()),
+            "set_size": float(self.set_size.detach()),
+            "set_distance": float(self.set_distance.detach()),
+        }
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,9 @@ class CandidateObjective(Objective):
         half = rows[0].branch_count // 2
         kinds = np.array([0] + [1] * (half - 1) + [2] * half)
         if any(not np.array_equal(row.kinds, kinds) for row in rows):
-            raise ValueError("rows of a batch need a target and equally many candidates in each "
-                             "of two views")  # fmt: skip
+            raise ValueError(
+                "rows of a batch need a target and equally many candidates in each of two views"
+            )
         items = [row.targets[np.searchsorted(row.branches, np.arange(2 * half))] for row in rows]
         return {**batch, "items": torch.from_numpy(np.stack(items).astype(np.int64))}
 
@@ -86,8 +89,14 @@ class CandidateObjective(Objective):
         distance = torch.zeros(())
         if self.gamma > 0:
             target, others = items[:, :1], items[:, count:]
-            distance = set_distance(log_p, log_eta, self._similarity(target, others).to(log_p),
-                                    others == target, self.nearest, self.temperature)  # fmt: skip
+            distance = set_distance(
+                log_p,
+                log_eta,
+                self._similarity(target, others).to(log_p),
+                others == target,
+                self.nearest,
+                self.temperature,
+            )
             total = total + self.gamma * distance
         return StepLoss(total, cross_entropy, size, distance)
 
@@ -108,8 +117,12 @@ class CandidateObjective(Objective):
         """
         shapes = [batch["items"].shape for batch in batches]
         mine = torch.cat([v.reshape(s) for v, s in zip(values, shapes, strict=True)])
-        counted = torch.cat([batch["weights"].reshape(s)[:, 0] > 0
-                             for batch, s in zip(batches, shapes, strict=True)])  # fmt: skip
+        counted = torch.cat(
+            [
+                batch["weights"].reshape(s)[:, 0] > 0
+                for batch, s in zip(batches, shapes, strict=True)
+            ]
+        )
         items = torch.cat([batch["items"] for batch in batches])
         parts = (mine, counted.to(mine.device), items.to(mine.device))
         # Processes hold equally many rows of a step, this one's at its own place.

@@ -35,8 +35,12 @@ class TreeBatch:
 
     def to(self, device: torch.device | str) -> "TreeBatch":
         """The same batch on another device."""
-        return TreeBatch(self.input_ids.to(device), self.position_ids.to(device),
-                         self.mask.to(device), self.at.to(device))  # fmt: skip
+        return TreeBatch(
+            self.input_ids.to(device),
+            self.position_ids.to(device),
+            self.mask.to(device),
+            self.at.to(device),
+        )
 
 
 def collate(
@@ -59,8 +63,12 @@ def collate(
         positions[row, begin : begin + size] = tree.position_ids
         mask[row, 0, begin : begin + size, begin : begin + size] = tree.mask
         at.append(row * width + begin + predictors[row].astype(np.int64))
-    return TreeBatch(torch.from_numpy(ids), torch.from_numpy(positions), torch.from_numpy(mask),
-                     torch.from_numpy(np.concatenate(at)))  # fmt: skip
+    return TreeBatch(
+        torch.from_numpy(ids),
+        torch.from_numpy(positions),
+        torch.from_numpy(mask),
+        torch.from_numpy(np.concatenate(at)),
+    )
 
 
 def forward_logits(model: nn.Module, batch: TreeBatch, cache: Any = None) -> Tensor:

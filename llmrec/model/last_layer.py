@@ -15,9 +15,19 @@ from torch import Tensor, nn
 # `self_attn.o_proj` map rows to rows. It is the code that counts, not what a config calls itself.
 _READ = {
     f"transformers.models.{family}.modeling_{family}"
-    for family in ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma3", "phi3",
-                   "smollm3", "granite", "olmo2")
-}  # fmt: skip
+    for family in (
+        "llama",
+        "mistral",
+        "qwen2",
+        "qwen3",
+        "gemma",
+        "gemma3",
+        "phi3",
+        "smollm3",
+        "granite",
+        "olmo2",
+    )
+}
 
 
 @contextmanager

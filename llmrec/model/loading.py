@@ -95,9 +95,12 @@ def with_new_lora(model: nn.Module, lora: Lora, seed: int) -> Any:
         model = prepare_model_for_kbit_training(model)
     torch.manual_seed(seed)
     config = LoraConfig(
-        r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout,
-        target_modules=lora.target_modules, task_type="CAUSAL_LM",
-    )  # fmt: skip
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        task_type="CAUSAL_LM",
+    )
     try:
         return get_peft_model(model, config)
     except ValueError as error:
@@ -135,19 +138,23 @@ def _four_bit(base: BaseModel) -> Any:
             "'llmrec[gpu]'); use quantization: none on this machine"
         )
     compute = torch.bfloat16 if base.dtype != "float32" else torch.float32
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",
-                              bnb_4bit_use_double_quant=True,
-                              bnb_4bit_compute_dtype=compute)  # fmt: skip
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute,
+    )
 
 
 def _load(loader: Any, base: BaseModel, options: dict[str, Any]) -> Any:
     try:
         return loader(
-            base.source, revision=base.revision or "main",
+            base.source,
+            revision=base.revision or "main",
             trust_remote_code=base.trust_remote_code,
             local_files_only=base.offline or Path(base.source).is_dir(),
             **options,
-        )  # fmt: skip
+        )
     except (OSError, ValueError) as error:
         raise LlmrecError(
             f"model.base: {base.source!r} cannot be loaded ({_first(error)}). It must be a name "

@@ -137,9 +137,13 @@ def set_size(log_p: Tensor, log_eta: Tensor, temperature: float | None = None) -
 
 
 def set_distance(
-    log_p: Tensor, log_eta: Tensor, similarity: Tensor, is_label: Tensor, nearest: int,
+    log_p: Tensor,
+    log_eta: Tensor,
+    similarity: Tensor,
+    is_label: Tensor,
+    nearest: int,
     temperature: float | None = None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """() mean over examples of 1 minus the mean similarity of the set's `nearest` most similar.
 
     log_p (B, N); similarity (B, N): cosine of each item to the example's true one; is_label (B, N):
@@ -189,11 +193,14 @@ class Objective:
         batch = collate(rows, [row.predictors[k] for row, k in zip(rows, kept, strict=True)])
         of_token = np.concatenate([b[k] for b, k in zip(branches, kept, strict=True)])
         return {
-            "input_ids": batch.input_ids, "position_ids": batch.position_ids, "mask": batch.mask,
-            "at": batch.at, "branches": torch.from_numpy(of_token.astype(np.int64)),
+            "input_ids": batch.input_ids,
+            "position_ids": batch.position_ids,
+            "mask": batch.mask,
+            "at": batch.at,
+            "branches": torch.from_numpy(of_token.astype(np.int64)),
             "kinds": torch.from_numpy(np.concatenate([row.kinds for row in rows]).astype(int)),
             **extra,
-        }  # fmt: skip
+        }
 
     def branch_log_probabilities(self, model: torch.nn.Module, batch: dict[str, Any]) -> Tensor:
         """(G,) log-probability of each target of a prepared batch."""

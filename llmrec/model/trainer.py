@@ -10,7 +10,6 @@ functions handed in. Knows no recipe.
 import json
 import logging
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,18 +20,19 @@ from typing import Any
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from llmrec.data import sealed as checkpoints
 from llmrec.errors import LlmrecError, RecipeError
+from llmrec.model.callbacks import Epochs, FiniteGradients
 from llmrec.model.candidate_objective import CandidateObjective
 from llmrec.model.compiling import of_any_size, require_compiler, uncompiled
 from llmrec.model.curriculum import Mixture
+from llmrec.model.kept_weights import BEST, CHECKPOINT, read_log
 from llmrec.model.objectives import Objective
 from llmrec.model.row_order import FILLER, RowOrder, Rows, Weights
 from llmrec.text.tree import TokenTree
 
-CHECKPOINT, BEST = "checkpoint-", "best-"
 KINDS = ("real", "self")  # what the kinds of targets are called in the log
 PROGRESS_SECONDS = 30.0
 logger = logging.getLogger("llmrec")
@@ -94,15 +94,21 @@ class TreeTrainer(Trainer):
         self._parts: list[dict[str, float]] = []  # of the losses since the last log line
         self._loss_sums = torch.zeros(2, len(KINDS), dtype=torch.float64)  # losses; targets
         super().__init__(
-            model=model, args=args, train_dataset=Rows(rows), eval_dataset=Rows([]),
-            data_collator=self._collate, callbacks=[_FiniteGradients(), _Epochs(self)],
-        )  # fmt: skip
+            model=model,
+            args=args,
+            train_dataset=Rows(rows),
+            eval_dataset=Rows([]),
+            data_collator=self._collate,
+            callbacks=[FiniteGradients(), Epochs(self.begin_epoch, self.end_epoch)],
+        )
         self.remove_callback(PrinterCallback)  # prints to stdout, which is for data
         self.loss_is_scaled_for_ga = True  # compute_loss divides by the whole step's targets
 
     def _collate(self, items: list[tuple[int, Weights]]) -> dict[str, Any]:
-        return {"row_numbers": torch.tensor([number for number, _ in items]),
-                "of_kind": torch.tensor([weights for _, weights in items])}  # fmt: skip
+        return {
+            "row_numbers": torch.tensor([number for number, _ in items]),
+            "of_kind": torch.tensor([weights for _, weights in items]),
+        }
 
     def _batch(self, fetched: dict[str, Any]) -> dict[str, Any]:
         """The rows of a fetched batch, as they are now, as tensors."""
@@ -140,10 +146,12 @@ class TreeTrainer(Trainer):
         # Grouped by the whole optimiser step, so its rows are the same however it is cut.
         together = self.args.train_batch_size * self.args.world_size
         self._order = RowOrder(
-            [len(row) for row in rows.rows], together * self.args.gradient_accumulation_steps,
-            together if self.args.world_size > 1 else 1, self.args.seed,
+            [len(row) for row in rows.rows],
+            together * self.args.gradient_accumulation_steps,
+            together if self.args.world_size > 1 else 1,
+            self.args.seed,
             self.objective.kind_weights,
-        )  # fmt: skip
+        )
         return self._order
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
@@ -157,8 +165,10 @@ class TreeTrainer(Trainer):
         self.targets_seen += float(targets)
         if self._has_candidates:
             with self._measuring() as model, self.compute_loss_context_manager():
-                values = [self.objective.branch_log_probabilities(model, self._prepare_inputs(b))
-                          for b in batches]  # fmt: skip
+                values = [
+                    self.objective.branch_log_probabilities(model, self._prepare_inputs(b))
+                    for b in batches
+                ]
             self._parts.append(self.objective.weigh(batches, values, self.accelerator))
         return batches, targets
 
@@ -205,8 +215,9 @@ class TreeTrainer(Trainer):
             self.args, self.state, self.control, metrics
         )
         if self._has_stalled():
-            logger.info("train: no better validation in %s, stopping at step %d", self.patience,
-                        step)  # fmt: skip
+            logger.info(
+                "train: no better validation in %s, stopping at step %d", self.patience, step
+            )
             self.control.should_training_stop = True
         return metrics
 
@@ -231,15 +242,18 @@ class TreeTrainer(Trainer):
         with self._measuring() as model:
             mixture = self.curriculum(model, epoch, int(self.state.num_train_epochs))
         self._order.weights = mixture.weights
-        self._write_log({"step": step, "epoch": epoch, "weights": list(mixture.weights),
-                         **mixture.facts})  # fmt: skip
+        self._write_log(
+            {"step": step, "epoch": epoch, "weights": list(mixture.weights), **mixture.facts}
+        )
 
     def end_epoch(self) -> None:
         """Log the mean loss of each kind of target over the epoch."""
         sums = self._loss_sums_of_all()
         self._loss_sums.zero_()
-        losses = {name: float(loss / count) if count else None
-                  for name, loss, count in zip(KINDS, *sums, strict=True)}  # fmt: skip
+        losses = {
+            name: float(loss / count) if count else None
+            for name, loss, count in zip(KINDS, *sums, strict=True)
+        }
         epoch = math.ceil(self.state.epoch - 1e-6) - 1
         self._write_log({"step": self.state.global_step, "epoch": epoch, "losses": losses})
 
@@ -269,18 +283,30 @@ class TreeTrainer(Trainer):
         if "loss" in logs:
             now = time.monotonic()
             parts, self._parts = self._parts, []
-            means = {name: sum(p[name] for p in parts) / len(parts)
-                     for name in (parts[0] if parts else ())}  # fmt: skip
-            self._write_log({
-                "step": self.state.global_step, "loss": logs["loss"], **means,
-                "grad_norm": logs.get("grad_norm"), "targets": round(self.targets_seen),
-                "seconds": round(now - self.started, 1),
-            })  # fmt: skip
+            means = {
+                name: sum(p[name] for p in parts) / len(parts)
+                for name in (parts[0] if parts else ())
+            }
+            self._write_log(
+                {
+                    "step": self.state.global_step,
+                    "loss": logs["loss"],
+                    **means,
+                    "grad_norm": logs.get("grad_norm"),
+                    "targets": round(self.targets_seen),
+                    "seconds": round(now - self.started, 1),
+                }
+            )
             if now - self._told > PROGRESS_SECONDS:
                 self._told = now
-                logger.info("train: step %d of %d, loss %.3f, %d targets in %.0f s",
-                            self.state.global_step, self.state.max_steps, logs["loss"],
-                            self.targets_seen, now - self.started)  # fmt: skip
+                logger.info(
+                    "train: step %d of %d, loss %.3f, %d targets in %.0f s",
+                    self.state.global_step,
+                    self.state.max_steps,
+                    logs["loss"],
+                    self.targets_seen,
+                    now - self.started,
+                )
 
     def go(self, checkpoint: Path | None) -> int:
         """Train to the end, from `checkpoint` if there is one; returns the last step."""
@@ -311,8 +337,13 @@ class TreeTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             (staged / "training_args.bin").unlink(missing_ok=True)  # a pickle; nothing reads it
-            checkpoints.seal(staged, self.root / f"{BEST}{step}", step=step,
-                             score=measured.score, figures=measured.figures)  # fmt: skip
+            checkpoints.seal(
+                staged,
+                self.root / f"{BEST}{step}",
+                step=step,
+                score=measured.score,
+                figures=measured.figures,
+            )
             checkpoints.prune(self.root, BEST, keep=1)
         self.accelerator.wait_for_everyone()
 
@@ -328,38 +359,16 @@ class TreeTrainer(Trainer):
         if self.args.should_save:
             (staging / name / "training_args.bin").unlink(missing_ok=True)
             checkpoints.seal(
-                staging / name, self.root / name, step=self.state.global_step,
-                targets=self.targets_seen, seconds=round(time.monotonic() - self.started, 1),
+                staging / name,
+                self.root / name,
+                step=self.state.global_step,
+                targets=self.targets_seen,
+                seconds=round(time.monotonic() - self.started, 1),
                 loss_sums=sums,
-            )  # fmt: skip
+            )
             checkpoints.prune(self.root, CHECKPOINT, keep=self.args.save_total_limit or 1)
             shutil.rmtree(staging, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-
-
-class _FiniteGradients(TrainerCallback):
-    """Stops the run before a non-finite gradient reaches the weights."""
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **context: Any) -> None:
-        for name, parameter in context["model"].named_parameters():
-            if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
-                raise LlmrecError(
-                    f"the gradient of {name} is not finite at step {state.global_step + 1}; the "
-                    "weights were not updated. Lower train.learning_rate or train.max_grad_norm"
-                )
-
-
-class _Epochs(TrainerCallback):
-    """Calls the trainer at both ends of an epoch; Hugging Face offers callbacks alone there."""
-
-    def __init__(self, trainer: TreeTrainer) -> None:
-        self.trainer = trainer
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.trainer.begin_epoch()
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.trainer.end_epoch()
 
 
 def _bare(model: torch.nn.Module) -> torch.nn.Module:
@@ -367,24 +376,3 @@ def _bare(model: torch.nn.Module) -> torch.nn.Module:
     # of DDP is a collective, and processes that search do not do equally many.
     model = uncompiled(model)
     return model.module if isinstance(model, DistributedDataParallel) else model
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a training log; none where there is no file."""
-    if not path.exists():
-        return []
-    lines = path.read_text("utf-8").splitlines()
-    return [json.loads(line) for line in lines if line.endswith("}")]
-
-
-def publish_best(root: Path, adapter: Path, settings: dict[str, Any]) -> None:
-    """Copy the best sealed weights under `root` to `adapter`, with the settings they came from."""
-    best, skipped = checkpoints.newest(root, BEST)
-    if best is None:
-        raise LlmrecError(f"{root}: no weights that verify ({'; '.join(skipped) or 'none saved'})")
-    staged = adapter.with_name(f".{adapter.name}.{os.getpid()}")
-    shutil.rmtree(staged, ignore_errors=True)
-    shutil.copytree(best, staged)
-    known = checkpoints.facts(best)
-    checkpoints.seal(staged, adapter, step=known["step"], score=known["score"],
-                     figures=known["figures"], settings=settings)  # fmt: skip

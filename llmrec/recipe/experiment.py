@@ -106,15 +106,21 @@ class Recipe(Section):
                 raise ValueError(f"system {asked[0]} is of a network; it needs section network")
             return self
         if "network_cpft" in asked and self.conformal is None:
-            raise ValueError("system network_cpft is fine-tuned with conformal prediction; it "
-                             "needs section conformal")  # fmt: skip
+            raise ValueError(
+                "system network_cpft is fine-tuned with conformal prediction; it "
+                "needs section conformal"
+            )
         if "network_ce" in asked and "network_cpft" not in asked:
-            raise ValueError("system network_ce is trained for as many steps as network_cpft, "
-                             "which is not among the systems")  # fmt: skip
+            raise ValueError(
+                "system network_ce is trained for as many steps as network_cpft, "
+                "which is not among the systems"
+            )
         other = [system for system in self.systems if system.startswith("tuned")]
         if other:
-            raise ValueError(f"a recipe with section network trains no language model; drop "
-                             f"system {other[0]} or the section")  # fmt: skip
+            raise ValueError(
+                f"a recipe with section network trains no language model; drop "
+                f"system {other[0]} or the section"
+            )
         if self.data.candidates is not None:
             raise ValueError("a network ranks the whole catalog; drop data.candidates or network")
         return self
@@ -124,8 +130,9 @@ class Recipe(Section):
         if self.conformal is None or self.network is not None:
             return self
         if self.rows.shape != "single":
-            raise ValueError("conformal compares the candidates of one target; it needs "
-                             "rows.shape single")  # fmt: skip
+            raise ValueError(
+                "conformal compares the candidates of one target; it needs rows.shape single"
+            )
         if self.soft is not None or self.demonstrations is not None:
             raise ValueError("conformal cannot be combined with soft or demonstrations")
         if self.data.candidates is not None:
@@ -135,8 +142,10 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _calibrated(self) -> Self:
         if self.evaluate.calibration is not None and self.data.candidates is not None:
-            raise ValueError("calibration is of answers from the whole catalog; drop "
-                             "evaluate.calibration or data.candidates")  # fmt: skip
+            raise ValueError(
+                "calibration is of answers from the whole catalog; drop "
+                "evaluate.calibration or data.candidates"
+            )
         return self
 
     @model_validator(mode="after")
@@ -155,8 +164,10 @@ class Recipe(Section):
         if self.demonstrations is None:
             return self
         if self.prompt.task != "similar_users" and self.prompt.file is None:
-            raise ValueError("demonstrations are shown by prompt.task similar_users, or by a "
-                             "prompt.file of your own")  # fmt: skip
+            raise ValueError(
+                "demonstrations are shown by prompt.task similar_users, or by a "
+                "prompt.file of your own"
+            )
         if self.rows.shape != "single":
             raise ValueError(
                 "demonstrations are those of one target, chosen by what came before it, so they "
@@ -171,14 +182,16 @@ class Recipe(Section):
         free = [system for system in self.systems if system.endswith("_free")]
         if self.data.candidates is None:
             if free:
-                raise ValueError(f"system {free[0]} answers by one of some candidates; it needs "
-                                 "data.candidates")  # fmt: skip
+                raise ValueError(
+                    f"system {free[0]} answers by one of some candidates; it needs data.candidates"
+                )
             return self
         if self.soft is not None:
             raise ValueError("soft knows no candidates; drop data.candidates or soft")
         if self.validation.metric != "nll" and self.validation.answer == "grounding":
-            raise ValueError("validation.answer grounding ranks the whole catalog; drop it or "
-                             "data.candidates")  # fmt: skip
+            raise ValueError(
+                "validation.answer grounding ranks the whole catalog; drop it or data.candidates"
+            )
         shown = self.prompt.task == "similar_users" or self.prompt.file is not None
         if self.rows.shape != "single" and shown:
             raise ValueError(
@@ -187,8 +200,9 @@ class Recipe(Section):
             )
         other = [s for s in self.systems if s.endswith(("_guided", "_grounded"))]
         if other:
-            raise ValueError(f"system {other[0]} answers from the whole catalog; drop it or "
-                             "data.candidates")  # fmt: skip
+            raise ValueError(
+                f"system {other[0]} answers from the whole catalog; drop it or data.candidates"
+            )
         return self
 
     @model_validator(mode="after")

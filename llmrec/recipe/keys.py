@@ -153,16 +153,23 @@ def _in_words(node: dict[str, Any], root: dict[str, Any]) -> str:
         return "a section with keys " + ", ".join(node.get("properties", {"...": None}))
     if kind == "string" and "pattern" in node:
         return "text of letters, digits and . _ - that starts with a letter or digit"
-    words = {"integer": "a whole number", "number": "a number", "boolean": "true or false",
-             "string": "text", "null": "null"}  # fmt: skip
+    words = {
+        "integer": "a whole number",
+        "number": "a number",
+        "boolean": "true or false",
+        "string": "text",
+        "null": "null",
+    }
     bounds = [
         f"{word} {node[bound]}"
         for bound, word in (
-            ("minimum", "at least"), ("exclusiveMinimum", "above"),
-            ("maximum", "at most"), ("exclusiveMaximum", "below"),
+            ("minimum", "at least"),
+            ("exclusiveMinimum", "above"),
+            ("maximum", "at most"),
+            ("exclusiveMaximum", "below"),
         )
         if bound in node
-    ]  # fmt: skip
+    ]
     return ", ".join([words.get(str(kind), "another value"), *bounds])
 
 

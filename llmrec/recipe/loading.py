@@ -23,8 +23,16 @@ from llmrec.recipe.keys import allowed, keys_in, meant, purpose, section_of
 # Keys that name a file or folder. The first two may be a name of something else instead.
 SOURCE, BASE = ("data", "source"), ("model", "base")
 ENCODER = ("demonstrations", "similarity", "encoder")
-PATHS = (SOURCE, BASE, ("data", "items"), ("model", "adapter"), ("prompt", "file"),
-         ("soft", "sft_adapter"), ("soft", "answers"), ENCODER)  # fmt: skip
+PATHS = (
+    SOURCE,
+    BASE,
+    ("data", "items"),
+    ("model", "adapter"),
+    ("prompt", "file"),
+    ("soft", "sft_adapter"),
+    ("soft", "answers"),
+    ENCODER,
+)
 MAX_BYTES = 4 * recipe_yaml.MAX_CHARACTERS
 SHOWN = 60
 
@@ -154,9 +162,12 @@ def _apply(overrides: Sequence[str], reading: _Reading) -> None:
         dotted, equals, text = override.partition("=")
         parts = tuple(dotted.split("."))
         if not equals or not all(parts):
-            reading.problems.append((
-                1 << 30, f"{place}: overrides are written section.key=value, options start with --"
-            ))  # fmt: skip
+            reading.problems.append(
+                (
+                    1 << 30,
+                    f"{place}: overrides are written section.key=value, options start with --",
+                )
+            )
             continue
         document = recipe_yaml.read(text)
         for problem in document.problems:

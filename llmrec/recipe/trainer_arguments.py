@@ -60,19 +60,39 @@ KINDS = {
 _STRATEGIES = ("no", "steps", "epoch")
 CHOICES = {
     "lr_scheduler_type": (
-        "linear", "cosine", "cosine_with_restarts", "polynomial", "constant",
-        "constant_with_warmup", "inverse_sqrt", "reduce_lr_on_plateau", "cosine_with_min_lr",
-        "cosine_warmup_with_min_lr", "warmup_stable_decay", "greedy",
+        "linear",
+        "cosine",
+        "cosine_with_restarts",
+        "polynomial",
+        "constant",
+        "constant_with_warmup",
+        "inverse_sqrt",
+        "reduce_lr_on_plateau",
+        "cosine_with_min_lr",
+        "cosine_warmup_with_min_lr",
+        "warmup_stable_decay",
+        "greedy",
     ),
     "logging_strategy": _STRATEGIES,
     "eval_strategy": _STRATEGIES,
     "save_strategy": (*_STRATEGIES, "best"),
-}  # fmt: skip
-_AT_LEAST_ONE = {"per_device_train_batch_size", "gradient_accumulation_steps",
-                 "per_device_eval_batch_size"}  # fmt: skip
-_NOT_NEGATIVE = {"num_train_epochs", "learning_rate", "warmup_steps", "weight_decay",
-                 "max_grad_norm", "logging_steps", "save_steps", "eval_steps",
-                 "dataloader_num_workers"}  # fmt: skip
+}
+_AT_LEAST_ONE = {
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "per_device_eval_batch_size",
+}
+_NOT_NEGATIVE = {
+    "num_train_epochs",
+    "learning_rate",
+    "warmup_steps",
+    "weight_decay",
+    "max_grad_norm",
+    "logging_steps",
+    "save_steps",
+    "eval_steps",
+    "dataloader_num_workers",
+}
 
 _BEST = "llmrec keeps the weights that did best in validation by itself"
 _LOSS = "llmrec computes the loss itself (see `objective`) as a mean over the targets of a step"
@@ -109,11 +129,18 @@ REFUSED = {
     "save_only_model": "a checkpoint without the optimiser could not be resumed",
     "local_rank": "the launcher sets it: `accelerate launch -m llmrec train ...`",
     **dict.fromkeys(
-        ("push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy",
-         "hub_always_push", "hub_revision"),
+        (
+            "push_to_hub",
+            "hub_token",
+            "hub_private_repo",
+            "hub_model_id",
+            "hub_strategy",
+            "hub_always_push",
+            "hub_revision",
+        ),
         _UPLOAD,
     ),
-}  # fmt: skip
+}
 
 DEFAULTS: dict[str, JsonValue] = {
     "learning_rate": 1e-3,
@@ -126,8 +153,15 @@ DEFAULTS: dict[str, JsonValue] = {
 }
 ALLOWED = tuple(sorted(set(KINDS) - set(REFUSED)))
 
-_WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text",
-          "list": "a list", "mapping": "a section of keys", "null": "null"}  # fmt: skip
+_WORDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "list": "a list",
+    "mapping": "a section of keys",
+    "null": "null",
+}
 
 
 def allowed_values(name: str) -> str:

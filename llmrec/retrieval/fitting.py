@@ -116,8 +116,10 @@ def compare_retrievers(
         count = min(max(KS), coarse)
         candidates = retriever.candidates(queries, count)
         values = retriever.likeness(queries, candidates)
-        found = {name: ranked(candidates, values, shares_of(given), count)
-                 for name, given in ways.items()}  # fmt: skip
+        found = {
+            name: ranked(candidates, values, shares_of(given), count)
+            for name, given in ways.items()
+        }
         if not rows:
             found = {"random": random_neighbours(snapshots, queries, count, seed), **found}
         for name, neighbours in found.items():
@@ -132,9 +134,10 @@ def _places(neighbours: Neighbours, snapshots: Snapshots, targets: Ints) -> Doub
     """(Q,) how many neighbours come before the first that chose the target next, or infinity."""
     hit = np.zeros(neighbours.snapshot.shape, np.bool_)
     there = neighbours.snapshot != NOBODY
-    hit[there] = snapshots.chosen[neighbours.snapshot[there]] == np.broadcast_to(
-        targets[:, None], hit.shape
-    )[there]  # fmt: skip
+    hit[there] = (
+        snapshots.chosen[neighbours.snapshot[there]]
+        == np.broadcast_to(targets[:, None], hit.shape)[there]
+    )
     return np.where(hit.any(axis=1), hit.argmax(axis=1), np.inf)
 
 

@@ -125,9 +125,15 @@ class VectorIndex:
         """Write the index, and beside it its hash and the `fingerprint` of the data it is over."""
         with replacing(folder / INDEX_FILE) as temporary:
             faiss.write_index(self._index, str(temporary))
-        about = {"fingerprint": fingerprint, "sha256": sha256_of(folder / INDEX_FILE),
-                 "kind": self.kind, "nprobe": self.nprobe, "recall": self.recall,
-                 "vectors": len(self), "dimensions": self._index.d}  # fmt: skip
+        about = {
+            "fingerprint": fingerprint,
+            "sha256": sha256_of(folder / INDEX_FILE),
+            "kind": self.kind,
+            "nprobe": self.nprobe,
+            "recall": self.recall,
+            "vectors": len(self),
+            "dimensions": self._index.d,
+        }
         write_json(folder / ABOUT_FILE, about)
 
     @staticmethod
@@ -143,11 +149,15 @@ class VectorIndex:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"the index in {folder} cannot be read: {error}; {remedy}") from error
         if over != fingerprint:
-            raise DataError(f"the index {path} is over other data: its fingerprint is {over}, that "
-                            f"of the data now is {fingerprint}; {remedy}")  # fmt: skip
+            raise DataError(
+                f"the index {path} is over other data: its fingerprint is {over}, that "
+                f"of the data now is {fingerprint}; {remedy}"
+            )
         if found != written:
-            raise DataError(f"the index {path} is damaged: its SHA-256 is {found}, {written} was "
-                            f"written; {remedy}")  # fmt: skip
+            raise DataError(
+                f"the index {path} is damaged: its SHA-256 is {found}, {written} was "
+                f"written; {remedy}"
+            )
         return VectorIndex(faiss.read_index(str(path)), **known)
 
     def _searched(

@@ -74,8 +74,10 @@ class Retriever:
         """
         if not 1 <= count <= self.coarse:
             raise ValueError(f"count {count} must lie between 1 and coarse, {self.coarse}")
-        found = Neighbours(np.full((len(queries), count), NOBODY, np.int64),
-                           np.zeros((len(queries), count), np.float32))  # fmt: skip
+        found = Neighbours(
+            np.full((len(queries), count), NOBODY, np.int64),
+            np.zeros((len(queries), count), np.float32),
+        )
         for rows in _blocks(len(queries), QUERIES):
             candidates = self.candidates(queries.take(rows), count)
             values = self.likeness(queries.take(rows), candidates)

@@ -39,15 +39,17 @@ def measured(queries: Ints, windows: Ints, item_vectors: Floats) -> Floats:
     shapes that do not fit and positions outside the vectors.
     """
     if windows.ndim != 3 or queries.shape != (len(windows), windows.shape[2]):
-        raise ValueError(f"queries {queries.shape} and windows {windows.shape} are no (Q, L) and "
-                         "(Q, C, L)")  # fmt: skip
+        raise ValueError(
+            f"queries {queries.shape} and windows {windows.shape} are no (Q, L) and (Q, C, L)"
+        )
     count, candidates, length = windows.shape
     values = np.zeros((count, candidates, len(MEASURES)), np.float32)
     if not values.size or not length:
         return values
     if max(queries.max(), windows.max()) >= len(item_vectors):
-        raise ValueError(f"a window holds a position above {len(item_vectors) - 1}, the last of "
-                         "the item vectors")  # fmt: skip
+        raise ValueError(
+            f"a window holds a position above {len(item_vectors) - 1}, the last of the item vectors"
+        )
     wide = max(1, min(candidates, GATHERED // (length * item_vectors.shape[1]), PAIRS))
     many = max(1, PAIRS // wide)
     for row in range(0, count, many):
@@ -76,15 +78,19 @@ def _measured(queries: Ints, windows: Ints, item_vectors: Floats) -> Floats:
     shared = (moves & (equal[:-1, :-1] & equal[1:, 1:]).any(axis=1)).sum(axis=0)
     fewer = np.minimum(moves.sum(axis=0), _last_moves(right).sum(axis=0))
 
-    values = np.stack([
-        np.clip(cosine, 0.0, 1.0),
-        common / np.maximum(either, 1),
-        _longest_common(equal) / np.maximum(np.minimum(left_size, right_size), 1),
-        _recency(equal, left_last, right_last),
-        shared / np.maximum(fewer, 1),
-        1.0 - _warping(product, equal, left_known, right_known)
-        / np.maximum(left_size + right_size, 1),
-    ], axis=1)  # fmt: skip
+    values = np.stack(
+        [
+            np.clip(cosine, 0.0, 1.0),
+            common / np.maximum(either, 1),
+            _longest_common(equal) / np.maximum(np.minimum(left_size, right_size), 1),
+            _recency(equal, left_last, right_last),
+            shared / np.maximum(fewer, 1),
+            1.0
+            - _warping(product, equal, left_known, right_known)
+            / np.maximum(left_size + right_size, 1),
+        ],
+        axis=1,
+    )
     values[(left_size == 0) | (right_size == 0)] = 0.0
     return values.reshape(count, candidates, -1).astype(np.float32)
 

@@ -137,9 +137,13 @@ def _bounds_of_users(interactions: Interactions) -> tuple[Longs, Longs]:
     again = len(np.unique(user[first])) < len(first)
     backwards = (np.diff(interactions.timestamp) < 0) & (np.diff(user) == 0)
     if again or backwards.any():
-        what = "a user's rows are apart" if again else (
-            f"row {int(np.argmax(backwards)) + 1} is earlier than the same user's row before it"
-        )  # fmt: skip
+        what = (
+            "a user's rows are apart"
+            if again
+            else (
+                f"row {int(np.argmax(backwards)) + 1} is earlier than the same user's row before it"
+            )
+        )
         raise DataError(
             f"the interactions are not ordered: {what}; snapshots need the rows of a user adjacent "
             "and oldest first, as llmrec.data.splits.order leaves them"

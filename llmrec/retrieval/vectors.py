@@ -62,8 +62,10 @@ def cooccurrence_factors(
     Interactions are ordered (see `llmrec.data.splits`). Raises ValueError for sizes below 1.
     """
     if min(catalog_size, dimensions, window) < 1:
-        raise ValueError(f"catalog size {catalog_size}, dimensions {dimensions} and window "
-                         f"{window} must be at least 1")  # fmt: skip
+        raise ValueError(
+            f"catalog size {catalog_size}, dimensions {dimensions} and window "
+            f"{window} must be at least 1"
+        )
     information = _positive_information(_together(interactions, catalog_size, window))
     size = min(dimensions, max(1, catalog_size - 1))
     if information.nnz == 0:

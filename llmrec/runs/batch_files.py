@@ -55,7 +55,7 @@ def answer_in_parts(
     """
     mine = [(number, batch) for number, batch in enumerate(plan)
             if number % state.num_processes == state.process_index
-            and not _part(parts, number).exists()]  # fmt: skip
+            and not _part(parts, number).exists()]
     answer = begin() if mine else None
     told = time.monotonic()
     for done, (number, batch) in enumerate(mine):
@@ -63,7 +63,7 @@ def answer_in_parts(
         started = time.monotonic()
         answers = {str(i): a for i, a in zip(batch.tolist(), answer(batch), strict=True)}
         write_json(_part(parts, number),
-                   {"seconds": time.monotonic() - started, "answers": answers})  # fmt: skip
+                   {"seconds": time.monotonic() - started, "answers": answers})
         if time.monotonic() - told > PROGRESS_SECONDS:
             told = time.monotonic()
             log.info("%s, %d of %d batches", what, done + 1, len(mine))

@@ -6,7 +6,6 @@ lists that `recommend` leaves for systems that are distributions. Imports no tor
 """
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,9 +22,20 @@ from llmrec.errors import DataError, RecipeError
 from llmrec.evaluation import calibration, conformal
 from llmrec.evaluation.beyond import head
 from llmrec.evaluation.calibration import Listed
+from llmrec.evaluation.calibration_tables import (
+    BRIER,
+    ECE,
+    ECE_MASS,
+    NLL,
+    SCALED,
+    STATED,
+    coverage_table,
+    figures_table,
+    group_table,
+)
 from llmrec.evaluation.conformal import RULES, Group
 from llmrec.evaluation.intervals import mean_intervals
-from llmrec.evaluation.layout import as_json, laid_out, number
+from llmrec.evaluation.layout import as_json, laid_out
 from llmrec.evaluation.predictions import Predictions
 from llmrec.runs.evaluated import (
     CALIBRATION_VERSION,
@@ -43,8 +53,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("llmrec")
 
-STATED, SCALED = "stated", "scaled"  # the probabilities as they are, and at the temperature
-ECE, ECE_MASS, BRIER, NLL = "ECE", "ECE, equal mass", "Brier", "NLL"
 # The rule whose sizes are drawn and whose groups are told; the other rules' are in the JSON.
 DRAWN = conformal.Rule("aps")
 LEVELS = tuple(round(0.02 * step, 2) for step in range(1, 50))
@@ -54,9 +62,11 @@ _PREFERRED_K = 10
 def asked(recipe: "Recipe") -> "Calibration":
     """The recipe's section evaluate.calibration. Raises RecipeError if it has none."""
     if recipe.evaluate.calibration is None:
-        raise RecipeError("evaluate.calibration: null, so `recommend` keeps no lists to calibrate. "
-                          "Set evaluate.calibration to {} or to the settings you want, then run "
-                          "`llmrec recommend` and this again.")  # fmt: skip
+        raise RecipeError(
+            "evaluate.calibration: null, so `recommend` keeps no lists to calibrate. "
+            "Set evaluate.calibration to {} or to the settings you want, then run "
+            "`llmrec recommend` and this again."
+        )
     return recipe.evaluate.calibration
 
 
@@ -85,85 +95,59 @@ def run(recipe: "Recipe", folder: "RunFolder") -> dict[str, Any]:
         stated = {STATED: whole, SCALED: calibration.temperature_scaled(whole, temperature)}
         found, own = _calibrated(recipe, settings, split, rows, calibrates[rows], stated, k)
         scores.append(_scores_of(system, own))
-        systems[system] = {"temperature": temperature, "n_fitted": len(fitting),
-                           "settings": made, **found}  # fmt: skip
+        systems[system] = {
+            "temperature": temperature,
+            "n_fitted": len(fitting),
+            "settings": made,
+            **found,
+        }
         log.info("calibrate: %s, temperature %.3f", system, temperature)
     if not systems:
-        raise DataError(f"{folder.lists('any', 'test').parent} holds no lists of the recipe's "
-                        "systems for both valid and test; run `llmrec recommend` with "
-                        "evaluate.calibration set.")  # fmt: skip
+        raise DataError(
+            f"{folder.lists('any', 'test').parent} holds no lists of the recipe's "
+            "systems for both valid and test; run `llmrec recommend` with "
+            "evaluate.calibration set."
+        )
     notes = [f"Without lists, so left out: {', '.join(without)}."] if without else []
-    said = as_json({
-        "version": CALIBRATION_VERSION, "name": recipe.name, "data": provenance["data"], "k": k,
-        "settings": {**settings.model_dump(), "samples": recipe.evaluate.samples,
-                     "confidence": recipe.evaluate.confidence, "seed": recipe.evaluate.seed},
-        "rules": [asdict(rule) for rule in RULES], "drawn": DRAWN.method,
-        "systems": systems, "notes": notes, "provenance": provenance,
-    })  # fmt: skip
+    said = as_json(
+        {
+            "version": CALIBRATION_VERSION,
+            "name": recipe.name,
+            "data": provenance["data"],
+            "k": k,
+            "settings": {
+                **settings.model_dump(),
+                "samples": recipe.evaluate.samples,
+                "confidence": recipe.evaluate.confidence,
+                "seed": recipe.evaluate.seed,
+            },
+            "rules": [asdict(rule) for rule in RULES],
+            "drawn": DRAWN.method,
+            "systems": systems,
+            "notes": notes,
+            "provenance": provenance,
+        }
+    )
     with replacing(folder.set_scores) as temporary:
         pq.write_table(pa.concat_tables(scores), temporary)
     write_json(folder.calibration, said)
     return {
         "table": laid_out(*figures_table(said), "text") + "".join(f"{n}\n" for n in notes),
         "coverage": laid_out(*coverage_table(said), "text")
-        + "\n" + laid_out(*group_table(said), "text"),
+        + "\n"
+        + laid_out(*group_table(said), "text"),
         "calibration": str(folder.calibration),
         "scores": str(folder.set_scores),
-    }  # fmt: skip
-
-
-def figures_table(said: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of what `calibration.json` says of probabilities, two rows a system."""
-    header, rows = ["system", "temperature", "n"], []
-    for system, found in said["systems"].items():
-        for which, temperature in ((STATED, 1.0), (SCALED, found["temperature"])):
-            figures = found[which]["figures"]
-            rows.append([system, number(temperature, 2), str(found["n_measured"]),
-                         *(_interval(figure) for figure in figures.values())])  # fmt: skip
-            names = [f"{name}, nats" if name == NLL else name for name in figures]
-    return [*header, *names], rows
-
-
-def coverage_table(said: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the prediction sets for all users that measure."""
-    header = ["system", "method", "wanted", "calibrated", "coverage", "size", "median size",
-              "empty", "guarantee"]  # fmt: skip
-    return header, [
-        [system, c["method"], number(1 - c["alpha"], 2), str(c["calibrated"]),
-         _interval(c["coverage"]), _interval(c["size"], 1), _number(c["median_size"], 1),
-         _number(c["empty_share"], 3), "yes" if c["guaranteed"] else f"no: {c['reason']}"]
-        for system, found in said["systems"].items()
-        for c in found["coverages"]
-        if c["group"] == conformal.ALL
-    ]  # fmt: skip
-
-
-def group_table(said: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the drawn rule for groups, with the common threshold and their own."""
-    header = ["system", "method", "wanted", "group", "n", "coverage", "size", "coverage, own",
-              "size, own", "guarantee, own"]  # fmt: skip
-    rows = []
-    for system, found in said["systems"].items():
-        drawn = [c for c in found["coverages"]
-                 if c["method"] == said["drawn"] and c["group"] != conformal.ALL]  # fmt: skip
-        owns = {(c["group"], c["alpha"]): c for c in drawn if c["own"]}
-        for c in (c for c in drawn if not c["own"]):
-            own, cells = owns.get((c["group"], c["alpha"])), ["", "", ""]
-            if own is not None:
-                cells = [_interval(own["coverage"]), _interval(own["size"], 1),
-                         "yes" if own["guaranteed"] else f"no: {own['reason']}"]  # fmt: skip
-            rows.append([system, c["method"], number(1 - c["alpha"], 2), c["group"],
-                         str(c["coverage"]["n"]), _interval(c["coverage"]),
-                         _interval(c["size"], 1), *cells])  # fmt: skip
-    return header, rows
+    }
 
 
 def _set_aside(users: int, share: float, seed: int) -> npt.NDArray[np.bool_]:
     """(users,) which of them calibrate: a share drawn with the seed, never none and never all."""
     if users < 2:
-        raise DataError(f"calibration needs two test users at least, one to calibrate and one to "
-                        f"measure; there are {users}. Look at data.split and data.subset."
-                        )  # fmt: skip
+        raise DataError(
+            f"calibration needs two test users at least, one to calibrate and one to "
+            f"measure; there are {users}. Look at data.split and data.subset."
+        )
     chosen = np.zeros(users, np.bool_)
     count = min(max(round(share * users), 1), users - 1)
     chosen[np.random.default_rng(seed).permutation(users)[:count]] = True
@@ -182,13 +166,18 @@ def _calibrated(
     """All figures of one system whose lists are those of the test examples `rows`; and the lists
     that calibrate, at the temperature."""
     examples = split.examples.take(rows)
-    parts = {name: (lists.take(calibrates), lists.take(~calibrates))
-             for name, lists in stated.items()}  # fmt: skip
+    parts = {
+        name: (lists.take(calibrates), lists.take(~calibrates)) for name, lists in stated.items()
+    }
     users = np.unique(examples.user_ids, return_inverse=True)[1].ravel()
-    clusters, bootstrap = users[~calibrates], {
-        "samples": recipe.evaluate.samples, "confidence": recipe.evaluate.confidence,
-        "seed": recipe.evaluate.seed,
-    }  # fmt: skip
+    clusters, bootstrap = (
+        users[~calibrates],
+        {
+            "samples": recipe.evaluate.samples,
+            "confidence": recipe.evaluate.confidence,
+            "seed": recipe.evaluate.seed,
+        },
+    )
     calibrating, measured = parts[SCALED]
     curve = conformal.size_curve(calibrating, measured, DRAWN, LEVELS)
     found = {
@@ -198,15 +187,22 @@ def _calibrated(
         "users_measured": len(np.unique(clusters)),
         "rows": len(rows),
         "list_length": stated[STATED].probabilities.shape[1],
-        **{name: _figures(part, clusters, k, settings.bins, bootstrap)
-           for name, (_, part) in parts.items()},
+        **{
+            name: _figures(part, clusters, k, settings.bins, bootstrap)
+            for name, (_, part) in parts.items()
+        },
         "coverages": conformal.coverages(
-            calibrating, measured, settings.alpha, _groups(split, examples, calibrates), clusters,
+            calibrating,
+            measured,
+            settings.alpha,
+            _groups(split, examples, calibrates),
+            clusters,
             **bootstrap,
         ),
-        "size_curve": [{"alpha": alpha, "size": size, "coverage": share}
-                       for alpha, size, share in curve],
-    }  # fmt: skip
+        "size_curve": [
+            {"alpha": alpha, "size": size, "coverage": share} for alpha, size, share in curve
+        ],
+    }
     return found, calibrating
 
 
@@ -230,9 +226,11 @@ def _figures(
     figures = dict(zip((*binned, BRIER, NLL), (*eces, *means), strict=True))
     return {
         "figures": figures,
-        "reliability": {name: calibration.reliability(promised, right, bins, by)
-                        for name, (promised, right, by) in binned.items()},
-    }  # fmt: skip
+        "reliability": {
+            name: calibration.reliability(promised, right, bins, by)
+            for name, (promised, right, by) in binned.items()
+        },
+    }
 
 
 def _groups(
@@ -243,18 +241,22 @@ def _groups(
     cuts = conformal.activity_cuts(lengths[calibrates])
     popular = head(split.counts)[examples.targets]
     masks = {**conformal.activity_groups(lengths, cuts), "head": popular, "tail": ~popular}
-    return {name: Group(mask[calibrates], mask[~calibrates], name not in ("head", "tail"))
-            for name, mask in masks.items()}  # fmt: skip
+    return {
+        name: Group(mask[calibrates], mask[~calibrates], name not in ("head", "tail"))
+        for name, mask in masks.items()
+    }
 
 
 def _scores_of(system: str, calibrating: Listed) -> pa.Table:
     """One row for each rule and calibrating example."""
     rules = [rule.method for rule in RULES]
-    return pa.table({
-        SYSTEM: pa.array([system] * len(rules) * len(calibrating), pa.string()),
-        METHOD: pa.array(np.repeat(rules, len(calibrating)).tolist(), pa.string()),
-        SCORE: np.concatenate([conformal.target_scores(calibrating, rule) for rule in RULES]),
-    })  # fmt: skip
+    return pa.table(
+        {
+            SYSTEM: pa.array([system] * len(rules) * len(calibrating), pa.string()),
+            METHOD: pa.array(np.repeat(rules, len(calibrating)).tolist(), pa.string()),
+            SCORE: np.concatenate([conformal.target_scores(calibrating, rule) for rule in RULES]),
+        }
+    )
 
 
 def _examples(folder: "RunFolder", part: str) -> Examples:
@@ -271,12 +273,15 @@ def _lists(
     the settings that they depend on."""
     lists, again = Predictions.read(path), "Run `llmrec recommend` again."
     if lists.info.system != system:
-        raise DataError(f"{path}: says it is of the system {lists.info.system!r}, not {system!r}. "
-                        f"{again}")  # fmt: skip
+        raise DataError(
+            f"{path}: says it is of the system {lists.info.system!r}, not {system!r}. {again}"
+        )
     made_from = lists.info.provenance.get("data")
     if data is not None and made_from is not None and made_from != data:
-        raise DataError(f"{path}: made from other data (manifest {str(made_from)[:12]}) than "
-                        f"stands in this run ({data[:12]}). {again}")  # fmt: skip
+        raise DataError(
+            f"{path}: made from other data (manifest {str(made_from)[:12]}) than "
+            f"stands in this run ({data[:12]}). {again}"
+        )
     named = lists.info.provenance.get("rows")
     rows = np.asarray(range(len(examples)) if named is None else named, np.int64)
     if len(rows) != len(lists) or len(np.unique(rows)) != len(rows):
@@ -286,9 +291,11 @@ def _lists(
     differs = np.flatnonzero(lists.user_ids != examples.user_ids[rows])
     if len(differs):
         row = int(differs[0])
-        raise DataError(f"{path}: row {row} is of user {lists.user_ids[row]!r}, the split has "
-                        f"{examples.user_ids[rows[row]]!r} there ({len(differs)} rows differ). "
-                        f"{again}")  # fmt: skip
+        raise DataError(
+            f"{path}: row {row} is of user {lists.user_ids[row]!r}, the split has "
+            f"{examples.user_ids[rows[row]]!r} there ({len(differs)} rows differ). "
+            f"{again}"
+        )
     scores = [lists.scores[a:b] for a, b in zip(lists.offsets, lists.offsets[1:], strict=False)]
     found = calibration.listed(lists.rankings(), scores, examples.targets[rows])
     return found, rows, lists.info.provenance.get("settings")
@@ -296,14 +303,3 @@ def _lists(
 
 def _cut_off(ks: Sequence[int]) -> int:
     return _PREFERRED_K if _PREFERRED_K in ks else max(ks)
-
-
-def _interval(said: Mapping[str, Any], decimals: int = 3) -> str:
-    text = _number(said["mean"], decimals)
-    if said["low"] is not None:
-        text += f" [{_number(said['low'], decimals)}, {_number(said['high'], decimals)}]"
-    return f"{text} (n = {said['n']})" if said["excluded"] and said["n"] else text
-
-
-def _number(value: float | None, decimals: int) -> str:
-    return number(math.nan if value is None else value, decimals)

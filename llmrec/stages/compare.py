@@ -59,27 +59,44 @@ def run(names: Sequence[str], form: str = "text") -> str | dict[str, Any]:
     answers, users, notes = _on_shared(answers)
     settings = first["evaluate"]
     k = _shared_k(answers, settings["main_k"])
-    options = {"samples": settings["samples"], "confidence": settings["confidence"],
-               "seed": settings["seed"]}  # fmt: skip
+    options = {
+        "samples": settings["samples"],
+        "confidence": settings["confidence"],
+        "seed": settings["seed"],
+    }
     clusters = np.unique(users, return_inverse=True)[1]
     values = {a.label: {m: a.floats(m) for m, _ in main_columns(k)} for a in answers}
     rows = answers[0].rows
     groups = groups_of(rows[COLD].to_numpy(), rows[TIED].to_numpy())
     table = metric_table(
-        values, {ALL: groups[ALL]}, clusters, first["catalog"], notes=notes,
-        samples=options["samples"], confidence=options["confidence"], seed=options["seed"],
-    )  # fmt: skip
+        values,
+        {ALL: groups[ALL]},
+        clusters,
+        first["catalog"],
+        notes=notes,
+        samples=options["samples"],
+        confidence=options["confidence"],
+        seed=options["seed"],
+    )
     comparisons = [
         comparison
         for metric in tested_metrics(k)
         for comparison in compared(
-            metric, pairs, {label: metrics[metric] for label, metrics in values.items()}, clusters,
-            samples=options["samples"], confidence=options["confidence"], seed=options["seed"],
+            metric,
+            pairs,
+            {label: metrics[metric] for label, metrics in values.items()},
+            clusters,
+            samples=options["samples"],
+            confidence=options["confidence"],
+            seed=options["seed"],
         )
-    ]  # fmt: skip
+    ]
     if form == "json":
-        return {"examples": len(users), "table": table.to_json(),
-                "comparisons": [c.to_json() for c in comparisons]}  # fmt: skip
+        return {
+            "examples": len(users),
+            "table": table.to_json(),
+            "comparisons": [c.to_json() for c in comparisons],
+        }
     chosen: Form = "markdown" if form == "markdown" else "latex" if form == "latex" else "text"
     shown = table.only(main_columns(k)).render(chosen)
     return shown + "\n" + render(comparisons, chosen)
@@ -89,10 +106,17 @@ def render(comparisons: Sequence[Comparison], form: Form) -> str:
     """Paired tests as a table, one row each."""
     header = ["metric", "system", "reference", "difference", "p (Holm)", "n", "stands"]
     rows = [
-        [c.metric, c.system, c.reference, _difference(c), number(c.p_holm), str(c.test.n),
-         c.standing]
+        [
+            c.metric,
+            c.system,
+            c.reference,
+            _difference(c),
+            number(c.p_holm),
+            str(c.test.n),
+            c.standing,
+        ]
         for c in comparisons
-    ]  # fmt: skip
+    ]
     return laid_out(header, rows, form)
 
 
@@ -105,8 +129,10 @@ def _difference(comparison: Comparison) -> str:
 def _chosen(names: Sequence[str]) -> tuple[list[_Answers], list[tuple[str, str]]]:
     """The systems named, and which is tested against which, by label."""
     if len(names) < 2:
-        raise RecipeError("compare needs at least two names, each RUN or RUN:system; the first is "
-                          "what the others are compared with.")  # fmt: skip
+        raise RecipeError(
+            "compare needs at least two names, each RUN or RUN:system; the first is "
+            "what the others are compared with."
+        )
     parsed = [_parsed(name) for name in names]
     labels = _run_labels([folder for folder, _ in parsed])
     known: dict[str, _Answers] = {}
@@ -114,8 +140,9 @@ def _chosen(names: Sequence[str]) -> tuple[list[_Answers], list[tuple[str, str]]
     for folder, system in parsed:
         of_run = _read(folder, labels[folder.root])
         if system is not None and system not in of_run:
-            raise RecipeError(f"{folder.root} has no system {system!r}; it has "
-                              f"{', '.join(of_run)}.")  # fmt: skip
+            raise RecipeError(
+                f"{folder.root} has no system {system!r}; it has {', '.join(of_run)}."
+            )
         chosen = list(of_run.values()) if system is None else [of_run[system]]
         known |= {answers.label: answers for answers in chosen}
         members.append([answers.label for answers in chosen])
@@ -126,12 +153,17 @@ def _chosen(names: Sequence[str]) -> tuple[list[_Answers], list[tuple[str, str]]
     else:
         same = {known[label].system: label for label in members[0]}
         others = [label for group in members[1:] for label in group]
-        pairs = [(label, same[known[label].system]) for label in dict.fromkeys(others)
-                 if known[label].system in same and same[known[label].system] != label]  # fmt: skip
+        pairs = [
+            (label, same[known[label].system])
+            for label in dict.fromkeys(others)
+            if known[label].system in same and same[known[label].system] != label
+        ]
     if not pairs:
-        raise RecipeError(f"nothing to compare with {names[0]!r}: name a system of it as the "
-                          "reference (RUN:system), or a run with systems of the same "
-                          "names.")  # fmt: skip
+        raise RecipeError(
+            f"nothing to compare with {names[0]!r}: name a system of it as the "
+            "reference (RUN:system), or a run with systems of the same "
+            "names."
+        )
     used = {label for pair in pairs for label in pair}
     return [known[label] for label in known if label in used], pairs
 
@@ -147,8 +179,10 @@ def _run_labels(folders: Sequence[RunFolder]) -> dict[Path, str]:
     """The folder's own name, or the whole path where two would be called the same."""
     roots = list(dict.fromkeys(folder.root for folder in folders))
     short = [root.resolve().name for root in roots]
-    return {root: name if short.count(name) == 1 else str(root)
-            for root, name in zip(roots, short, strict=True)}  # fmt: skip
+    return {
+        root: name if short.count(name) == 1 else str(root)
+        for root, name in zip(roots, short, strict=True)
+    }
 
 
 def _read(folder: RunFolder, run_label: str) -> dict[str, _Answers]:
@@ -158,10 +192,15 @@ def _read(folder: RunFolder, run_label: str) -> dict[str, _Answers]:
     table = pq.read_table(folder.per_user)
     column = np.array(table[SYSTEM].to_pylist(), dtype=object)
     return {
-        system: _Answers(f"{run_label}:{system}", run_label, system,
-                         table.filter(pa.array(column == system)), metrics)
+        system: _Answers(
+            f"{run_label}:{system}",
+            run_label,
+            system,
+            table.filter(pa.array(column == system)),
+            metrics,
+        )
         for system in dict.fromkeys(column)
-    }  # fmt: skip
+    }
 
 
 def _on_shared(
@@ -170,8 +209,9 @@ def _on_shared(
     """The same systems over the examples that all have, in one order; their users; notes."""
     users = [np.array(a.rows[USER_ID].to_pylist(), dtype=object) for a in answers]
     codes = np.unique(np.concatenate(users), return_inverse=True)[1]
-    keys = [_example_keys(part) for part in
-            np.split(codes, np.cumsum([len(u) for u in users])[:-1])]  # fmt: skip
+    keys = [
+        _example_keys(part) for part in np.split(codes, np.cumsum([len(u) for u in users])[:-1])
+    ]
     shared: npt.NDArray[np.int64] = reduce(np.intersect1d, keys)
     if not len(shared):
         raise DataError("the runs share no test user, so nothing can be compared pair by pair.")
@@ -190,8 +230,11 @@ def _on_shared(
             )
     notes = [f"{len(shared)} examples that all have in common."]
     left_out = {a.run: len(own) - len(shared) for a, own in zip(answers, keys, strict=True)}
-    notes += [f"{count} examples of {name} left out, not every run has them."
-              for name, count in left_out.items() if count]  # fmt: skip
+    notes += [
+        f"{count} examples of {name} left out, not every run has them."
+        for name, count in left_out.items()
+        if count
+    ]
     sizes = {a.run: a.metrics["catalog"] for a in answers}
     if len(set(sizes.values())) > 1:
         said = ", ".join(f"{name} {size}" for name, size in sizes.items())

@@ -46,10 +46,16 @@ VERSION = 1
 _PREFERRED_K = 10
 # What tuning brought, alone, under the same guide and grounded; SOFT over its first step; a network
 # fine-tuned with conformal prediction over itself, and over as much fine-tuning without.
-_TUNING = (("tuned", "untuned"), ("tuned_guided", "untuned_guided"),
-           ("tuned_grounded", "untuned_grounded"), ("tuned_free", "untuned_free"),
-           ("tuned", "tuned_sft"), ("network_ce", "network"), ("network_cpft", "network"),
-           ("network_cpft", "network_ce"))  # fmt: skip
+_TUNING = (
+    ("tuned", "untuned"),
+    ("tuned_guided", "untuned_guided"),
+    ("tuned_grounded", "untuned_grounded"),
+    ("tuned_free", "untuned_free"),
+    ("tuned", "tuned_sft"),
+    ("network_ce", "network"),
+    ("network_cpft", "network"),
+    ("network_cpft", "network_ce"),
+)
 
 PerUser = Mapping[str, Mapping[str, Floats]]
 
@@ -67,28 +73,42 @@ def run(recipe: "Recipe", folder: "RunFolder") -> dict[str, Any]:
     if among is not None:
         for p in predictions:
             per_user[p.info.system] |= _validity(p, split)
-        notes.append(f"Every target among {among} candidates; HR@1 counts all users, "
-                     f"{OF_VALID} those whose answer is a candidate.")  # fmt: skip
+        notes.append(
+            f"Every target among {among} candidates; HR@1 counts all users, "
+            f"{OF_VALID} those whose answer is a candidate."
+        )
     notes += _skipped(per_user) + _unmeasured(per_user, ks)
     users, clusters = np.unique(test.user_ids, return_inverse=True)
     samples, confidence, seed = (
-        recipe.evaluate.samples, recipe.evaluate.confidence, recipe.evaluate.seed,
-    )  # fmt: skip
+        recipe.evaluate.samples,
+        recipe.evaluate.confidence,
+        recipe.evaluate.seed,
+    )
     table = metric_table(
-        per_user, groups_of(test.cold, test.tied), clusters, among or len(split.catalog),
-        samples=samples, confidence=confidence, seed=seed, notes=notes,
-    )  # fmt: skip
+        per_user,
+        groups_of(test.cold, test.tied),
+        clusters,
+        among or len(split.catalog),
+        samples=samples,
+        confidence=confidence,
+        seed=seed,
+        notes=notes,
+    )
     k = _main_k(table, ks)
     best = _best_baselines(table, predictions, tested_metrics(k))
     comparisons = [
         comparison
         for metric in tested_metrics(k)
         for comparison in compared(
-            metric, _pairs(table.systems, best.get(metric)),
+            metric,
+            _pairs(table.systems, best.get(metric)),
             {system: values[metric] for system, values in per_user.items()},
-            clusters, samples=samples, confidence=confidence, seed=seed,
+            clusters,
+            samples=samples,
+            confidence=confidence,
+            seed=seed,
         )
-    ]  # fmt: skip
+    ]
     models = {p.info.system for p in predictions if p.info.kind != "baseline"}
     _write_per_user(folder, per_user, split)
     metrics = {
@@ -97,14 +117,19 @@ def run(recipe: "Recipe", folder: "RunFolder") -> dict[str, Any]:
         "examples": len(test),
         "users": len(users),
         "catalog": len(split.catalog),
-        "evaluate": {"k": ks, "main_k": k, "samples": samples, "confidence": confidence,
-                     "seed": seed},
+        "evaluate": {
+            "k": ks,
+            "main_k": k,
+            "samples": samples,
+            "confidence": confidence,
+            "seed": seed,
+        },
         "best_baseline": best,
         "table": table.to_json(),
         "comparisons": [comparison.to_json() for comparison in comparisons],
         "systems": {p.info.system: _described(p, split, k) for p in predictions},
         "provenance": folder.provenance(recipe),
-    }  # fmt: skip
+    }
     write_json(folder.metrics, as_json(metrics))
     log.info("evaluate: %d systems on %d test examples", len(predictions), len(test))
     return {
@@ -126,8 +151,13 @@ def groups_of(
     cold: npt.NDArray[np.bool_], tied: npt.NDArray[np.bool_]
 ) -> dict[str, npt.NDArray[np.bool_]]:
     """Which examples (E,) are in each group of columns."""
-    return {ALL: np.ones(len(cold), np.bool_), "warm": ~cold, "cold": cold, "tied": tied,
-            "untied": ~tied}  # fmt: skip
+    return {
+        ALL: np.ones(len(cold), np.bool_),
+        "warm": ~cold,
+        "cold": cold,
+        "tied": tied,
+        "untied": ~tied,
+    }
 
 
 def _values(predictions: Predictions, split: TestSplit, ks: Sequence[int]) -> dict[str, Floats]:
@@ -218,15 +248,17 @@ def _described(predictions: Predictions, split: TestSplit, k: int) -> dict[str, 
     return {
         "kind": info.kind,
         "distribution": info.distribution,
-        "nll": {"finite": int(np.isfinite(predictions.nll).sum()),
-                "ruled_out": int(np.isinf(predictions.nll).sum()),
-                "undefined": int(np.isnan(predictions.nll).sum())},
+        "nll": {
+            "finite": int(np.isfinite(predictions.nll).sum()),
+            "ruled_out": int(np.isinf(predictions.nll).sum()),
+            "undefined": int(np.isnan(predictions.nll).sum()),
+        },
         "beyond": as_json(beyond),
         "hyperparameters": info.hyperparameters,
         "seconds": info.seconds,
         "notes": info.notes,
         "provenance": info.provenance,
-    }  # fmt: skip
+    }
 
 
 def _write_per_user(folder: "RunFolder", per_user: PerUser, split: TestSplit) -> None:

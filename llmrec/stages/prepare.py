@@ -87,16 +87,22 @@ def run(recipe: "Recipe", folder: "RunFolder", offline: bool = False) -> dict[st
     counts["users_without_test"] = len(kept.user_ids) - len(set(whole.test.user_ids))
     split = _drawn(whole, recipe)
     manifest = {
-        "version": VERSION, "settings": settings, "format": layout.format, "sources": sources,
+        "version": VERSION,
+        "settings": settings,
+        "format": layout.format,
+        "sources": sources,
         "rules": _rules(recipe.data),
         "counts": counts | _sizes(kept, catalog, split),
         "shares": {part: _shares(examples) for part, examples in _parts(split).items()},
         "titles": _titles(catalog, raw),
         "bad_rows": [str(row) for row in raw.bad_rows.rows[:_LISTED_BAD_ROWS]],
-    }  # fmt: skip
+    }
     manifest = _write(folder, catalog, split, manifest)
-    log.info("prepare: %(users)d users, %(items)d items, %(interactions)d interactions, "
-             "%(test_examples)d test examples", manifest["counts"])  # fmt: skip
+    log.info(
+        "prepare: %(users)d users, %(items)d items, %(interactions)d interactions, "
+        "%(test_examples)d test examples",
+        manifest["counts"],
+    )
     return {**manifest, "skipped": False}
 
 
@@ -124,14 +130,19 @@ def ordered_log(data: "Data", seed: int, sources: dict[str, Any]) -> tuple[Inter
         layout = recognise(path, data.format, items, _columns(data))
         found = {name: _fingerprint(file) for name, file in _source_files(layout).items()}
     except (LlmrecError, OSError) as error:
-        raise DataError(f"data.source {data.source!r}, which this run was prepared from, cannot be "
-                        f"read again ({error}); bring it back.") from None  # fmt: skip
-    changed = [name for name, now in found.items()
-               if now["sha256"] != sources.get(name, {}).get("sha256")]  # fmt: skip
+        raise DataError(
+            f"data.source {data.source!r}, which this run was prepared from, cannot be "
+            f"read again ({error}); bring it back."
+        ) from None
+    changed = [
+        name for name, now in found.items() if now["sha256"] != sources.get(name, {}).get("sha256")
+    ]
     if changed or len(found) != len(sources):
-        raise DataError(f"data.source {data.source!r} is not what this run was prepared from: "
-                        f"{', '.join(changed) or 'files'} differ in SHA-256 from the manifest; "
-                        "bring back the source, or run `llmrec prepare` again.")  # fmt: skip
+        raise DataError(
+            f"data.source {data.source!r} is not what this run was prepared from: "
+            f"{', '.join(changed) or 'files'} differ in SHA-256 from the manifest; "
+            "bring back the source, or run `llmrec prepare` again."
+        )
     raw, kept, _ = _read(layout, data)
     rows, catalog = _catalogued(kept, raw, data)
     return order(rows, data.ties, seed), catalog
@@ -151,8 +162,10 @@ def _source_path(source: str, offline: bool) -> Path:
 
     fetched = data_path(source, offline)
     if fetched is None:
-        raise DataError(f"data.source {source!r} is neither a file or folder here nor the name of "
-                        "a data set that `llmrec fetch data` knows.")  # fmt: skip
+        raise DataError(
+            f"data.source {source!r} is neither a file or folder here nor the name of "
+            "a data set that `llmrec fetch data` knows."
+        )
     return fetched
 
 
@@ -186,9 +199,15 @@ def _read(
     if scratch is not None:
         scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".out-of-core-", dir=scratch) as temporary:
-        fewer, counts = filtered(layout, Path(temporary), bad, min_rating=data.min_rating,
-                                 k_core=data.k_core, memory_limit=data.memory_limit,
-                                 scratch=Path(temporary))  # fmt: skip
+        fewer, counts = filtered(
+            layout,
+            Path(temporary),
+            bad,
+            min_rating=data.min_rating,
+            k_core=data.k_core,
+            memory_limit=data.memory_limit,
+            scratch=Path(temporary),
+        )
         raw = read_layout(fewer, BadRows())
     return replace(raw, bad_rows=bad), raw.interactions, counts
 
@@ -214,8 +233,10 @@ def _filtered(raw: RawData, data: "Data") -> tuple[Interactions, dict[str, int]]
         counts["outside_k_core"] = len(rows) - len(fewer)
         rows = fewer
     if len(rows) == 0:
-        raise DataError(f"no interaction is left after the filters ({counts}); "
-                        "lower data.k_core or data.min_rating.")  # fmt: skip
+        raise DataError(
+            f"no interaction is left after the filters ({counts}); "
+            "lower data.k_core or data.min_rating."
+        )
     return rows, counts
 
 
@@ -224,11 +245,15 @@ def _catalogued(rows: Interactions, raw: RawData, data: "Data") -> tuple[Interac
     position, items = compacted(rows.position, len(raw.item_ids))
     user, users = compacted(rows.user, len(rows.user_ids))
     catalog = build_catalog(
-        raw.item_ids[items].tolist(), raw.titles[items].tolist(), raw.brands[items].tolist(),
-        year_in_title=data.year_in_title, max_title_chars=data.max_title_chars,
-    )  # fmt: skip
-    return Interactions(user, position, rows.timestamp, rows.source_row, rows.user_ids[users],
-                        rows.rating), catalog  # fmt: skip
+        raw.item_ids[items].tolist(),
+        raw.titles[items].tolist(),
+        raw.brands[items].tolist(),
+        year_in_title=data.year_in_title,
+        max_title_chars=data.max_title_chars,
+    )
+    return Interactions(
+        user, position, rows.timestamp, rows.source_row, rows.user_ids[users], rows.rating
+    ), catalog
 
 
 def _split(ordered: Interactions, data: "Data") -> Split:
@@ -264,8 +289,10 @@ def _parts(split: Split) -> dict[str, Examples]:
 def _refuse_empty(split: Split, rule: str) -> None:
     empty = [part for part, examples in _parts(split).items() if len(examples) == 0]
     if empty:
-        raise DataError(f"data.split {rule} leaves no {' and no '.join(empty)} examples: "
-                        f"{_SPLIT_RULES[rule]}. Give more data or another data.split.")  # fmt: skip
+        raise DataError(
+            f"data.split {rule} leaves no {' and no '.join(empty)} examples: "
+            f"{_SPLIT_RULES[rule]}. Give more data or another data.split."
+        )
 
 
 def _rules(data: "Data") -> dict[str, str]:
@@ -288,8 +315,12 @@ def _rules(data: "Data") -> dict[str, str]:
 
 
 def _sizes(kept: Interactions, catalog: Catalog, split: Split) -> dict[str, int]:
-    sizes = {"users": len(kept.user_ids), "items": len(catalog), "interactions": len(kept),
-             "train_interactions": len(split.interactions)}  # fmt: skip
+    sizes = {
+        "users": len(kept.user_ids),
+        "items": len(catalog),
+        "interactions": len(kept),
+        "train_interactions": len(split.interactions),
+    }
     sizes |= {f"{part}_examples": len(examples) for part, examples in _parts(split).items()}
     return sizes
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from llmrec.data.files import replacing
 from llmrec.errors import DataError
+from llmrec.evaluation import calibration_tables
 from llmrec.evaluation.beyond import BeyondAccuracy
 from llmrec.evaluation.calibration_curves import coverage_curve, reliability_curve
 from llmrec.evaluation.comparison import Comparison
@@ -38,8 +39,13 @@ from llmrec.evaluation.page import (
 from llmrec.evaluation.predictions import Predictions
 from llmrec.evaluation.table import MetricTable
 from llmrec.recipe import loading as recipe_loading
-from llmrec.runs.evaluated import TestSplit, read_metrics, read_predictions, read_test_split
-from llmrec.stages import calibrate
+from llmrec.runs.evaluated import (
+    TestSplit,
+    read_calibration,
+    read_metrics,
+    read_predictions,
+    read_test_split,
+)
 
 if TYPE_CHECKING:
     from llmrec.recipe import Recipe
@@ -70,20 +76,30 @@ def _report(
 ) -> Report:
     evaluated, found = list(metrics["systems"]), [p.info.system for p in predictions]
     if evaluated != found or metrics["examples"] != len(split.examples):
-        raise DataError(f"{folder.metrics} is of {', '.join(evaluated)}, but there are predictions "
-                        f"of {', '.join(found)}; run `llmrec evaluate` again.")  # fmt: skip
+        raise DataError(
+            f"{folder.metrics} is of {', '.join(evaluated)}, but there are predictions "
+            f"of {', '.join(found)}; run `llmrec evaluate` again."
+        )
     table, k = MetricTable.from_json(metrics["table"]), metrics["evaluate"]["main_k"]
     lines, best = _log_lines(folder.train_log), metrics["best_baseline"]
     curves = [
         ("Loss of the training rows, by optimiser step.", loss_curve(lines)),
-        ("Target NLL of validation users with its interval; the best adapter is kept.",
-         validation_curve(lines, table.uniform_nll)),
-        ("λ, the weight of the model's own answers as each epoch began (real targets: 1 - λ). "
-         "Where a probe was asked: the distance of the answers from the truth, over the untuned "
-         "model's, and the share of answers that were the truth.", curriculum_curve(lines)),
-        ("Mean loss over each epoch of the real targets and of the model's own answers; a gap "
-         "where a kind had no weight.", branch_losses_curve(lines)),
-    ]  # fmt: skip
+        (
+            "Target NLL of validation users with its interval; the best adapter is kept.",
+            validation_curve(lines, table.uniform_nll),
+        ),
+        (
+            "λ, the weight of the model's own answers as each epoch began (real targets: 1 - λ). "
+            "Where a probe was asked: the distance of the answers from the truth, over the untuned "
+            "model's, and the share of answers that were the truth.",
+            curriculum_curve(lines),
+        ),
+        (
+            "Mean loss over each epoch of the real targets and of the model's own answers; a gap "
+            "where a kind had no weight.",
+            branch_losses_curve(lines),
+        ),
+    ]
     shown = _shown(predictions, next(iter(best.values()), None))
     return Report(
         name=metrics["name"],
@@ -106,29 +122,47 @@ def _report(
 
 def _trust(recipe: "Recipe", folder: "RunFolder", shown: Sequence[str]) -> Trust | None:
     """What `evaluate --calibration` left of this data; the drawings are of the systems `shown`."""
-    said = calibrate.read_calibration(folder.calibration, folder.provenance(recipe)["data"])
+    said = read_calibration(folder.calibration, folder.provenance(recipe)["data"])
     if said is None:
         return None
     drawn = {name: said["systems"][name] for name in shown if name in said["systems"]}
-    bins = {name: found[calibrate.STATED]["reliability"][calibrate.ECE_MASS]
-            for name, found in (drawn or said["systems"]).items()}  # fmt: skip
+    bins = {
+        name: found[calibration_tables.STATED]["reliability"][calibration_tables.ECE_MASS]
+        for name, found in (drawn or said["systems"]).items()
+    }
     sets = {name: found["size_curve"] for name, found in (drawn or said["systems"]).items()}
     curves = [
-        ("Share of users whose first item was right, by the probability it was given, in bins of "
-         "alike many users. On the dashed line the two are the same; below it is overconfident.",
-         reliability_curve({name: [(confidence, accuracy) for confidence, accuracy
-                                   in zip(b["confidence"], b["accuracy"], strict=True)
-                                   if accuracy is not None] for name, b in bins.items()})),
-        (f"Share of targets inside their sets by the mean size of a set ({said['drawn']}, common "
-         "threshold), as the wanted share grows: the further to the left, the better.",
-         coverage_curve({name: [(point["size"], point["coverage"]) for point in points]
-                         for name, points in sets.items()})),
-    ]  # fmt: skip
+        (
+            "Share of users whose first item was right, by the probability it was given, in bins "
+            "of alike many users. On the dashed line the two are the same; below it is "
+            "overconfident.",
+            reliability_curve(
+                {
+                    name: [
+                        (confidence, accuracy)
+                        for confidence, accuracy in zip(b["confidence"], b["accuracy"], strict=True)
+                        if accuracy is not None
+                    ]
+                    for name, b in bins.items()
+                }
+            ),
+        ),
+        (
+            f"Share of targets inside their sets by the mean size of a set ({said['drawn']}, "
+            "common threshold), as the wanted share grows: the further to the left, the better.",
+            coverage_curve(
+                {
+                    name: [(point["size"], point["coverage"]) for point in points]
+                    for name, points in sets.items()
+                }
+            ),
+        ),
+    ]
     return Trust(
         said["k"],
-        Sheet(*calibrate.figures_table(said)),
-        Sheet(*calibrate.coverage_table(said)),
-        Sheet(*calibrate.group_table(said)),
+        Sheet(*calibration_tables.figures_table(said)),
+        Sheet(*calibration_tables.coverage_table(said)),
+        Sheet(*calibration_tables.group_table(said)),
         tuple((caption, svg) for caption, svg in curves if svg is not None),
         tuple(said["notes"]),
     )
@@ -138,14 +172,24 @@ def _facts(system: str, said: Mapping[str, Any]) -> SystemFacts:
     figures = {name: from_json(value) for name, value in said["beyond"].items()}
     counts = {name: int(said["beyond"][name]) for name in ("k", "answers")}
     beyond = BeyondAccuracy(
-        k=counts["k"], coverage=figures["coverage"], gini=figures["gini"],
-        popularity=figures["popularity"], long_tail_share=figures["long_tail_share"],
-        novelty=figures["novelty"], invalid_share=figures["invalid_share"],
-        repeated_share=figures["repeated_share"], seen_share=figures["seen_share"],
+        k=counts["k"],
+        coverage=figures["coverage"],
+        gini=figures["gini"],
+        popularity=figures["popularity"],
+        long_tail_share=figures["long_tail_share"],
+        novelty=figures["novelty"],
+        invalid_share=figures["invalid_share"],
+        repeated_share=figures["repeated_share"],
+        seen_share=figures["seen_share"],
         answers=counts["answers"],
-    )  # fmt: skip
-    return SystemFacts(system, said["kind"] != "baseline", beyond,
-                       said["hyperparameters"], from_json(said["seconds"]))  # fmt: skip
+    )
+    return SystemFacts(
+        system,
+        said["kind"] != "baseline",
+        beyond,
+        said["hyperparameters"],
+        from_json(said["seconds"]),
+    )
 
 
 def _shown(predictions: Sequence[Predictions], best: str | None) -> list[Predictions]:
@@ -178,9 +222,12 @@ def _visitor(split: TestSplit, shown: Sequence[Predictions], k: int, row: int) -
         )
         shelves.append(Shelf(predictions.info.system, known, float(predictions.nll[row])))
     return Visitor(
-        str(split.examples.user_ids[row]), tuple(split.catalog.titles_at(history[-HISTORY:])),
-        max(len(history) - HISTORY, 0), titles[target], tuple(shelves),
-    )  # fmt: skip
+        str(split.examples.user_ids[row]),
+        tuple(split.catalog.titles_at(history[-HISTORY:])),
+        max(len(history) - HISTORY, 0),
+        titles[target],
+        tuple(shelves),
+    )
 
 
 def _log_lines(path: Path) -> list[dict[str, Any]]:

@@ -51,22 +51,34 @@ def run(
         pools = finder.of(split, examples)
         found[split] = shortfalls(pools, examples, recipe.demonstrations.pool)
     index = finder.retriever.index
-    found["index"] = {"kind": index.kind, "states": len(index), "recall@10": index.recall,
-                      "bytes_per_state": index.bytes_per_vector}  # fmt: skip
+    found["index"] = {
+        "kind": index.kind,
+        "states": len(index),
+        "recall@10": index.recall,
+        "bytes_per_state": index.bytes_per_vector,
+    }
     weights = {CONFIGURED: recipe.demonstrations.similarity.weights.model_dump()}
     queries = finder.queries(valid)
     if fit:
         fitted = fit_weights(finder.retriever, queries, valid.targets)
         weights[FITTED] = fitted.weights
         found["fitted"] = {
-            "weights": fitted.weights, "criterion": "mean of 1 / place of the first user that "
-            "chose the target next, among ten", "value": fitted.value,
-            "equal_weights": fitted.equal_value, "examples": fitted.queries,
-        }  # fmt: skip
+            "weights": fitted.weights,
+            "criterion": "mean of 1 / place of the first user that "
+            "chose the target next, among ten",
+            "value": fitted.value,
+            "equal_weights": fitted.equal_value,
+            "examples": fitted.queries,
+        }
     rows = compare_retrievers(
-        finder.snapshots, {kind: item_vectors(recipe, folder, kind) for kind in kinds}, queries,
-        valid.targets, weights, recipe.demonstrations.similarity.coarse, recipe.seed,
-    )  # fmt: skip
+        finder.snapshots,
+        {kind: item_vectors(recipe, folder, kind) for kind in kinds},
+        queries,
+        valid.targets,
+        weights,
+        recipe.demonstrations.similarity.coarse,
+        recipe.seed,
+    )
     found["examples"] = len(valid)
     found["retrievers"] = [_figures(row, valid, recipe) for row in rows]
     write_json(folder.similar / "report.json", as_json(found))
@@ -80,30 +92,47 @@ def table(found: dict[str, Any]) -> str:
     for row in found["retrievers"]:
         hits = [row["hits"][str(k)] for k in KS]
         shown = [f"{number(h['mean'])} [{number(h['low'])}, {number(h['high'])}]" for h in hits]
-        lines.append([row["vectors"], row["ranked_by"], *shown,
-                      *(number(row["first"][measure]) for measure in MEASURES)])  # fmt: skip
-    notes = [f"{found['examples']} validation examples, 95 % bootstrap intervals over users; the "
-             "measures are those of the first user found."]  # fmt: skip
+        lines.append(
+            [
+                row["vectors"],
+                row["ranked_by"],
+                *shown,
+                *(number(row["first"][measure]) for measure in MEASURES),
+            ]
+        )
+    notes = [
+        f"{found['examples']} validation examples, 95 % bootstrap intervals over users; the "
+        "measures are those of the first user found."
+    ]
     for split in ("valid", "test"):
         said = found[split]
-        notes.append(f"{split}: {said['prompts']} prompts, {said['no_users']} without a similar "
-                     f"user (shown none), {said['fewer_users']} with fewer than wanted, "
-                     f"{said['empty_history']} without a history.")  # fmt: skip
+        notes.append(
+            f"{split}: {said['prompts']} prompts, {said['no_users']} without a similar "
+            f"user (shown none), {said['fewer_users']} with fewer than wanted, "
+            f"{said['empty_history']} without a history."
+        )
     if "fitted" in found:
         fitted = found["fitted"]
         said = ", ".join(f"{name}: {weight:g}" for name, weight in fitted["weights"].items())
-        notes.append(f"demonstrations: {{similarity: {{weights: {{{said}}}}}}} reaches "
-                     f"{number(fitted['value'])}, equal weights {number(fitted['equal_weights'])} "
-                     f"({fitted['criterion']}).")  # fmt: skip
+        notes.append(
+            f"demonstrations: {{similarity: {{weights: {{{said}}}}}}} reaches "
+            f"{number(fitted['value'])}, equal weights {number(fitted['equal_weights'])} "
+            f"({fitted['criterion']})."
+        )
     return laid_out(header, lines, "text") + "\n" + "\n".join(notes)
 
 
 def _figures(row: RetrieverRow, valid: Examples, recipe: "Recipe") -> dict[str, Any]:
     clusters = np.unique(valid.user_ids, return_inverse=True)[1]
-    hits = {str(k): mean_interval(row.hits[:, i].astype(float), clusters, seed=recipe.seed)
-            for i, k in enumerate(KS)}  # fmt: skip
+    hits = {
+        str(k): mean_interval(row.hits[:, i].astype(float), clusters, seed=recipe.seed)
+        for i, k in enumerate(KS)
+    }
     there = ~np.isnan(row.first[:, 0])
     first = row.first[there].mean(axis=0) if there.any() else np.full(len(MEASURES), np.nan)
-    return {"vectors": row.vectors, "ranked_by": row.weights,
-            "hits": {k: {"mean": i.mean, "low": i.low, "high": i.high} for k, i in hits.items()},
-            "first": dict(zip(MEASURES, first.tolist(), strict=True))}  # fmt: skip
+    return {
+        "vectors": row.vectors,
+        "ranked_by": row.weights,
+        "hits": {k: {"mean": i.mean, "low": i.low, "high": i.high} for k, i in hits.items()},
+        "first": dict(zip(MEASURES, first.tolist(), strict=True)),
+    }

@@ -44,9 +44,10 @@ from llmrec.methods.windows import (
     with_answers,
 )
 from llmrec.model.forward import require_tree_support
+from llmrec.model.kept_weights import CHECKPOINT, publish_best, read_log
 from llmrec.model.loading import Lora, load_model, with_new_lora
 from llmrec.model.objectives import Objective
-from llmrec.model.trainer import CHECKPOINT, Refresh, TreeTrainer, publish_best, read_log
+from llmrec.model.trainer import Refresh, TreeTrainer
 from llmrec.recipe import Recipe
 from llmrec.runs.folder import RunFolder
 from llmrec.runs.processes import processes
@@ -78,8 +79,11 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     settings = _settings(recipe, folder)
     done = finished(folder, settings)
     if done is not None:
-        log.info("train: %s stands already (best at step %s), nothing to do", folder.adapter,
-                 done["step"])  # fmt: skip
+        log.info(
+            "train: %s stands already (best at step %s), nothing to do",
+            folder.adapter,
+            done["step"],
+        )
         return {**done, "adapter": str(folder.adapter), "skipped": True}
     objective = objective_of(recipe, encoder, completions)
     if recipe.conformal is not None:
@@ -92,23 +96,33 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     if recipe.soft is not None:
         curriculum = curriculum_of(recipe, encoder, questions, read_log(folder.train_log))
     trainer = TreeTrainer(
-        model, _arguments(recipe, folder), rows, objective,
-        validation_of(recipe, folder, encoder), folder.train_log, curriculum,
-        recipe.validation.patience, _refresh(recipe, folder, windows, prompting, rows),
-    )  # fmt: skip
+        model,
+        _arguments(recipe, folder),
+        rows,
+        objective,
+        validation_of(recipe, folder, encoder),
+        folder.train_log,
+        curriculum,
+        recipe.validation.patience,
+        _refresh(recipe, folder, windows, prompting, rows),
+    )
     selects = recipe.demonstrations is not None and recipe.demonstrations.selection is not None
     asks = selects or recipe.conformal is not None
     if recipe.soft is not None or recipe.validation.metric != "nll" or asks:
         _require_whole_weights(trainer.accelerator)
-    log.info("train: %d rows of shape %s, %d targets", len(rows), recipe.rows.shape,
-             _targets(rows))  # fmt: skip
+    log.info("train: %d rows of shape %s, %d targets", len(rows), recipe.rows.shape, _targets(rows))
     steps = trainer.go(resume)
     if state.is_main_process:
         publish_best(folder.checkpoints, folder.adapter, settings=settings)
     state.wait_for_everyone()
     known = checkpoints.facts(folder.adapter)
-    return {"adapter": str(folder.adapter), "step": known["step"], **known["figures"],
-            "steps": steps, "skipped": False}  # fmt: skip
+    return {
+        "adapter": str(folder.adapter),
+        "step": known["step"],
+        **known["figures"],
+        "steps": steps,
+        "skipped": False,
+    }
 
 
 def _require_whole_weights(accelerator: Any) -> None:
@@ -133,9 +147,12 @@ def _prepared(recipe: Recipe, folder: RunFolder) -> tuple[PromptEncoder, list[Wi
 
 
 def training_prompting(
-    recipe: Recipe, folder: RunFolder, encoder: PromptEncoder, windows: Sequence[Window],
+    recipe: Recipe,
+    folder: RunFolder,
+    encoder: PromptEncoder,
+    windows: Sequence[Window],
     keep: bool = True,
-) -> Prompting | None:  # fmt: skip
+) -> Prompting | None:
     """The windows' prompts with their similar users and candidates; None where there are neither.
 
     A window's candidates are drawn as those of an example are, and what is shown of other users
@@ -148,16 +165,20 @@ def training_prompting(
     asked = as_examples(windows, train, Interactions.read(folder.interactions))
     candidates = None
     if recipe.data.candidates is not None:
-        candidates = draw_candidates(asked, len(encoder.titles), recipe.data.candidates,
-                                     recipe.seed, purpose=0)  # fmt: skip
+        candidates = draw_candidates(
+            asked, len(encoder.titles), recipe.data.candidates, recipe.seed, purpose=0
+        )
     with processes().main_process_first():
         return prompting_of(recipe, folder, encoder, "train", asked, candidates, keep)
 
 
 def _rows(
-    recipe: Recipe, folder: RunFolder, encoder: PromptEncoder, windows: Sequence[Window],
+    recipe: Recipe,
+    folder: RunFolder,
+    encoder: PromptEncoder,
+    windows: Sequence[Window],
     prompting: Prompting | None,
-) -> Sequence[TokenTree]:  # fmt: skip
+) -> Sequence[TokenTree]:
     if recipe.conformal is not None:
         return candidate_rows(recipe, folder, encoder, windows)
     return training_rows(recipe, encoder, windows, prompting and prompting.shown_first())
@@ -168,9 +189,12 @@ def _targets(rows: Sequence[TokenTree]) -> int:
 
 
 def _refresh(
-    recipe: Recipe, folder: RunFolder, windows: Sequence[Window], prompting: Prompting | None,
+    recipe: Recipe,
+    folder: RunFolder,
+    windows: Sequence[Window],
+    prompting: Prompting | None,
     rows: Sequence[TokenTree],
-) -> Refresh | None:  # fmt: skip
+) -> Refresh | None:
     if isinstance(rows, CandidateRows):
         return LiveCandidates(recipe, folder, rows)
     if prompting is None or prompting.selecting is None:
@@ -189,8 +213,12 @@ def objective_of(
     recipe: Recipe, encoder: PromptEncoder, completions: Sequence[Ids] | None = None
 ) -> Objective:
     """The recipe's objective over `completions`, by default those of the catalog's titles."""
-    return Objective(recipe.objective.name, encoder.trie, completions or encoder.completions,
-                     recipe.objective.tau)  # fmt: skip
+    return Objective(
+        recipe.objective.name,
+        encoder.trie,
+        completions or encoder.completions,
+        recipe.objective.tau,
+    )
 
 
 def preview(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
@@ -203,17 +231,22 @@ def preview(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     rows = _rows(recipe, folder, encoder, windows, prompting)
     if recipe.soft is not None:
         rows = [
-            with_own_answers(row, [s.target for s in row.segments if s.target >= 0],
-                             encoder.completions)
+            with_own_answers(
+                row, [s.target for s in row.segments if s.target >= 0], encoder.completions
+            )
             for row in rows
-        ]  # fmt: skip
+        ]
     lengths = np.array([len(row) for row in rows])
     train = Examples.read(folder.examples("train"))
-    dropped = [encoder.prompt(h).dropped > max(0, len(h) - recipe.prompt.max_history)
-               for h in train.histories()[:2000]]  # fmt: skip
-    batch = recipe.train["per_device_train_batch_size"] * recipe.train.get(
-        "gradient_accumulation_steps", 1
-    ) * processes().num_processes  # fmt: skip
+    dropped = [
+        encoder.prompt(h).dropped > max(0, len(h) - recipe.prompt.max_history)
+        for h in train.histories()[:2000]
+    ]
+    batch = (
+        recipe.train["per_device_train_batch_size"]
+        * recipe.train.get("gradient_accumulation_steps", 1)
+        * processes().num_processes
+    )
     model = load_model(base_of(recipe))
     total = sum(p.numel() for p in model.parameters())
     if recipe.model.lora:
@@ -222,14 +255,16 @@ def preview(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     epochs = float(recipe.train["num_train_epochs"])
     kept = int(recipe.train.get("save_total_limit") or 1) + 2  # best, adapter
     return {
-        "rows": len(rows), "targets": _targets(rows),
+        "rows": len(rows),
+        "targets": _targets(rows),
         "row_tokens": {f"p{q}": int(np.percentile(lengths, q)) for q in (5, 50, 95, 100)},
         "share_of_prompts_that_lost_titles_to_max_tokens": float(np.mean(dropped)),
         "optimiser_steps": int(-(-len(rows) // batch) * epochs),
-        "parameters": total, "trainable_parameters": trainable,
+        "parameters": total,
+        "trainable_parameters": trainable,
         "disk_needed_bytes": trainable * 4 * 3 * kept,  # weights and two moments of AdamW
         "disk_free_bytes": shutil.disk_usage(_existing(folder.root)).free,
-    }  # fmt: skip
+    }
 
 
 def finished(folder: RunFolder, settings: dict[str, Any]) -> dict[str, Any] | None:
@@ -289,15 +324,22 @@ def _forget_after(folder: RunFolder, step: int) -> None:
 
 def _arguments(recipe: Recipe, folder: RunFolder) -> TrainingArguments:
     given: dict[str, Any] = {
-        "eval_strategy": "epoch", "save_strategy": "epoch", "save_total_limit": 1,
-        "disable_tqdm": True, **recipe.train,
-    }  # fmt: skip
+        "eval_strategy": "epoch",
+        "save_strategy": "epoch",
+        "save_total_limit": 1,
+        "disable_tqdm": True,
+        **recipe.train,
+    }
     try:
         return TrainingArguments(
-            output_dir=str(folder.checkpoints), seed=recipe.seed, data_seed=recipe.seed,
-            remove_unused_columns=False, logging_nan_inf_filter=False,
-            use_cpu=given.pop("use_cpu", not torch.cuda.is_available()), **given,
-        )  # fmt: skip
+            output_dir=str(folder.checkpoints),
+            seed=recipe.seed,
+            data_seed=recipe.seed,
+            remove_unused_columns=False,
+            logging_nan_inf_filter=False,
+            use_cpu=given.pop("use_cpu", not torch.cuda.is_available()),
+            **given,
+        )
     except (ValueError, TypeError, ImportError) as error:
         raise RecipeError(f"train: {error}") from None
 

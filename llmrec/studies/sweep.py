@@ -29,13 +29,22 @@ def run(reference: str, overrides: Sequence[str], swept: str) -> list[dict[str, 
     folder = RunFolder.of(first)
     given = []
     if first.soft is not None and key.startswith("soft.") and not key.startswith("soft.distill"):
-        given = [f"soft.sft_adapter={sft_adapter_of(first, folder)}",
-                 f"soft.answers={answers_of(first, folder)}"]  # fmt: skip
+        given = [
+            f"soft.sft_adapter={sft_adapter_of(first, folder)}",
+            f"soft.answers={answers_of(first, folder)}",
+        ]
     recipes = [
-        load(reference, [*overrides, f"{key}={value}", *given,
-                         f"name={first.name}-{key.rpartition('.')[2]}-{value}"])
+        load(
+            reference,
+            [
+                *overrides,
+                f"{key}={value}",
+                *given,
+                f"name={first.name}-{key.rpartition('.')[2]}-{value}",
+            ],
+        )
         for value in values
-    ]  # fmt: skip
+    ]
     for step in pipeline.steps_of(first)[:-1] if given else ():
         pipeline.train(first, folder, step)
     reached = []

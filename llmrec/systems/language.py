@@ -71,15 +71,27 @@ class LanguageSystems:
                 with self._as(system, model):
                     selected = asked.selected(model)
                     rankings, nll = ranked_and_scored(
-                        model, encoder, examples.take(batch), decode, prompts=asked.ids(selected),
-                        beginning=beginning, candidates=asked.candidates, weight=weight,
-                        probabilities=q, steps=steps,
-                    )  # fmt: skip
+                        model,
+                        encoder,
+                        examples.take(batch),
+                        decode,
+                        prompts=asked.ids(selected),
+                        beginning=beginning,
+                        candidates=asked.candidates,
+                        weight=weight,
+                        probabilities=q,
+                        steps=steps,
+                    )
                 return [
-                    {"items": r.positions.tolist(), "scores": r.scores.tolist(),
-                     "proven": r.certified, "nll": float(n) if np.isfinite(n) else None, **_said(s)}
+                    {
+                        "items": r.positions.tolist(),
+                        "scores": r.scores.tolist(),
+                        "proven": r.certified,
+                        "nll": float(n) if np.isfinite(n) else None,
+                        **_said(s),
+                    }
                     for r, n, s in zip(rankings, nll, selected, strict=True)
-                ]  # fmt: skip
+                ]
 
             return answer
 
@@ -122,8 +134,9 @@ class LanguageSystems:
         """The prompts of a split."""
         if split not in self._prompting:
             with self.state.main_process_first():
-                self._prompting[split] = prompting_of(self.recipe, self.folder, self.encoder,
-                                                      split, examples)  # fmt: skip
+                self._prompting[split] = prompting_of(
+                    self.recipe, self.folder, self.encoder, split, examples
+                )
         return self._prompting[split]
 
     @cached_property
@@ -148,10 +161,15 @@ class LanguageSystems:
         prompting = self.prompting("valid", valid)
         with self._as(system, model):
             for _, paths in scored_paths(
-                model, self.encoder, valid, filter_seen=decode.filter_seen,
-                batch_size=decode.batch_size, prompts=prompting.ids(prompting.selected(model)),
-                probabilities=probabilities, steps=steps_of(model, decode),
-            ):  # fmt: skip
+                model,
+                self.encoder,
+                valid,
+                filter_seen=decode.filter_seen,
+                batch_size=decode.batch_size,
+                prompts=prompting.ids(prompting.selected(model)),
+                probabilities=probabilities,
+                steps=steps_of(model, decode),
+            ):
                 counted += int(paths.reachable.sum())
                 for weight in grid:
                     total[weight] += float(paths.nll(weight)[paths.reachable].sum())

@@ -20,8 +20,10 @@ from llmrec.runs.evaluated import METHOD, SCORE, SYSTEM, read_calibration
 from llmrec.runs.folder import RunFolder
 
 LAC = conformal.Rule("lac")
-_HOW = ("run `llmrec recommend` with evaluate.calibration set in the recipe, and then `llmrec "
-        "evaluate --calibration`")  # fmt: skip
+_HOW = (
+    "run `llmrec recommend` with evaluate.calibration set in the recipe, and then `llmrec "
+    "evaluate --calibration`"
+)
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,9 @@ class PredictionSets:
         `scores`: U arrays of log-probabilities, best first, `list_length` of them at most.
         """
         # As wide as when calibrated, so that sums are made of the same terms in the same order.
-        padded = [np.pad(s, (0, self.list_length - len(s)), constant_values=-np.inf)
-                  for s in scores]  # fmt: skip
+        padded = [
+            np.pad(s, (0, self.list_length - len(s)), constant_values=-np.inf) for s in scores
+        ]
         unknown = np.full(len(padded), -1)
         nowhere = [np.full(self.list_length, -1)] * len(padded)
         lists = calibration.listed(nowhere, padded, unknown)
@@ -66,31 +69,37 @@ def prediction_sets(
     weights or settings.
     """
     if not 0 < coverage < 1:
-        raise LlmrecError(f"coverage must be above 0 and below 1, got {coverage}; 0.9 asks for "
-                          "sets that hold the next item of nine users in ten")  # fmt: skip
+        raise LlmrecError(
+            f"coverage must be above 0 and below 1, got {coverage}; 0.9 asks for "
+            "sets that hold the next item of nine users in ten"
+        )
     manifest = folder.data / "manifest.json"
     said = read_calibration(folder.calibration, sha256_of(manifest) if manifest.is_file() else None)
     if said is None:
         what = "is of other data" if folder.calibration.is_file() else "is not there"
         raise LlmrecError(f"{folder.calibration} {what}, so no coverage can be promised; {_HOW}")
     if system not in said["systems"] or not folder.set_scores.is_file():
-        raise LlmrecError(f"{folder.calibration.parent} holds no calibration of the system "
-                          f"{system!r}, only of {', '.join(said['systems']) or 'none'}; {_HOW}"
-                          )  # fmt: skip
+        raise LlmrecError(
+            f"{folder.calibration.parent} holds no calibration of the system "
+            f"{system!r}, only of {', '.join(said['systems']) or 'none'}; {_HOW}"
+        )
     made = said["systems"][system].get("settings") or {}
     differ = [key for key in {**made, **settings} if made.get(key) != settings.get(key)]
     if differ:
-        raise LlmrecError(f"{folder.calibration} is of other lists of {system!r} than this run "
-                          f"makes now (differs: {', '.join(sorted(differ))}), so no coverage can "
-                          f"be promised; {_HOW}")  # fmt: skip
+        raise LlmrecError(
+            f"{folder.calibration} is of other lists of {system!r} than this run "
+            f"makes now (differs: {', '.join(sorted(differ))}), so no coverage can "
+            f"be promised; {_HOW}"
+        )
     kept = pq.read_table(
         folder.set_scores, filters=[(SYSTEM, "=", system), (METHOD, "=", LAC.method)]
     )
     scores, alpha = kept[SCORE].to_numpy(), 1.0 - coverage
     threshold = conformal.threshold(scores, alpha)
     found = said["systems"][system]
-    return PredictionSets(found["temperature"], found["list_length"], threshold,
-                          _reason(scores, alpha, threshold))  # fmt: skip
+    return PredictionSets(
+        found["temperature"], found["list_length"], threshold, _reason(scores, alpha, threshold)
+    )
 
 
 def _reason(scores: npt.NDArray[np.float64], alpha: float, threshold: float) -> str:

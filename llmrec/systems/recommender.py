@@ -124,11 +124,13 @@ class Recommender:
         if sets.guaranteed:
             lengths = sets.sizes([r.scores for r in rankings]).tolist()
         else:
-            log.warning("no guarantee at a coverage of %g for %s: %s", coverage, self.system,
-                        sets.reason)  # fmt: skip
+            log.warning(
+                "no guarantee at a coverage of %g for %s: %s", coverage, self.system, sets.reason
+            )
             lengths = [top_k] * len(rankings)
-        cut = [Ranking(r.positions[:n], r.scores[:n])
-               for r, n in zip(rankings, lengths, strict=True)]  # fmt: skip
+        cut = [
+            Ranking(r.positions[:n], r.scores[:n]) for r, n in zip(rankings, lengths, strict=True)
+        ]
         table = self._table(names, cut)
         said = pa.array([sets.guaranteed] * table.num_rows, pa.bool_())
         return table.append_column(GUARANTEED, said)
@@ -145,11 +147,13 @@ class Recommender:
         """The `top_k` best items after each history, fewer where so many are not open."""
         decode = self.recipe.decode
         if isinstance(self.model, FittedNetwork):
-            answers = predict(self.model, histories, None, len(self.catalog), top_k,
-                              decode.filter_seen)  # fmt: skip
-            return [Ranking(items[items >= 0], scores[items >= 0])
-                    for items, scores in zip(answers.positions, answers.scores, strict=True)
-                    ]  # fmt: skip
+            answers = predict(
+                self.model, histories, None, len(self.catalog), top_k, decode.filter_seen
+            )
+            return [
+                Ranking(items[items >= 0], scores[items >= 0])
+                for items, scores in zip(answers.positions, answers.scores, strict=True)
+            ]
         prompts = self._prompts(users, histories)
         beginning = beginning_of(self.model, prompts)
         rankings: dict[int, Ranking] = {}
@@ -173,17 +177,26 @@ class Recommender:
             self._finder = SimilarUsers(self.recipe, self.folder)
         now, none = np.full(len(histories), np.iinfo(np.int64).max), np.zeros(len(histories), bool)
         names = [None] * len(histories) if users is None else users
-        asked = Examples(np.array(names, object), offsets_of(histories), concatenated(histories),
-                         np.zeros(len(histories), np.int32), now, none, none)  # fmt: skip
+        asked = Examples(
+            np.array(names, object),
+            offsets_of(histories),
+            concatenated(histories),
+            np.zeros(len(histories), np.int32),
+            now,
+            none,
+            none,
+        )
         selecting = Selecting(self.encoder, wanted) if wanted.selection is not None else None
-        prompting = Prompting(self.encoder, histories, None, self._finder.find(asked),
-                              wanted.count, selecting)  # fmt: skip
+        prompting = Prompting(
+            self.encoder, histories, None, self._finder.find(asked), wanted.count, selecting
+        )
         return prompting.ids(prompting.selected(self.model))
 
     def _positions(self, user: str, history: Sequence[str]) -> np.ndarray:
         found = self.grounder.ground(list(map(str, history)))
-        unknown = [(entry, hit) for entry, hit in zip(history, found, strict=True)
-                   if hit.position < 0]  # fmt: skip
+        unknown = [
+            (entry, hit) for entry, hit in zip(history, found, strict=True) if hit.position < 0
+        ]
         if unknown:
             entry, hit = unknown[0]
             near = f"; the nearest title is {hit.nearest!r}" if hit.nearest else ""
@@ -196,13 +209,15 @@ class Recommender:
     def _table(self, names: Sequence[str], rankings: Sequence[Ranking]) -> pa.Table:
         positions = np.concatenate([r.positions for r in rankings] or [np.zeros(0, int)])
         counts = [len(r.positions) for r in rankings]
-        return pa.table({
-            "user": pa.array(np.repeat(np.array(names, object), counts), pa.string()),
-            "rank": pa.array([rank for n in counts for rank in range(1, n + 1)], pa.int32()),
-            ITEM_ID: pa.array([self.catalog.item_ids[p] for p in positions], pa.string()),
-            TITLE: pa.array([self.catalog.titles[p] for p in positions], pa.string()),
-            "score": pa.array([float(s) for r in rankings for s in r.scores], pa.float32()),
-        })  # fmt: skip
+        return pa.table(
+            {
+                "user": pa.array(np.repeat(np.array(names, object), counts), pa.string()),
+                "rank": pa.array([rank for n in counts for rank in range(1, n + 1)], pa.int32()),
+                ITEM_ID: pa.array([self.catalog.item_ids[p] for p in positions], pa.string()),
+                TITLE: pa.array([self.catalog.titles[p] for p in positions], pa.string()),
+                "score": pa.array([float(s) for r in rankings for s in r.scores], pa.float32()),
+            }
+        )
 
 
 def _network(recipe: Recipe, folder: RunFolder, system: str | None) -> tuple[Any, str]:
@@ -210,8 +225,10 @@ def _network(recipe: Recipe, folder: RunFolder, system: str | None) -> tuple[Any
     trained = [name for name in ("network_cpft", "network_ce") if name in recipe.systems]
     trained.append("network")
     if system is not None and system not in trained:
-        raise LlmrecError(f"{folder.root} has no system {system!r} that answers raw histories; "
-                          f"there are {', '.join(trained)}")  # fmt: skip
+        raise LlmrecError(
+            f"{folder.root} has no system {system!r} that answers raw histories; "
+            f"there are {', '.join(trained)}"
+        )
     system = system or trained[0]
     return networks.fitted(recipe, folder, system), system
 
@@ -219,8 +236,10 @@ def _network(recipe: Recipe, folder: RunFolder, system: str | None) -> tuple[Any
 def _language_model(recipe: Recipe, folder: RunFolder, system: str | None) -> tuple[Any, str]:
     """The language model with the adapter or, asked for or without one, as it came; the system."""
     if system not in (None, "tuned", "untuned"):
-        raise LlmrecError(f"{folder.root} has no system {system!r} that answers raw histories; "
-                          "there are tuned, untuned")  # fmt: skip
+        raise LlmrecError(
+            f"{folder.root} has no system {system!r} that answers raw histories; "
+            "there are tuned, untuned"
+        )
     adapter, base = adapter_of(recipe, folder), base_of(recipe)
     if system != "untuned" and adapter.is_dir():
         return load_tuned(base, adapter), "tuned"

@@ -98,9 +98,13 @@ class Answering:
         if name not in self.tuned:
             log.info("recommend: fitting %s", name)
             self.tuned[name] = choose(
-                name, Interactions.read(self.folder.interactions), self.valid, self.catalog,
-                filter_seen=self.recipe.decode.filter_seen, seed=self.recipe.seed,
-            )  # fmt: skip
+                name,
+                Interactions.read(self.folder.interactions),
+                self.valid,
+                self.catalog,
+                filter_seen=self.recipe.decode.filter_seen,
+                seed=self.recipe.seed,
+            )
         return self.tuned[name]
 
     def of(self, system: str) -> Predictions | None:
@@ -119,8 +123,10 @@ class Answering:
         if system in NETWORKS:
             from llmrec.methods import networks
 
-            return (networks.fitted(self.recipe, self.folder, system),
-                    networks.facts(self.recipe, self.folder, system))  # fmt: skip
+            return (
+                networks.fitted(self.recipe, self.folder, system),
+                networks.facts(self.recipe, self.folder, system),
+            )
         tuned = self.fitted(system)
         return tuned.fitted, tuned.described
 
@@ -129,21 +135,31 @@ class Answering:
         begun = time.monotonic()
         fitted, described = self.scorer(system)
         answers = predict(
-            fitted, asked.histories(), asked.targets, len(self.catalog), k,
+            fitted,
+            asked.histories(),
+            asked.targets,
+            len(self.catalog),
+            k,
             # Candidates are items to choose from whether or not one was seen before.
-            self.recipe.decode.filter_seen and self.candidates is None, self.candidates,
-        )  # fmt: skip
+            self.recipe.decode.filter_seen and self.candidates is None,
+            self.candidates,
+        )
         kept = answers.positions >= 0
         info = SystemInfo(
-            system, "network" if system in NETWORKS else "baseline",
-            not np.isnan(answers.nll).all(), described, round(time.monotonic() - begun, 2),
+            system,
+            "network" if system in NETWORKS else "baseline",
+            not np.isnan(answers.nll).all(),
+            described,
+            round(time.monotonic() - begun, 2),
             self._provenance(system),
-        )  # fmt: skip
+        )
         return Predictions.of(
-            info, asked.user_ids,
+            info,
+            asked.user_ids,
             [row[k] for row, k in zip(answers.positions, kept, strict=True)],
-            [row[k] for row, k in zip(answers.scores, kept, strict=True)], answers.nll,
-        )  # fmt: skip
+            [row[k] for row, k in zip(answers.scores, kept, strict=True)],
+            answers.nll,
+        )
 
     def language_model(self, system: str, split: str = "test") -> Predictions | None:
         """A language model's answers; None in a process that only helps."""
@@ -164,13 +180,21 @@ class Answering:
             hyperparameters["proven"] = float(np.mean([a["proven"] for a in ordered]))
         if split == "test":
             hyperparameters |= self._demonstrated(system, ordered)
-        info = SystemInfo(system, "language_model", True, hyperparameters, round(seconds, 2),
-                          self._provenance(system))  # fmt: skip
+        info = SystemInfo(
+            system,
+            "language_model",
+            True,
+            hyperparameters,
+            round(seconds, 2),
+            self._provenance(system),
+        )
         predictions = Predictions.of(
-            info, asked.user_ids, [np.array(a["items"], np.int32) for a in ordered],
+            info,
+            asked.user_ids,
+            [np.array(a["items"], np.int32) for a in ordered],
             [np.array(a["scores"], np.float32) for a in ordered],
             np.array([np.inf if a["nll"] is None else a["nll"] for a in ordered]),
-        )  # fmt: skip
+        )
         discard(parts)
         return predictions
 
@@ -188,15 +212,21 @@ class Answering:
             named_candidate(answer["text"], candidates, self.catalog.titles)
             for answer, candidates in zip(said, self.candidates, strict=True)
         ]
-        facts = {"valid_answers": float(np.mean([len(a) for a in answers])),
-                 **self._demonstrated(system, said)}  # fmt: skip
-        info = SystemInfo(system, "language_model", False, facts, round(seconds, 2),
-                          self._provenance(system))  # fmt: skip
+        facts = {
+            "valid_answers": float(np.mean([len(a) for a in answers])),
+            **self._demonstrated(system, said),
+        }
+        info = SystemInfo(
+            system, "language_model", False, facts, round(seconds, 2), self._provenance(system)
+        )
         discard(parts)
         return Predictions.of(
-            info, self.test.user_ids, answers, [np.zeros(len(a), np.float32) for a in answers],
+            info,
+            self.test.user_ids,
+            answers,
+            [np.zeros(len(a), np.float32) for a in answers],
             np.full(len(self.test), np.nan),
-        )  # fmt: skip
+        )
 
     def _demonstrated(self, system: str, answers: list[Any]) -> dict[str, Any]:
         """What was shown of similar users; keeps which ones, for `check leakage`."""
@@ -239,18 +269,31 @@ class Answering:
                 by_gamma = self._ndcg_by_gamma(model, place, texts["valid"])
                 gamma = max(by_gamma, key=lambda g: (by_gamma[g], -g))
             fusion = self._probabilities(settings.fusion, self.test)
-            said |= {"fused_with": settings.fusion, "gamma": gamma,
-                     "valid_ndcg": {f"{g:g}": value for g, value in by_gamma.items()}}  # fmt: skip
-        rankings = place.rankings(model, texts["test"], self.test.histories(),
-                                  self.recipe.decode.top_k, fusion, gamma)  # fmt: skip
-        info = SystemInfo(system, "language_model", False, said,
-                          round(time.monotonic() - begun, 2), self._provenance(system))  # fmt: skip
+            said |= {
+                "fused_with": settings.fusion,
+                "gamma": gamma,
+                "valid_ndcg": {f"{g:g}": value for g, value in by_gamma.items()},
+            }
+        rankings = place.rankings(
+            model, texts["test"], self.test.histories(), self.recipe.decode.top_k, fusion, gamma
+        )
+        info = SystemInfo(
+            system,
+            "language_model",
+            False,
+            said,
+            round(time.monotonic() - begun, 2),
+            self._provenance(system),
+        )
         for where in parts.values():
             discard(where)
         return Predictions.of(
-            info, self.test.user_ids, [r.positions for r in rankings],
-            [r.scores for r in rankings], np.full(len(self.test), np.nan),
-        )  # fmt: skip
+            info,
+            self.test.user_ids,
+            [r.positions for r in rankings],
+            [r.scores for r in rankings],
+            np.full(len(self.test), np.nan),
+        )
 
     def _ndcg_by_gamma(self, model: Any, place: Any, texts: list[str]) -> dict[float, float]:
         """NDCG at top_k in validation for each weight of the grid."""
@@ -284,12 +327,16 @@ class Answering:
             return float(wanted), {}
         log.info("recommend: choosing the weight of %s in validation", system)
         by_weight = self.language.guided_nll(
-            system, self.valid, self._probabilities(guide, self.valid),
+            system,
+            self.valid,
+            self._probabilities(guide, self.valid),
             self.recipe.decode.guidance.grid,
-        )  # fmt: skip
+        )
         if not by_weight:
-            raise LlmrecError("no validation target can be recommended, so no guidance weight can "
-                              "be chosen; set decode.guidance.weight to a number")  # fmt: skip
+            raise LlmrecError(
+                "no validation target can be recommended, so no guidance weight can "
+                "be chosen; set decode.guidance.weight to a number"
+            )
         best = min(by_weight, key=lambda weight: (by_weight[weight], weight))
         return best, {f"{weight:g}": value for weight, value in by_weight.items()}
 

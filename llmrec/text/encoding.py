@@ -169,8 +169,14 @@ class PromptEncoder:
                     f"already take {size}; raise it or shorten the template"
                 )
             own, others = _shorter(own, others)
-        return EncodedPrompt(np.concatenate(parts).astype(np.int32), own, starts, ends,
-                             len(history) - len(own), others)  # fmt: skip
+        return EncodedPrompt(
+            np.concatenate(parts).astype(np.int32),
+            own,
+            starts,
+            ends,
+            len(history) - len(own),
+            others,
+        )
 
     def similarity_questions(
         self, history: Sequence[int] | Ids, others: Sequence[Ids]
@@ -197,8 +203,10 @@ class PromptEncoder:
             )
         trunks = {trunk.tobytes() for trunk, _ in questions}
         if len(trunks) > 1:
-            raise RecipeError(f"{self.template.name}: block 'selection' says something of `other` "
-                              "before the titles of `history` are over")  # fmt: skip
+            raise RecipeError(
+                f"{self.template.name}: block 'selection' says something of `other` "
+                "before the titles of `history` are over"
+            )
         trunk = questions[0][0] if questions else np.zeros(0, np.int32)
         return trunk, [rest for _, rest in questions]
 
@@ -208,8 +216,10 @@ class PromptEncoder:
         pieces = self._pieces_of("selection", len(own), len(other))
         first = next(i for i, p in enumerate(pieces) if isinstance(p, int) and p == len(own))
         ids = [self.title_ids[shown[p]] if isinstance(p, int) else p for p in pieces]
-        return (np.concatenate(ids[:first]).astype(np.int32),
-                np.concatenate(ids[first:]).astype(np.int32))  # fmt: skip
+        return (
+            np.concatenate(ids[:first]).astype(np.int32),
+            np.concatenate(ids[first:]).astype(np.int32),
+        )
 
     def require_shared_prefixes(self) -> None:
         """Raise RecipeError unless a shorter history's prompt begins a longer one's.
@@ -250,8 +260,10 @@ class PromptEncoder:
     ) -> tuple[list[Ids], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         shown = [*own, *(p for d in others for p in (*d.history, d.chosen)), *candidates]
         if shown and not 0 <= min(shown) <= max(shown) < len(self.titles):
-            raise ValueError(f"a prompt shows positions {min(shown)} to {max(shown)}; the catalog "
-                             f"has 0 to {len(self.titles) - 1}")  # fmt: skip
+            raise ValueError(
+                f"a prompt shows positions {min(shown)} to {max(shown)}; the catalog "
+                f"has 0 to {len(self.titles) - 1}"
+            )
         parts: list[Ids] = []
         starts = np.zeros(len(own), np.int64)
         ends = np.zeros(len(own), np.int64)

@@ -64,8 +64,14 @@ def inline(encoder: PromptEncoder, history: Positions, target: int) -> TokenTree
     for index, (start, end) in enumerate(zip(prompt.title_starts, prompt.title_ends, strict=True)):
         if index:
             segments.append(Segment(prompt.ids[begin:start], len(segments) - 1))
-            segments.append(Segment(prompt.ids[start:end], len(segments) - 1,
-                                    int(prompt.history[index]), encoder.title_offset))  # fmt: skip
+            segments.append(
+                Segment(
+                    prompt.ids[start:end],
+                    len(segments) - 1,
+                    int(prompt.history[index]),
+                    encoder.title_offset,
+                )
+            )
         else:
             segments.append(Segment(prompt.ids[:end]))
         begin = int(end)
@@ -113,8 +119,7 @@ class Views:
 
     def prompts(self) -> tuple[Ids, Ids]:
         """The whole first prompt and the whole second one."""
-        return (np.concatenate([self.trunk, self.first]),
-                np.concatenate([self.trunk, self.second]))  # fmt: skip
+        return (np.concatenate([self.trunk, self.first]), np.concatenate([self.trunk, self.second]))
 
 
 def widened(encoder: PromptEncoder, titles: int) -> PromptEncoder:
@@ -156,15 +161,15 @@ def with_candidates(
     of the first prompt of kind 1, those of the second of kind 2; branches stand in this order.
     """
     ends = (Segment(views.trunk), Segment(views.first, 0), Segment(views.second, 0))
-    mine = [Segment(completions[item], 1, int(item), kind=min(place, 1))
-            for place, item in enumerate(first)]  # fmt: skip
+    mine = [
+        Segment(completions[item], 1, int(item), kind=min(place, 1))
+        for place, item in enumerate(first)
+    ]
     others = [Segment(completions[item], 2, int(item), kind=2) for item in second]
     return TokenTree((*ends, *mine, *others))
 
 
-SHAPES: dict[str, RowBuilder] = {
-    "single": single, "all_targets": all_targets, "inline": inline,
-}  # fmt: skip
+SHAPES: dict[str, RowBuilder] = {"single": single, "all_targets": all_targets, "inline": inline}
 
 
 def windows(sequences: Sequence[npt.NDArray[np.int32]], length: int) -> list[npt.NDArray[np.int32]]:

@@ -79,8 +79,12 @@ class PromptTemplate:
         for before, chosen in demonstrations:
             first = len(titles)
             titles += [*before, chosen]
-            shown.append({"history": [_stand_in(first + i) for i in range(len(before))],
-                          "chosen": _stand_in(len(titles) - 1)})  # fmt: skip
+            shown.append(
+                {
+                    "history": [_stand_in(first + i) for i in range(len(before))],
+                    "chosen": _stand_in(len(titles) - 1),
+                }
+            )
         names = {
             "history": [_stand_in(i) for i in range(len(history))],
             "demonstrations": shown,
@@ -102,25 +106,40 @@ class PromptTemplate:
 
     def check(self) -> None:
         """Raise RecipeError unless each history title shows once, in order, and the target once."""
-        self._require(_numbers(self.prompt(["A", "B", "C"])), [0, 1, 2],
-                      "'prompt'", "a history of three (loop over `history`)")  # fmt: skip
+        self._require(
+            _numbers(self.prompt(["A", "B", "C"])),
+            [0, 1, 2],
+            "'prompt'",
+            "a history of three (loop over `history`)",
+        )
         self._require(_numbers(self.completion("A")), [0], "'completion'", "the `target`")
 
     def check_context(self, demonstrations: bool, candidates: bool, selection: bool) -> None:
         """Raise RecipeError unless those that are wanted show, each title once."""
         if demonstrations:
             found = _numbers(self.prompt(["A"], [(["B", "C"], "D"), (["E"], "F")]))
-            self._require(sorted(found), list(range(6)), "'prompt'",
-                          "two demonstrations beside a history of one (loop over "
-                          "`demonstrations`, in each over `history`, then `chosen`)")  # fmt: skip
+            self._require(
+                sorted(found),
+                list(range(6)),
+                "'prompt'",
+                "two demonstrations beside a history of one (loop over "
+                "`demonstrations`, in each over `history`, then `chosen`)",
+            )
         if candidates:
             found = _numbers(self.prompt(["A"], (), ["B", "C"]))
-            self._require(sorted(found), [0, 1, 2], "'prompt'",
-                          "two candidates, a history of one (loop over `candidates`)")  # fmt: skip
+            self._require(
+                sorted(found),
+                [0, 1, 2],
+                "'prompt'",
+                "two candidates, a history of one (loop over `candidates`)",
+            )
         if selection:
-            self._require(_numbers(self.selection(["A", "B"], ["C", "D"])), [0, 1, 2, 3],
-                          "'selection'", "two histories of two (loop over `history`, then `other`)"
-                          )  # fmt: skip
+            self._require(
+                _numbers(self.selection(["A", "B"], ["C", "D"])),
+                [0, 1, 2, 3],
+                "'selection'",
+                "two histories of two (loop over `history`, then `other`)",
+            )
 
     def _require(self, found: list[int], wanted: list[int], block: str, of: str) -> None:
         if found != wanted:

@@ -127,9 +127,10 @@ class TokenTree:
         mask &= np.tri(len(owner), dtype=bool)
 
         learned = [i for i, s in enumerate(self.segments) if s.target >= 0 and len(s.ids)]
-        predictors = [np.concatenate([[last[self.segments[i].parent]],
-                                  starts[i] + np.arange(lengths[i] - 1)])
-                  for i in learned]  # fmt: skip
+        predictors = [
+            np.concatenate([[last[self.segments[i].parent]], starts[i] + np.arange(lengths[i] - 1)])
+            for i in learned
+        ]
         return FlatTree(
             input_ids=_joined([s.ids for s in self.segments]),
             position_ids=(depths[owner] + inside).astype(np.int32),

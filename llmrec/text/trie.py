@@ -83,8 +83,9 @@ class TitleTrie:
         found = chains_of(tokens.astype(np.int32, casting="same_kind", copy=False), edges)
         rank = np.empty_like(found.items)
         rank[found.items] = np.arange(len(rank), dtype=np.int32)
-        return TitleTrie(found.tokens, found.begin, found.children, found.low, found.high,
-                         found.items, rank)  # fmt: skip
+        return TitleTrie(
+            found.tokens, found.begin, found.children, found.low, found.high, found.items, rank
+        )
 
     def __len__(self) -> int:
         return len(self.items)

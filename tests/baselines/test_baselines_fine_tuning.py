@@ -29,21 +29,29 @@ def interactions(sequences, names=None):
     rows = np.arange(sum(lengths))
     users = np.repeat(np.arange(len(sequences)), lengths).astype(np.int32)
     names = names or [f"u{n}" for n in range(len(sequences))]
-    return Interactions(users, np.concatenate(sequences).astype(np.int32), rows, rows,
-                        np.array(names, object))  # fmt: skip
+    return Interactions(
+        users, np.concatenate(sequences).astype(np.int32), rows, rows, np.array(names, object)
+    )
 
 
 def examples(names, histories, targets):
     histories = [np.array(h, np.int32) for h in histories]
     flags = np.zeros(len(names), dtype=bool)
-    return Examples(np.array(names, object), offsets_of(histories), concatenated(histories),
-                    np.array(targets, np.int32), np.zeros(len(names), np.int64), flags,
-                    flags)  # fmt: skip
+    return Examples(
+        np.array(names, object),
+        offsets_of(histories),
+        concatenated(histories),
+        np.array(targets, np.int32),
+        np.zeros(len(names), np.int64),
+        flags,
+        flags,
+    )
 
 
 TRAIN = interactions(SEQUENCES)
-VALID = examples([f"u{n}" for n in FOLLOWING], [SEQUENCES[n] for n in FOLLOWING],
-                 list(FOLLOWING.values()))  # fmt: skip
+VALID = examples(
+    [f"u{n}" for n in FOLLOWING], [SEQUENCES[n] for n in FOLLOWING], list(FOLLOWING.values())
+)
 
 
 def untrained(sizes=SIZES, seed=0, items=ITEMS):
@@ -176,10 +184,13 @@ def test_the_loss_changes_what_is_learned_through_both_views():
     plan = FineTuning(learning_rate=1e-2, batch_size=50, max_epochs=5)
     plain = plan.fit(untrained(), TRAIN, VALID.take(np.arange(0)), False, 0, nothing, FOLLOWING)
     for index in (0, 1):
-        pulled = plan.fit(untrained(), TRAIN, VALID.take(np.arange(0)), False, 0, towards(index),
-                          FOLLOWING)  # fmt: skip
-        assert (pulled.fitted.probabilities(history)[0, 7]
-                > 1.5 * plain.fitted.probabilities(history)[0, 7])  # fmt: skip
+        pulled = plan.fit(
+            untrained(), TRAIN, VALID.take(np.arange(0)), False, 0, towards(index), FOLLOWING
+        )
+        assert (
+            pulled.fitted.probabilities(history)[0, 7]
+            > 1.5 * plain.fitted.probabilities(history)[0, 7]
+        )
 
 
 def test_cross_entropy_alone_is_a_plain_loop(learned):

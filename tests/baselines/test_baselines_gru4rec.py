@@ -15,11 +15,13 @@ def cycles(users, length=15):
     histories = [((np.arange(length) + u) % CYCLE).astype(np.int32) for u in range(users)]
     rows, names = np.arange(users * length), np.arange(users).astype(object)
     flat, flags = concatenated(histories), np.zeros(users, dtype=bool)
-    train = Interactions(np.repeat(np.arange(users), length).astype(np.int32), flat, rows, rows,
-                         names)  # fmt: skip
+    train = Interactions(
+        np.repeat(np.arange(users), length).astype(np.int32), flat, rows, rows, names
+    )
     targets = np.array([(h[-1] + 1) % CYCLE for h in histories], np.int32)
-    return train, Examples(names, offsets_of(histories), flat, targets, np.zeros(users, np.int64),
-                           flags, flags)  # fmt: skip
+    return train, Examples(
+        names, offsets_of(histories), flat, targets, np.zeros(users, np.int64), flags, flags
+    )
 
 
 @pytest.fixture(scope="module")

@@ -59,9 +59,7 @@ def test_probabilities_of_one_step():
 
 def test_backward_counts_and_older_items():
     train = sequences([0, 1, 2])
-    fitted = Markov(
-        reach=1, backward=0.5, prior=1.0, last=2, history_decay=0.5
-    ).fit(train, 3)  # fmt: skip
+    fitted = Markov(reach=1, backward=0.5, prior=1.0, last=2, history_decay=0.5).fit(train, 3)
     popularity = np.full(3, 1 / 3)
     row_1 = (popularity + np.array([0.5, 0, 1])) / 2.5
     row_2 = (popularity + np.array([0, 0.5, 0])) / 1.5

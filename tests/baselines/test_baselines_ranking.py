@@ -47,8 +47,10 @@ def test_equals_a_plain_sort(row, k):
 
 def test_chunks_cover_all_users_once():
     assert [list(range(9))[part] for part in chunks(9, 5, cells=20)] == [
-        [0, 1, 2, 3], [4, 5, 6, 7], [8]
-    ]  # fmt: skip
+        [0, 1, 2, 3],
+        [4, 5, 6, 7],
+        [8],
+    ]
     assert len(list(chunks(3, 100, cells=10))) == 3
     assert list(chunks(0, 100)) == []
 
@@ -104,12 +106,15 @@ def test_candidates_that_cannot_be_recommended_come_last_and_are_listed():
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 20), values), min_size=1, unique_by=lambda x: x[0]),
-       st.integers(1, 22))  # fmt: skip
+@given(
+    st.lists(st.tuples(st.integers(0, 20), values), min_size=1, unique_by=lambda x: x[0]),
+    st.integers(1, 22),
+)
 def test_candidates_equal_a_plain_sort(pairs, k):
     order = [position for _, position in sorted((-v, p) for p, v in pairs)]
-    positions, scores = top_k_of(np.array([[p for p, _ in pairs]], np.int32),
-                                 np.array([[v for _, v in pairs]]), k)  # fmt: skip
+    positions, scores = top_k_of(
+        np.array([[p for p, _ in pairs]], np.int32), np.array([[v for _, v in pairs]]), k
+    )
     assert positions.tolist() == [(order + [-1] * k)[:k]]
     assert positions.dtype == np.int32
     assert scores.dtype == np.float32
@@ -120,10 +125,12 @@ def test_candidates_in_chunks_equal_candidates_at_once(monkeypatch):
     shares = rng.dirichlet(np.ones(12))
     histories = [rng.integers(0, 12, 2).astype(np.int32) for _ in range(7)]
     candidates = np.stack([rng.permutation(12)[:5] for _ in histories]).astype(np.int32)
-    whole = predict(FittedPopularity(shares), histories, candidates[:, 2], 12, 4,
-                    candidates=candidates)  # fmt: skip
+    whole = predict(
+        FittedPopularity(shares), histories, candidates[:, 2], 12, 4, candidates=candidates
+    )
     monkeypatch.setattr(ranking, "chunks", lambda users, n: chunks(users, n, cells=30))
-    parts = predict(FittedPopularity(shares), histories, candidates[:, 2], 12, 4,
-                    candidates=candidates)  # fmt: skip
+    parts = predict(
+        FittedPopularity(shares), histories, candidates[:, 2], 12, 4, candidates=candidates
+    )
     for name in ("positions", "scores", "nll"):
         np.testing.assert_array_equal(getattr(whole, name), getattr(parts, name))

@@ -23,15 +23,23 @@ def cycles(users: int = 12, length: int = 15) -> tuple[Interactions, Examples]:
     histories = [((np.arange(length) + u) % CYCLE).astype(np.int32) for u in range(users)]
     rows = np.arange(users * length)
     train = Interactions(
-        np.repeat(np.arange(users), length).astype(np.int32), concatenated(histories), rows, rows,
+        np.repeat(np.arange(users), length).astype(np.int32),
+        concatenated(histories),
+        rows,
+        rows,
         np.arange(users).astype(object),
-    )  # fmt: skip
+    )
     flags = np.zeros(users, dtype=bool)
     targets = np.array([(h[-1] + 1) % CYCLE for h in histories], np.int32)
     return train, Examples(
-        np.arange(users).astype(object), offsets_of(histories), concatenated(histories), targets,
-        np.zeros(users, np.int64), flags, flags,
-    )  # fmt: skip
+        np.arange(users).astype(object),
+        offsets_of(histories),
+        concatenated(histories),
+        targets,
+        np.zeros(users, np.int64),
+        flags,
+        flags,
+    )
 
 
 @pytest.fixture(scope="module")

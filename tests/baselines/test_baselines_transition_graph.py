@@ -51,10 +51,14 @@ def naive_ranking(users, history, variant, filter_seen):
     seen = set(history) if filter_seen else set()
     flat = [p for u in users for p in u]
     popular = sorted(set(range(SIZE)) - seen, key=lambda i: (-flat.count(i), i))
-    wanted = {1: [(1, 1, 7), (1, 2, 2), (1, 3, 1)],
-              2: [(1, 1, 5), (1, 2, 1), (2, 1, 3), (2, 2, 1)]}[variant]  # fmt: skip
-    rings = [naive_ring(users, history[-back], hops) if len(history) >= back else []
-             for back, hops, _ in wanted]  # fmt: skip
+    wanted = {
+        1: [(1, 1, 7), (1, 2, 2), (1, 3, 1)],
+        2: [(1, 1, 5), (1, 2, 1), (2, 1, 3), (2, 2, 1)],
+    }[variant]
+    rings = [
+        naive_ring(users, history[-back], hops) if len(history) >= back else []
+        for back, hops, _ in wanted
+    ]
     result = []
     while len(result) < SIZE - len(seen):
         short = 0

@@ -31,20 +31,32 @@ def walkers(users: int = 30, length: int = 8) -> tuple[Interactions, Examples]:
     )
     rows = np.arange(users * length)
     train = Interactions(
-        np.repeat(np.arange(users), length).astype(np.int32), walks[:, :-1].ravel(), rows, rows,
+        np.repeat(np.arange(users), length).astype(np.int32),
+        walks[:, :-1].ravel(),
+        rows,
+        rows,
         np.arange(users).astype(object),
-    )  # fmt: skip
+    )
     flags = np.zeros(users, dtype=bool)
     histories = list(walks[:, :-1])
     return train, Examples(
-        np.arange(users).astype(object), offsets_of(histories), concatenated(histories),
-        walks[:, -1], np.zeros(users, np.int64), flags, flags,
-    )  # fmt: skip
+        np.arange(users).astype(object),
+        offsets_of(histories),
+        concatenated(histories),
+        walks[:, -1],
+        np.zeros(users, np.int64),
+        flags,
+        flags,
+    )
 
 
 TRAIN, VALID = walkers()
-MODELS = {"popularity": Popularity, "recent_popularity": RecentPopularity, "markov": Markov,
-          "item_knn": ItemKNN}  # fmt: skip
+MODELS = {
+    "popularity": Popularity,
+    "recent_popularity": RecentPopularity,
+    "markov": Markov,
+    "item_knn": ItemKNN,
+}
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -98,9 +110,14 @@ def test_targets_that_may_not_be_recommended_do_not_count():
     histories = [np.array([0, 1], np.int32), np.array([2], np.int32)]
     flags = np.zeros(2, dtype=bool)
     valid = Examples(
-        np.array(["a", "b"], object), offsets_of(histories), concatenated(histories),
-        np.array([1, 3], np.int32), np.zeros(2, np.int64), flags, flags,
-    )  # fmt: skip
+        np.array(["a", "b"], object),
+        offsets_of(histories),
+        concatenated(histories),
+        np.array([1, 3], np.int32),
+        np.zeros(2, np.int64),
+        flags,
+        flags,
+    )
     tuned = choose("popularity", TRAIN, valid, CATALOG, filter_seen=True, seed=0)
     assert np.isfinite(tuned.value)
     unanswerable = choose("popularity", TRAIN, valid.take(np.array([0])), CATALOG, True, 0)

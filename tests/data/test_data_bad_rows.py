@@ -40,18 +40,33 @@ JSON = {
     "two objects": ('{"user_id": 1}{"user_id": 2}', "line", "not JSON: Extra data"),
     "deep": ("[" * 100_000, "line", "not JSON"),
     "not UTF-8": ('{"user_id": "\udcff"}', "line", "byte 0xff is not UTF-8"),
-    "NaN": ('{"user_id": "u", "item_id": "i", "rating": NaN, "timestamp": 5}', "line",
-            "NaN is not a number"),
+    "NaN": (
+        '{"user_id": "u", "item_id": "i", "rating": NaN, "timestamp": 5}',
+        "line",
+        "NaN is not a number",
+    ),
     "no user": ('{"item_id": "i", "rating": 1, "timestamp": 5}', "user_id", "is missing"),
-    "null item": ('{"user_id": "u", "item_id": null, "rating": 1, "timestamp": 5}', "item_id",
-                  "is missing"),
-    "list": ('{"user_id": ["u"], "item_id": "i", "rating": 1, "timestamp": 5}', "user_id",
-             "['u'] is neither text nor a number"),
-    "truth": ('{"user_id": "u", "item_id": "i", "rating": true, "timestamp": 5}', "rating",
-              "True is neither"),
-    "word": ('{"user_id": "u", "item_id": "i", "rating": "good", "timestamp": 5}', "rating",
-             "'good' is not a number"),
-}  # fmt: skip
+    "null item": (
+        '{"user_id": "u", "item_id": null, "rating": 1, "timestamp": 5}',
+        "item_id",
+        "is missing",
+    ),
+    "list": (
+        '{"user_id": ["u"], "item_id": "i", "rating": 1, "timestamp": 5}',
+        "user_id",
+        "['u'] is neither text nor a number",
+    ),
+    "truth": (
+        '{"user_id": "u", "item_id": "i", "rating": true, "timestamp": 5}',
+        "rating",
+        "True is neither",
+    ),
+    "word": (
+        '{"user_id": "u", "item_id": "i", "rating": "good", "timestamp": 5}',
+        "rating",
+        "'good' is not a number",
+    ),
+}
 PARQUET = {
     "no user": (0, None, "user_id", "is missing"),
     "empty item": (1, "", "item_id", "is empty"),
@@ -80,8 +95,9 @@ def kept(raw: RawData) -> list[tuple[str, str, int, int]]:
     log = raw.interactions
     assert log.rating is not None
     ids = zip(log.user_ids[log.user], raw.item_ids[log.position], strict=True)
-    return [(*pair, int(r), int(t)) for pair, r, t in zip(ids, log.rating, log.timestamp,
-                                                          strict=True)]  # fmt: skip
+    return [
+        (*pair, int(r), int(t)) for pair, r, t in zip(ids, log.rating, log.timestamp, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("row", AT)
@@ -135,8 +151,14 @@ def test_parquet_bytes(tmp_path: Path) -> None:
     """Flipped bytes: a row group lost and reported, an error that names the file, or no harm."""
     path = tmp_path / "log.parquet"
     table = pa.table(dict(zip(NAMES, map(list, zip(*GOOD, strict=True)), strict=True)))
-    pq.write_table(table, path, row_group_size=10, write_page_checksum=True, compression="none",
-                   use_dictionary=False)  # fmt: skip
+    pq.write_table(
+        table,
+        path,
+        row_group_size=10,
+        write_page_checksum=True,
+        compression="none",
+        use_dictionary=False,
+    )
     whole = path.read_bytes()
     outcomes = {"refused": 0, "reported": 0, "harmless": 0}
     for at in np.random.default_rng(0).integers(len(whole), size=60).tolist():

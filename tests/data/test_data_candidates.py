@@ -19,11 +19,14 @@ def examples_of(histories, targets, users=None, timestamps=None):
     users = [f"u{i}" for i in range(count)] if users is None else users
     arrays = [np.array(h, np.int32) for h in histories]
     return Examples(
-        np.array(users, object), offsets_of(arrays), concatenated(arrays),
+        np.array(users, object),
+        offsets_of(arrays),
+        concatenated(arrays),
         np.array(targets, np.int32),
         np.arange(count) if timestamps is None else np.array(timestamps, np.int64),
-        np.zeros(count, bool), np.zeros(count, bool),
-    )  # fmt: skip
+        np.zeros(count, bool),
+        np.zeros(count, bool),
+    )
 
 
 @st.composite

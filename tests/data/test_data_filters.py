@@ -14,9 +14,12 @@ def rows_of(triples: list[tuple[int, int, int]]) -> Interactions:
     table = np.array(triples, dtype=np.int64).reshape(-1, 3)
     users = int(table[:, 0].max()) + 1 if len(table) else 0
     return Interactions(
-        table[:, 0].astype(np.int32), table[:, 1].astype(np.int32), table[:, 2],
-        np.arange(len(table)), np.array([f"u{u}" for u in range(users)], dtype=object),
-    )  # fmt: skip
+        table[:, 0].astype(np.int32),
+        table[:, 1].astype(np.int32),
+        table[:, 2],
+        np.arange(len(table)),
+        np.array([f"u{u}" for u in range(users)], dtype=object),
+    )
 
 
 TRIPLES = st.lists(st.tuples(*[st.integers(0, 5)] * 3), max_size=60)
@@ -55,8 +58,11 @@ def test_k_core_equals_dropping_one_row_at_a_time(
     while True:
         users = [triples[row][0] for row in left]
         items = [triples[row][1] for row in left]
-        rare = [row for row in left if users.count(triples[row][0]) < k
-                or items.count(triples[row][1]) < k]  # fmt: skip
+        rare = [
+            row
+            for row in left
+            if users.count(triples[row][0]) < k or items.count(triples[row][1]) < k
+        ]
         if not rare:
             break
         left.remove(rare[-1])

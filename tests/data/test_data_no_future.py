@@ -44,17 +44,20 @@ def drawn_log(seed: int) -> Interactions:
     users, count = int(rng.integers(2, 8)), int(rng.integers(10, 41))
     rows = Interactions(
         rng.integers(0, users, count).astype(np.int32),
-        rng.integers(0, ITEMS, count).astype(np.int32), rng.integers(0, 8, count),
-        rng.permutation(count), np.array([f"u{i}" for i in range(users)], object),
-    )  # fmt: skip
+        rng.integers(0, ITEMS, count).astype(np.int32),
+        rng.integers(0, 8, count),
+        rng.permutation(count),
+        np.array([f"u{i}" for i in range(users)], object),
+    )
     return rows.take(first_of_duplicates(rows))
 
 
 def past_of(ordered: Interactions, ties: str) -> dict[str, list[Row]]:
     """The rows of each user, oldest first, after having looked at the order of what ties."""
     rows: dict[str, list[Row]] = {}
-    for code, position, time, source in zip(ordered.user, ordered.position, ordered.timestamp,
-                                            ordered.source_row, strict=True):  # fmt: skip
+    for code, position, time, source in zip(
+        ordered.user, ordered.position, ordered.timestamp, ordered.source_row, strict=True
+    ):
         of_user = rows.setdefault(ordered.user_ids[code], [])
         of_user.append((int(source), int(position), int(time)))
     for of_user in rows.values():
@@ -69,8 +72,11 @@ def past_of(ordered: Interactions, ties: str) -> dict[str, list[Row]]:
 
 def target_place(example: Example, past: dict[str, list[Row]]) -> int:
     """Where the target stands among its user's rows; duplicates are gone, so it is one place."""
-    (place,) = [place for place, (_, position, time) in enumerate(past[example.user_id])
-                if (position, time) == (example.target, example.timestamp)]  # fmt: skip
+    (place,) = [
+        place
+        for place, (_, position, time) in enumerate(past[example.user_id])
+        if (position, time) == (example.target, example.timestamp)
+    ]
     return place
 
 
@@ -99,15 +105,25 @@ def check_other_users(split: Split, past: dict[str, list[Row]]) -> int:
     examples = [*split.train, *split.valid, *split.test]
     interactions = split.interactions
     snapshots = snapshots_of(interactions, WINDOW)
-    queries = queries_of([e.user_id for e in examples], [e.history for e in examples],
-                         [e.timestamp for e in examples], interactions, WINDOW)  # fmt: skip
+    queries = queries_of(
+        [e.user_id for e in examples],
+        [e.history for e in examples],
+        [e.timestamp for e in examples],
+        interactions,
+        WINDOW,
+    )
     vectors = np.random.default_rng(0).standard_normal((ITEMS, 4))
     retriever = Retriever(snapshots, vectors, {"cosine": 1.0, "jaccard": 1.0}, coarse=5)
-    row_of = {source: (user, position, time) for user, rows in past.items()
-              for source, position, time in rows}  # fmt: skip
+    row_of = {
+        source: (user, position, time)
+        for user, rows in past.items()
+        for source, position, time in rows
+    }
     total = 0
-    for found in (retriever.retrieve(queries, WANTED),
-                  random_neighbours(snapshots, queries, WANTED, seed=0)):  # fmt: skip
+    for found in (
+        retriever.retrieve(queries, WANTED),
+        random_neighbours(snapshots, queries, WANTED, seed=0),
+    ):
         for example, shown in zip(examples, found.snapshot.tolist(), strict=True):
             names = []
             for at in shown:

@@ -73,9 +73,14 @@ def assert_same(path: Path, raw: RawData, rows: Interactions) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "seed", "min_rating", "k"),
-    [("csv", 0, None, 5), ("csv", 1, 2.2, 6), ("jsonl", 2, 1.0, 1), ("parquet", 3, 3.5, 4),
-     ("parquet", 4, None, 12)],
-)  # fmt: skip
+    [
+        ("csv", 0, None, 5),
+        ("csv", 1, 2.2, 6),
+        ("jsonl", 2, 1.0, 1),
+        ("parquet", 3, 3.5, 4),
+        ("parquet", 4, None, 12),
+    ],
+)
 def test_the_rows_and_their_order_are_those_of_the_arrays(
     tmp_path: Path, kind: str, seed: int, min_rating: float | None, k: int
 ) -> None:
@@ -93,8 +98,9 @@ def test_the_rows_and_their_order_are_those_of_the_arrays(
     assert counts["duplicates_dropped"] > 100
     assert ROWS - sum(counts.values()) + counts["rows_read"] == len(rows)
     assert ("below_min_rating" in counts, "outside_k_core" in counts) == (
-        min_rating is not None, k > 1
-    )  # fmt: skip
+        min_rating is not None,
+        k > 1,
+    )
     assert not list(scratch.iterdir())
     # What was written is a source of its own, and gives the same users and items.
     again = read_source(tmp_path / "o'ut")
@@ -143,8 +149,13 @@ def test_bad_rows_are_those_that_reading_finds(tmp_path: Path) -> None:
 
 def test_titles_beside_the_interactions_are_each_items_first(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
-    rows = [("u", "x", 1, "First"), ("u", "y", 2, None), ("v", "x", 1, "Second"),
-            ("v", "y", 2, "Later"), ("v", "z", 3, "Dropped")]  # fmt: skip
+    rows = [
+        ("u", "x", 1, "First"),
+        ("u", "y", 2, None),
+        ("v", "x", 1, "Second"),
+        ("v", "y", 2, "Later"),
+        ("v", "z", 3, "Dropped"),
+    ]
     keys = ("user_id", "item_id", "timestamp", "title")
     lines = [json.dumps(dict(zip(keys, row, strict=True))) for row in rows]
     path.write_text("\n".join(lines))

@@ -33,9 +33,11 @@ def test_many_rows_as_numpy_sorts_them(spread: int) -> None:
     """More rows than are packed at once; types of a log; the last column left whole or cut."""
     rng = np.random.default_rng(0)
     count = 70_000
-    columns = [rng.integers(0, 300, count).astype(np.int32),
-               rng.integers(0, 200, count).astype(np.int32),
-               rng.integers(-3, 3, count) * spread]  # fmt: skip
+    columns = [
+        rng.integers(0, 300, count).astype(np.int32),
+        rng.integers(0, 200, count).astype(np.int32),
+        rng.integers(-3, 3, count) * spread,
+    ]
     order = rows_in_order(columns)
     assert order.tolist() == np.lexsort(columns[::-1]).tolist()
     seen: set[tuple[int, ...]] = set()

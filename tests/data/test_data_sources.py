@@ -47,8 +47,10 @@ def lines(separator: str, header: str = "") -> str:
 def ml_100k(folder: Path) -> Path:
     """GroupLens' layout: title with year, Latin-1."""
     write(folder, u__data=lines("\t"))
-    items = [f"2|Cérémonie, La (1995)|01-Jan-1995||http://x{GENRES}",
-             f"12|Land Before Time III (1995) (V)|01-Jan-1995||{GENRES}"]  # fmt: skip
+    items = [
+        f"2|Cérémonie, La (1995)|01-Jan-1995||http://x{GENRES}",
+        f"12|Land Before Time III (1995) (V)|01-Jan-1995||{GENRES}",
+    ]
     (folder / "u.item").write_bytes("\n".join(items).encode("latin-1"))
     return folder
 
@@ -95,23 +97,39 @@ def test_movielens_csv(tmp_path: Path) -> None:
     movies = (
         'movieId,title,genres\r\n2,"Seven, ""The"" Film, A (1995)",Crime\r\n12,Heat (1995),x\r\n'
     )
-    write(tmp_path, ratings__csv=lines(",", "userId,movieId,rating,timestamp"), movies__csv=movies,
-          tags__csv="userId\n")  # fmt: skip
+    write(
+        tmp_path,
+        ratings__csv=lines(",", "userId,movieId,rating,timestamp"),
+        movies__csv=movies,
+        tags__csv="userId\n",
+    )
     raw = read_source(tmp_path)
     assert as_rows(raw) == LOG
     assert catalog_of(raw).titles == ('A Seven, "The" Film (1995)', "Heat (1995)")
 
 
 def amazon_2023_meta() -> str:
-    rows = [{"parent_asin": "2", "title": "Cable", "store": "Sony", "images": [{"a": None}]},
-            {"parent_asin": "99", "title": "Not in the log"},
-            {"parent_asin": "12", "title": None, "store": None}]  # fmt: skip
+    rows = [
+        {"parent_asin": "2", "title": "Cable", "store": "Sony", "images": [{"a": None}]},
+        {"parent_asin": "99", "title": "Not in the log"},
+        {"parent_asin": "12", "title": None, "store": None},
+    ]
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 def test_amazon_2023_reviews(tmp_path: Path) -> None:
-    reviews = [{"rating": r, "text": "good\n", "asin": "x", "parent_asin": i, "user_id": u,
-                "timestamp": t, "images": []} for u, i, r, t in LOG]  # fmt: skip
+    reviews = [
+        {
+            "rating": r,
+            "text": "good\n",
+            "asin": "x",
+            "parent_asin": i,
+            "user_id": u,
+            "timestamp": t,
+            "images": [],
+        }
+        for u, i, r, t in LOG
+    ]
     with gzip.open(tmp_path / "Toys.jsonl.gz", "wt") as stream:
         stream.writelines(json.dumps(review) + "\n" for review in reviews)
     with gzip.open(tmp_path / "meta_Toys.jsonl.gz", "wt") as stream:
@@ -125,8 +143,11 @@ def test_amazon_2023_reviews(tmp_path: Path) -> None:
 
 
 def test_amazon_2023_ratings(tmp_path: Path) -> None:
-    write(tmp_path, Toys__csv=lines(",", "user_id,parent_asin,rating,timestamp"),
-          meta_Toys__jsonl=amazon_2023_meta())  # fmt: skip
+    write(
+        tmp_path,
+        Toys__csv=lines(",", "user_id,parent_asin,rating,timestamp"),
+        meta_Toys__jsonl=amazon_2023_meta(),
+    )
     raw = read_source(tmp_path)
     assert (raw.format, as_rows(raw)) == ("amazon2023", LOG)
 
@@ -171,8 +192,10 @@ def test_plain_formats_agree(tmp_path: Path, kind: str) -> None:
         pq.write_table(pa.table(items), tmp_path / "items.parquet")
     elif kind == "jsonl":
         text = "".join(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in LOG)
-        titles = "".join(json.dumps({"item_id": i, "title": t}) + "\n"
-                         for i, t in zip(*items.values(), strict=True))  # fmt: skip
+        titles = "".join(
+            json.dumps({"item_id": i, "title": t}) + "\n"
+            for i, t in zip(*items.values(), strict=True)
+        )
         write(tmp_path, interactions__jsonl=text, items__jsonl=titles)
     else:
         separator = {"csv": ",", "tsv": "\t"}[kind]
@@ -190,10 +213,13 @@ def test_plain_formats_agree(tmp_path: Path, kind: str) -> None:
 
 def test_ids_of_any_type_and_dates(tmp_path: Path) -> None:
     moment = datetime.datetime(2020, 1, 1, 0, 0, 1, tzinfo=datetime.UTC)
-    table = pa.table({
-        "user_id": pa.array(["b", "a"]).dictionary_encode(), "item_id": [12.0, 2.0],
-        "timestamp": pa.array([moment, moment], pa.timestamp("us", tz="UTC")),
-    })  # fmt: skip
+    table = pa.table(
+        {
+            "user_id": pa.array(["b", "a"]).dictionary_encode(),
+            "item_id": [12.0, 2.0],
+            "timestamp": pa.array([moment, moment], pa.timestamp("us", tz="UTC")),
+        }
+    )
     pq.write_table(table, tmp_path / "log.parquet")
     raw = read_source(tmp_path / "log.parquet")
     assert raw.item_ids.tolist() == ["2", "12"]
@@ -246,8 +272,10 @@ def test_what_cannot_be_recognised_says_what_is_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no interaction"):
         read_source(tmp_path / "bare.csv")
     with pytest.raises(DataError, match="'stars'"):
-        recognise(write(tmp_path, b__csv="user_id,item_id,timestamp\n") / "b.csv",
-                  columns=Columns(rating="stars"))  # fmt: skip
+        recognise(
+            write(tmp_path, b__csv="user_id,item_id,timestamp\n") / "b.csv",
+            columns=Columns(rating="stars"),
+        )
 
 
 def test_a_gz_bomb_is_refused_and_a_cut_gz_is_named(tmp_path: Path, monkeypatch) -> None:

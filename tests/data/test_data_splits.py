@@ -39,8 +39,13 @@ def logs(times: int = 9) -> st.SearchStrategy[Interactions]:
 def log_of(pairs: list[tuple[int, int]]) -> Interactions:
     table = np.array(pairs, dtype=np.int64)
     rows = np.arange(len(table))
-    return Interactions(table[:, 0].astype(np.int32), rows.astype(np.int32), table[:, 1], rows,
-                        np.array([f"u{u}" for u in range(8)], dtype=object))  # fmt: skip
+    return Interactions(
+        table[:, 0].astype(np.int32),
+        rows.astype(np.int32),
+        table[:, 1],
+        rows,
+        np.array([f"u{u}" for u in range(8)], dtype=object),
+    )
 
 
 def as_lists(examples: Examples) -> list[tuple[str, list[int], int, int]]:
@@ -50,8 +55,13 @@ def as_lists(examples: Examples) -> list[tuple[str, list[int], int, int]]:
 def sequences(rows: Interactions) -> dict[str, list[int]]:
     """User -> positions, oldest first, ties by source row: the slow and plain way."""
     found: dict[str, list[int]] = defaultdict(list)
-    keys = zip(rows.timestamp.tolist(), rows.source_row.tolist(), rows.user.tolist(),
-               rows.position.tolist(), strict=True)  # fmt: skip
+    keys = zip(
+        rows.timestamp.tolist(),
+        rows.source_row.tolist(),
+        rows.user.tolist(),
+        rows.position.tolist(),
+        strict=True,
+    )
     for _, _, user, position in sorted(keys):
         found[rows.user_ids[user]].append(position)
     return dict(sorted(found.items()))
@@ -110,8 +120,9 @@ def test_leave_one_out_is_set_algebra(log: Interactions) -> None:
     assert as_targets(split.test) == {user: items[-1] for user, items in long.items()}
     assert as_targets(split.valid) == {user: items[-2] for user, items in long.items()}
     trained = {user: items[:-2] if user in long else items for user, items in past.items()}
-    assert as_targets(split.train) == {u: items[-1] for u, items in trained.items()
-                                       if len(items) >= 2}  # fmt: skip
+    assert as_targets(split.train) == {
+        u: items[-1] for u, items in trained.items() if len(items) >= 2
+    }
     assert sorted(split.interactions.position.tolist()) == sorted(chain(*trained.values()))
 
 
@@ -153,8 +164,11 @@ def test_sliding_window_by_hand() -> None:
     # u0 has times 0..5 and u1 has times 3..6: windows of 3 end at 2 3 4 5 and 5 6.
     log = log_of([(0, t) for t in range(6)] + [(1, t) for t in range(3, 7)])
     split = sliding_window(order(log), 3, (0.5, 0.25, 0.25))
-    assert as_lists(split.train) == [("u0", [0, 1], 2, 2), ("u0", [1, 2], 3, 3),
-                                     ("u0", [2, 3], 4, 4)]  # fmt: skip
+    assert as_lists(split.train) == [
+        ("u0", [0, 1], 2, 2),
+        ("u0", [1, 2], 3, 3),
+        ("u0", [2, 3], 4, 4),
+    ]
     assert as_lists(split.valid) == [("u0", [3, 4], 5, 5)]
     assert as_lists(split.test) == [("u1", [6, 7], 8, 5), ("u1", [7, 8], 9, 6)]
     assert split.interactions.position.tolist() == [0, 1, 2, 3, 4]
@@ -162,9 +176,12 @@ def test_sliding_window_by_hand() -> None:
 
 def test_tie_rules_decide_equal_timestamps_and_nothing_else() -> None:
     rows = Interactions(
-        np.zeros(4, np.int32), np.array([3, 1, 2, 0], np.int32), np.array([5, 5, 5, 4]),
-        np.array([2, 1, 0, 3]), np.array(["u"], dtype=object),
-    )  # fmt: skip
+        np.zeros(4, np.int32),
+        np.array([3, 1, 2, 0], np.int32),
+        np.array([5, 5, 5, 4]),
+        np.array([2, 1, 0, 3]),
+        np.array(["u"], dtype=object),
+    )
     assert order(rows, "source_row").position.tolist() == [0, 2, 1, 3]
     assert order(rows, "item_id").position.tolist() == [0, 1, 2, 3]
     drawn = {tuple(order(rows, "shuffle", seed).position.tolist()) for seed in range(40)}

@@ -56,10 +56,14 @@ PIECES = st.lists(
         ("Boot, Das (1981)", "Das Boot (1981)"),
         ("Postino, Il (1994)", "Il Postino (1994)"),
         ("Misérables, Les (1995)", "Les Misérables (1995)"),
-        ("Lord of the Rings: The Two Towers, The (2002)",
-         "The Lord of the Rings: The Two Towers (2002)"),
-        ("Horseman on the Roof, The (Hussard sur le toit, Le) (1995)",
-         "The Horseman on the Roof (Le Hussard sur le toit) (1995)"),
+        (
+            "Lord of the Rings: The Two Towers, The (2002)",
+            "The Lord of the Rings: The Two Towers (2002)",
+        ),
+        (
+            "Horseman on the Roof, The (Hussard sur le toit, Le) (1995)",
+            "The Horseman on the Roof (Le Hussard sur le toit) (1995)",
+        ),
         ("Eighth Day, The (Le Huitième jour ) (1996)", "The Eighth Day (Le Huitième jour) (1996)"),
         ("Paris, Texas (1984)", "Paris, Texas (1984)"),
         ("The End", "The End"),
@@ -68,11 +72,11 @@ PIECES = st.lists(
         ("evil\u202etxt\u2066", "eviltxt"),
         ("bell\x07 nul\x00 own\ue000 tag\U000e0041 half\ud800", "bell nul own tag half"),
         ("family \U0001f468\u200d\U0001f469", "family \U0001f468\u200d\U0001f469"),
-        ("R&amp;B &quot;Hits&quot; &#39;99", "R&B \"Hits\" '99"),
+        ("R&amp;B &quot;Hits&quot; &#39;99", 'R&B "Hits" \'99'),
         ("\u200b\u200d \ufeff", ""),
         ("", ""),
     ],
-)  # fmt: skip
+)
 def test_clean_title(raw: str, clean: str) -> None:
     assert clean_title(raw) == clean
 
@@ -103,22 +107,25 @@ def test_cleaned_titles_are_clean_whatever_comes(raw: str, limit: int) -> None:
 
 @settings(max_examples=300)
 @given(
-    st.lists(st.tuples(st.one_of(ANY_TEXT, PIECES), st.sampled_from(["", "Sony", "Apple"])),
-             max_size=12),
+    st.lists(
+        st.tuples(st.one_of(ANY_TEXT, PIECES), st.sampled_from(["", "Sony", "Apple"])), max_size=12
+    ),
     st.booleans(),
-)  # fmt: skip
+)
 def test_titles_in_a_catalog_are_unique_and_not_empty(
     items: list[tuple[str, str]], year_in_title: bool
 ) -> None:
     ids = [str(number) for number in range(len(items))]
     raw = [title for title, _ in items]
-    catalog = build_catalog(ids, raw, [brand for _, brand in items], year_in_title=year_in_title,
-                            max_title_chars=40)  # fmt: skip
+    catalog = build_catalog(
+        ids, raw, [brand for _, brand in items], year_in_title=year_in_title, max_title_chars=40
+    )
     assert len(set(catalog.titles)) == len(items)
     assert all(0 < len(title) <= 40 for title in catalog.titles)
     assert catalog.raw_titles == tuple(raw)
-    assert catalog == build_catalog(ids, raw, [brand for _, brand in items],
-                                    year_in_title=year_in_title, max_title_chars=40)  # fmt: skip
+    assert catalog == build_catalog(
+        ids, raw, [brand for _, brand in items], year_in_title=year_in_title, max_title_chars=40
+    )
 
 
 def test_equal_titles_take_the_brand_and_then_a_number() -> None:
@@ -128,11 +135,21 @@ def test_equal_titles_take_the_brand_and_then_a_number() -> None:
         ["Sony", "Apple", "Sony", "", "", ""],
     )
     assert catalog.titles == (
-        "Cable (Sony)", "Cable (Apple)", "Cable (Sony) (2)", "Mouse", "Mouse (3)", "Mouse (2)",
-    )  # fmt: skip
+        "Cable (Sony)",
+        "Cable (Apple)",
+        "Cable (Sony) (2)",
+        "Mouse",
+        "Mouse (3)",
+        "Mouse (2)",
+    )
     assert catalog.title_rules == (
-        "brand_suffix", "brand_suffix", "number_suffix", "as_given", "number_suffix", "as_given",
-    )  # fmt: skip
+        "brand_suffix",
+        "brand_suffix",
+        "number_suffix",
+        "as_given",
+        "number_suffix",
+        "as_given",
+    )
     assert duplicate_titles(catalog) == 4
 
 

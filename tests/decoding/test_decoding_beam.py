@@ -18,10 +18,27 @@ from llmrec.text.trie import TitleTrie, UnreachablePrefixError
 
 MOVIE = PromptTemplate.from_file(shipped.prompts() / "next_item" / "movie.jinja")
 TITLES = [
-    "The Man", "The Man II", "The Man III", "Dark City", "Dark Star", "A Star", "Last Summer",
-    "Last Dance", "Love", "River: the End", "Night of the Dead", "Day of the Dead", "Blue", "Red",
-    "The World", "The Big House", "Little House", "Return of the King", "The King", "Black, White",
-]  # fmt: skip
+    "The Man",
+    "The Man II",
+    "The Man III",
+    "Dark City",
+    "Dark Star",
+    "A Star",
+    "Last Summer",
+    "Last Dance",
+    "Love",
+    "River: the End",
+    "Night of the Dead",
+    "Day of the Dead",
+    "Blue",
+    "Red",
+    "The World",
+    "The Big House",
+    "Little House",
+    "Return of the King",
+    "The King",
+    "Black, White",
+]
 NOTHING = np.zeros(0, np.int32)
 
 
@@ -35,12 +52,20 @@ def of_hugging_face(model, prompt, trie, completions, beams, renormalise, end):
             return [end]
 
     out = model.generate(
-        torch.from_numpy(prompt.astype(np.int64))[None], max_new_tokens=max(map(len, completions)),
-        attention_mask=torch.ones(1, len(prompt), dtype=torch.long), num_beams=beams,
-        num_return_sequences=beams, do_sample=False, length_penalty=0.0, pad_token_id=end,
-        eos_token_id=end, prefix_allowed_tokens_fn=allowed, renormalize_logits=renormalise,
-        return_dict_in_generate=True, output_scores=True,
-    )  # fmt: skip
+        torch.from_numpy(prompt.astype(np.int64))[None],
+        max_new_tokens=max(map(len, completions)),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        num_beams=beams,
+        num_return_sequences=beams,
+        do_sample=False,
+        length_penalty=0.0,
+        pad_token_id=end,
+        eos_token_id=end,
+        prefix_allowed_tokens_fn=allowed,
+        renormalize_logits=renormalise,
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
     item_of = {tuple(ids.tolist()): i for i, ids in enumerate(completions)}
     items = []
     for sequence in out.sequences[:, len(prompt) :].tolist():
@@ -52,8 +77,13 @@ def of_hugging_face(model, prompt, trie, completions, beams, renormalise, end):
 def assert_equal_to_hugging_face(model, encoder, histories, beams, renormalise):
     prompts = [encoder.prompt(h).ids for h in histories]
     open_items = OpenItems(encoder.trie, [NOTHING] * len(prompts))
-    ours = beam_search(SharedPrompt(model, prompts), open_items, beams=beams, top_k=beams,
-                       scoring=Scoring(renormalise))  # fmt: skip
+    ours = beam_search(
+        SharedPrompt(model, prompts),
+        open_items,
+        beams=beams,
+        top_k=beams,
+        scoring=Scoring(renormalise),
+    )
     end = encoder.tokenizer.eos_token_id
     for prompt, ranking in zip(prompts, ours, strict=True):
         items, scores = of_hugging_face(
@@ -97,9 +127,13 @@ def test_tokens_read_ahead_change_passes_and_nothing_else(
         passes = []
         monkeypatch.setattr(beam, "ROOM", room)
         monkeypatch.setattr(SharedPrompt, "read", lambda *a: passes.append(a[1].size) or read(*a))
-        found = beam_search(SharedPrompt(tiny_llama, prompts),
-                            OpenItems(encoder.trie, [NOTHING] * len(prompts), q),
-                            beams=5, top_k=5, scoring=scoring)  # fmt: skip
+        found = beam_search(
+            SharedPrompt(tiny_llama, prompts),
+            OpenItems(encoder.trie, [NOTHING] * len(prompts), q),
+            beams=5,
+            top_k=5,
+            scoring=scoring,
+        )
         return found, passes
 
     one_by_one, most = searched(0)
@@ -125,8 +159,12 @@ def all_scores(model, encoder, history, closed, probabilities=None, guidance=1.0
     count = len(encoder.titles)
     prompt = encoder.prompt(history).ids
     q = None if probabilities is None else np.repeat(probabilities[None], count, 0)
-    paths = path_scores(SharedPrompt(model, [prompt] * count), encoder.completions, range(count),
-                        OpenItems(encoder.trie, [closed] * count, q))  # fmt: skip
+    paths = path_scores(
+        SharedPrompt(model, [prompt] * count),
+        encoder.completions,
+        range(count),
+        OpenItems(encoder.trie, [closed] * count, q),
+    )
     return -paths.nll(guidance)
 
 
@@ -143,8 +181,10 @@ def test_with_beams_for_all_items_the_ranking_is_the_exact_one(tiny_llama, token
     [ranking] = beam_search(
         SharedPrompt(tiny_llama, [encoder.prompt(history).ids]),
         OpenItems(encoder.trie, [history], q[None]),
-        beams=40, top_k=40, scoring=Scoring(True, guidance),
-    )  # fmt: skip
+        beams=40,
+        top_k=40,
+        scoring=Scoring(True, guidance),
+    )
     order = np.argsort(-exact, kind="stable")[: len(TITLES) - 3]
     assert ranking.positions.tolist() == order.tolist()
     np.testing.assert_allclose(ranking.scores, exact[order], atol=1e-4)
@@ -163,9 +203,13 @@ def test_the_batch_changes_nothing(tiny_llama, tokenizer, batch, renormalise):
         found = []
         for i in range(0, len(prompts), size):
             part = prompts[i : i + size]
-            found += beam_search(SharedPrompt(tiny_llama, part),
-                                 OpenItems(encoder.trie, [NOTHING] * len(part)),
-                                 beams=6, top_k=6, scoring=Scoring(renormalise))  # fmt: skip
+            found += beam_search(
+                SharedPrompt(tiny_llama, part),
+                OpenItems(encoder.trie, [NOTHING] * len(part)),
+                beams=6,
+                top_k=6,
+                scoring=Scoring(renormalise),
+            )
         return found
 
     for alone, together in zip(ranked(1), ranked(batch), strict=True):
@@ -182,9 +226,12 @@ def test_random_catalogs_reach_every_open_item_and_no_other(tiny_llama, data):
     renormalise = data.draw(st.booleans())
     trie = TitleTrie.from_sequences(sequences)
     [ranking] = beam_search(
-        SharedPrompt(tiny_llama, [np.array([20, 21, 22], np.int32)]), OpenItems(trie, [closed]),
-        beams=64, top_k=64, scoring=Scoring(renormalise),
-    )  # fmt: skip
+        SharedPrompt(tiny_llama, [np.array([20, 21, 22], np.int32)]),
+        OpenItems(trie, [closed]),
+        beams=64,
+        top_k=64,
+        scoring=Scoring(renormalise),
+    )
     expected = set(range(len(sequences))) - set(closed.tolist())
     assert sorted(ranking.positions.tolist()) == sorted(expected)
     assert (np.diff(ranking.scores) <= 1e-6).all()
@@ -195,31 +242,41 @@ def test_more_beams_than_items_and_a_catalog_of_one(tiny_llama, tokenizer):
     [ranking] = beam_search(
         SharedPrompt(tiny_llama, [encoder.prompt([0]).ids]),
         OpenItems(encoder.trie, [NOTHING]),
-        beams=10, top_k=10, scoring=Scoring(),
-    )  # fmt: skip
+        beams=10,
+        top_k=10,
+        scoring=Scoring(),
+    )
     assert ranking.positions.tolist() == [0]
     assert ranking.scores.tolist() == [0.0]
     [none] = beam_search(
         SharedPrompt(tiny_llama, [encoder.prompt([0]).ids]),
         OpenItems(encoder.trie, [np.array([0])]),
-        beams=10, top_k=10, scoring=Scoring(),
-    )  # fmt: skip
+        beams=10,
+        top_k=10,
+        scoring=Scoring(),
+    )
     assert len(none.positions) == 0
 
 
 def test_more_items_than_beams_is_refused(tiny_llama):
     trie = TitleTrie.from_sequences([[3, 0]])
     with pytest.raises(ValueError, match="top_k = 5"):
-        beam_search(SharedPrompt(tiny_llama, [np.array([4])]), OpenItems(trie, [NOTHING]),
-                    beams=2, top_k=5, scoring=Scoring())  # fmt: skip
+        beam_search(
+            SharedPrompt(tiny_llama, [np.array([4])]),
+            OpenItems(trie, [NOTHING]),
+            beams=2,
+            top_k=5,
+            scoring=Scoring(),
+        )
 
 
 def test_items_with_equal_tokens_share_their_probability(tiny_llama):
     sequences = [np.array(s, np.int32) for s in ([3, 0], [4, 0], [3, 0])]
     trie = TitleTrie.from_sequences(sequences)
     prompt = np.array([20, 21], np.int32)
-    paths = path_scores(SharedPrompt(tiny_llama, [prompt] * 3), sequences, [0, 1, 2],
-                        OpenItems(trie, [NOTHING] * 3))  # fmt: skip
+    paths = path_scores(
+        SharedPrompt(tiny_llama, [prompt] * 3), sequences, [0, 1, 2], OpenItems(trie, [NOTHING] * 3)
+    )
     nll = paths.nll()
     assert nll[0] == pytest.approx(nll[2])
     assert np.exp(-nll).sum() == pytest.approx(1.0, abs=1e-6)

@@ -26,12 +26,14 @@ def exact(model, prompts, sequences, closed, renormalise, q=None, weight=1.0):
         shared = SharedPrompt(model, [prompt] * count)
         if renormalise or weight < 1.0:
             masses = None if q is None else np.repeat(q[u][None], count, 0)
-            paths = path_scores(shared, ids, range(count),
-                                OpenItems(trie, [closed[u]] * count, masses))  # fmt: skip
+            paths = path_scores(
+                shared, ids, range(count), OpenItems(trie, [closed[u]] * count, masses)
+            )
             row = np.log(np.maximum(paths.sharing, 1)) - paths.nll(weight)
         else:
-            row = candidate_scores(SharedPrompt(model, [prompt]), ids, np.arange(count)[None],
-                                   False)[0]  # fmt: skip
+            row = candidate_scores(
+                SharedPrompt(model, [prompt]), ids, np.arange(count)[None], False
+            )[0]
         row[closed[u]] = -np.inf
         rows.append(row)
     return np.array(rows)
@@ -52,9 +54,12 @@ def test_the_list_is_the_exact_one(tiny_llama, data):
     closed = [np.array(sorted(data.draw(some)), np.int32) for _ in prompts]
     renormalise, top_k = data.draw(st.booleans()), data.draw(st.integers(1, 16))
     found = best_first(
-        SharedPrompt(tiny_llama, prompts), OpenItems(TitleTrie.from_sequences(sequences), closed),
-        top_k=top_k, scoring=Scoring(renormalise), expand=data.draw(st.integers(1, 5)),
-    )  # fmt: skip
+        SharedPrompt(tiny_llama, prompts),
+        OpenItems(TitleTrie.from_sequences(sequences), closed),
+        top_k=top_k,
+        scoring=Scoring(renormalise),
+        expand=data.draw(st.integers(1, 5)),
+    )
     truth = exact(tiny_llama, prompts, sequences, closed, renormalise)
     for ranking, row in zip(found.rankings, truth, strict=True):
         size = min(top_k, int(np.isfinite(row).sum()))
@@ -73,9 +78,10 @@ def test_guidance_counts(tiny_llama, weight):
     closed = [NOTHING, NOTHING]
     found = best_first(
         SharedPrompt(tiny_llama, prompts),
-        OpenItems(TitleTrie.from_sequences(sequences), closed, q), top_k=5,
+        OpenItems(TitleTrie.from_sequences(sequences), closed, q),
+        top_k=5,
         scoring=Scoring(True, weight),
-    )  # fmt: skip
+    )
     truth = exact(tiny_llama, prompts, sequences, closed, True, q, weight)
     for ranking, row in zip(found.rankings, truth, strict=True):
         assert ranking.positions.tolist() == np.argsort(-row, kind="stable")[:5].tolist()
@@ -86,9 +92,11 @@ def test_as_many_as_the_catalog_holds_gives_all_and_their_probabilities_sum_to_o
     sequences = [list(s) for s in {(*rng.integers(3, 9, rng.integers(1, 7)), 0) for _ in range(99)}]
     [ranking] = best_first(
         SharedPrompt(tiny_llama, [np.array([20, 21], np.int32)]),
-        OpenItems(TitleTrie.from_sequences(sequences), [NOTHING]), top_k=len(sequences),
-        scoring=Scoring(True), expand=1000,
-    ).rankings  # fmt: skip
+        OpenItems(TitleTrie.from_sequences(sequences), [NOTHING]),
+        top_k=len(sequences),
+        scoring=Scoring(True),
+        expand=1000,
+    ).rankings
     assert sorted(ranking.positions.tolist()) == list(range(len(sequences)))
     assert np.exp(ranking.scores.astype(float)).sum() == pytest.approx(1.0, abs=1e-5)
 

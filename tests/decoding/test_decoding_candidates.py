@@ -20,11 +20,29 @@ from llmrec.text.trie import TitleTrie
 
 MOVIE = PromptTemplate.from_file(shipped.prompts() / "next_item" / "movie.jinja")
 TITLES = [
-    "The Man", "The Man II", "The Man III", "Dark City", "Dark Star", "A Star", "Last Summer",
-    "Last Dance", "Love", "River: the End", "Night of the Dead", "Day of the Dead", "Blue", "Red",
-    "The World", "The Big House", "Little House", "Return of the King", "The King", "Black, White",
-    "The Man", "Love, Love, Love, Love, Love, Love",
-]  # fmt: skip
+    "The Man",
+    "The Man II",
+    "The Man III",
+    "Dark City",
+    "Dark Star",
+    "A Star",
+    "Last Summer",
+    "Last Dance",
+    "Love",
+    "River: the End",
+    "Night of the Dead",
+    "Day of the Dead",
+    "Blue",
+    "Red",
+    "The World",
+    "The Big House",
+    "Little House",
+    "Return of the King",
+    "The King",
+    "Black, White",
+    "The Man",
+    "Love, Love, Love, Love, Love, Love",
+]
 HISTORIES = [[3, 9, 1], [0], [5, 6, 7, 8, 14], [19, 2], [11, 12], [4], [16, 17, 18], [8, 10]]
 
 
@@ -61,8 +79,10 @@ def expected(read_alone, sequences, renormalise):
 def assert_equal_to_separate_passes(model, prompts, completions, candidates, rtol=1e-5, atol=1e-5):
     shared = SharedPrompt(model, prompts)
     sequences = [[completions[c].tolist() for c in row] for row in candidates]
-    read_alone = [[alone(model, prompt, s) for s in mine]
-                  for prompt, mine in zip(prompts, sequences, strict=True)]  # fmt: skip
+    read_alone = [
+        [alone(model, prompt, s) for s in mine]
+        for prompt, mine in zip(prompts, sequences, strict=True)
+    ]
     for renormalise in (False, True, False):  # one reading leaves nothing behind for the next
         found = candidate_scores(shared, completions, candidates, renormalise)
         assert found.dtype == np.float64
@@ -95,12 +115,17 @@ def test_renormalised_equals_the_constrained_decoder_with_all_else_closed(tiny_m
     encoder = PromptEncoder(MOVIE, tokenizer, TITLES)
     prompts = [encoder.prompt(h).ids for h in HISTORIES]
     candidates = drawn(len(prompts), 9)
-    scores = candidate_scores(SharedPrompt(tiny_model, prompts), encoder.completions, candidates,
-                              renormalise=True)  # fmt: skip
+    scores = candidate_scores(
+        SharedPrompt(tiny_model, prompts), encoder.completions, candidates, renormalise=True
+    )
     closed = [np.setdiff1d(np.arange(len(TITLES)), mine) for mine in candidates]
     for c in range(candidates.shape[1]):
-        paths = path_scores(SharedPrompt(tiny_model, prompts), encoder.completions,
-                            candidates[:, c].tolist(), OpenItems(encoder.trie, closed))  # fmt: skip
+        paths = path_scores(
+            SharedPrompt(tiny_model, prompts),
+            encoder.completions,
+            candidates[:, c].tolist(),
+            OpenItems(encoder.trie, closed),
+        )
         np.testing.assert_allclose(-scores[:, c], paths.nll(), rtol=1e-5, atol=1e-5)
     # They sum to 1, so a softmax over them changes nothing.
     targets = candidates[:, 4]
@@ -115,11 +140,17 @@ def test_the_batch_changes_nothing(tiny_llama, tokenizer, batch, renormalise):
     candidates = drawn(len(prompts), 12)
 
     def scored(size):
-        return np.concatenate([
-            candidate_scores(SharedPrompt(tiny_llama, prompts[i : i + size]), encoder.completions,
-                             candidates[i : i + size], renormalise)
-            for i in range(0, len(prompts), size)
-        ])  # fmt: skip
+        return np.concatenate(
+            [
+                candidate_scores(
+                    SharedPrompt(tiny_llama, prompts[i : i + size]),
+                    encoder.completions,
+                    candidates[i : i + size],
+                    renormalise,
+                )
+                for i in range(0, len(prompts), size)
+            ]
+        )
 
     np.testing.assert_allclose(scored(batch), scored(1), rtol=1e-5, atol=1e-5)
 

@@ -71,8 +71,10 @@ def test_certified_lists_are_the_exact_best(tiny_llama, scoring):
         sequences, prompts, closed, q = drawn(seed)
         trie = TitleTrie.from_sequences(sequences)
         shared, asked = SharedPrompt(tiny_llama, prompts), OpenItems(trie, closed, q)
-        exact = [exact_scores(tiny_llama, *row, scoring)
-                 for row in zip(prompts, [sequences] * 3, closed, q, strict=True)]  # fmt: skip
+        exact = [
+            exact_scores(tiny_llama, *row, scoring)
+            for row in zip(prompts, [sequences] * 3, closed, q, strict=True)
+        ]
         for beams, top_k in ((1, 1), (2, 2), (3, 2), (6, 4)):
             found = beam_search(shared, asked, beams=beams, top_k=top_k, scoring=scoring)
             for ranking, scores in zip(found, exact, strict=True):
@@ -107,9 +109,14 @@ def test_no_search_is_wider_than_the_widest(tiny_llama, monkeypatch):
     search = beam._search
     monkeypatch.setattr(beam, "_search", lambda *a: widths.append((len(a[2]), a[3])) or search(*a))
     monkeypatch.setattr(beam, "_ranking", lambda *_: beam.Ranking(np.zeros(0), np.zeros(0)))
-    certified_search(SharedPrompt(tiny_llama, prompts),
-                     OpenItems(TitleTrie.from_sequences(sequences), closed),
-                     beams=2, top_k=2, scoring=Scoring(), widest=7)  # fmt: skip
+    certified_search(
+        SharedPrompt(tiny_llama, prompts),
+        OpenItems(TitleTrie.from_sequences(sequences), closed),
+        beams=2,
+        top_k=2,
+        scoring=Scoring(),
+        widest=7,
+    )
     assert widths == [(3, 2), (3, 4), (3, 7)]
 
 
@@ -117,8 +124,11 @@ def test_a_user_whose_open_items_were_all_reached_is_certified(tiny_llama):
     trie = TitleTrie.from_sequences([[3, 0], [4, 0], [5, 0]])
     [few, none] = beam_search(
         SharedPrompt(tiny_llama, [np.array([20, 21], np.int32)] * 2),
-        OpenItems(trie, [np.array([1]), np.array([0, 1, 2])]), beams=5, top_k=5, scoring=Scoring(),
-    )  # fmt: skip
+        OpenItems(trie, [np.array([1]), np.array([0, 1, 2])]),
+        beams=5,
+        top_k=5,
+        scoring=Scoring(),
+    )
     assert few.certified
     assert sorted(few.positions.tolist()) == [0, 2]
     assert none.certified

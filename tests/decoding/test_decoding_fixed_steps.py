@@ -32,8 +32,10 @@ SIZES = (4, 4, 2, 4, 1)  # users of the batches
 def drawn(sizes=SIZES, longest=30):
     """Prompts of several batches."""
     rng = np.random.default_rng(5)
-    return [[rng.integers(10, 300, rng.integers(1, longest)).astype(np.int32) for _ in range(size)]
-            for size in sizes]  # fmt: skip
+    return [
+        [rng.integers(10, 300, rng.integers(1, longest)).astype(np.int32) for _ in range(size)]
+        for size in sizes
+    ]
 
 
 def close(some, others):
@@ -292,10 +294,15 @@ def test_a_capture_warms_up_on_its_own_stream(fake_cuda):
 
 @pytest.mark.parametrize(
     ("failure", "raised", "match"),
-    [(RuntimeError("operation not permitted when stream is capturing\nmore"), RecipeError,
-      r"not permitted when stream is capturing\); set decode.cuda_graphs=false"),
-     (torch.OutOfMemoryError("no memory"), torch.OutOfMemoryError, "no memory")],
-)  # fmt: skip
+    [
+        (
+            RuntimeError("operation not permitted when stream is capturing\nmore"),
+            RecipeError,
+            r"not permitted when stream is capturing\); set decode.cuda_graphs=false",
+        ),
+        (torch.OutOfMemoryError("no memory"), torch.OutOfMemoryError, "no memory"),
+    ],
+)
 def test_a_capture_that_fails_says_what_to_set(fake_cuda, failure, raised, match):
     state, made = fake_cuda
     state.failure = failure

@@ -12,19 +12,33 @@ from llmrec.decoding.shared_prompt import SharedPrompt
 END = 0
 PROMPTS = [
     np.array(ids, np.int32)
-    for ids in ([31, 40, 52, 60, 77, 81, 90], [45], [33, 34, 35], [100, 101, 102, 103, 104],
-                [60, 61])
-]  # fmt: skip
+    for ids in (
+        [31, 40, 52, 60, 77, 81, 90],
+        [45],
+        [33, 34, 35],
+        [100, 101, 102, 103, 104],
+        [60, 61],
+    )
+]
 
 
 def of_hugging_face(model, prompt, beams, end, limit, penalty):
     """Answers without the end token, and their scores, by transformers' own search."""
     out = model.generate(
-        torch.from_numpy(prompt.astype(np.int64))[None], do_sample=False, num_beams=beams,
-        attention_mask=torch.ones(1, len(prompt), dtype=torch.long), num_return_sequences=beams,
-        max_new_tokens=limit, eos_token_id=end, pad_token_id=end, length_penalty=penalty,
-        early_stopping=False, return_dict_in_generate=True, output_scores=True, use_cache=True,
-    )  # fmt: skip
+        torch.from_numpy(prompt.astype(np.int64))[None],
+        do_sample=False,
+        num_beams=beams,
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        num_return_sequences=beams,
+        max_new_tokens=limit,
+        eos_token_id=end,
+        pad_token_id=end,
+        length_penalty=penalty,
+        early_stopping=False,
+        return_dict_in_generate=True,
+        output_scores=True,
+        use_cache=True,
+    )
     answers = []
     for sequence in out.sequences[:, len(prompt) :].tolist():
         answers.append(sequence[: sequence.index(end)] if end in sequence else sequence)
@@ -55,8 +69,13 @@ def ending_llama(tiny_llama):
 
 
 def assert_equal_to_hugging_face(model, prompts, beams, end, limit, penalty):
-    ours = free_beam_search(SharedPrompt(model, prompts), beams=beams, end=end,
-                            max_new_tokens=limit, length_penalty=penalty)  # fmt: skip
+    ours = free_beam_search(
+        SharedPrompt(model, prompts),
+        beams=beams,
+        end=end,
+        max_new_tokens=limit,
+        length_penalty=penalty,
+    )
     for prompt, mine in zip(prompts, ours, strict=True):
         answers, scores = of_hugging_face(model, prompt, beams, end, limit, penalty)
         assert [w.tokens.tolist() for w in mine] == answers
@@ -92,8 +111,9 @@ def test_equals_hugging_face_on_smollm2(smollm2, penalty):
 
 
 def test_one_beam_without_length_penalty_is_greedy(ending_llama):
-    ours = free_beam_search(SharedPrompt(ending_llama, PROMPTS), beams=1, end=END,
-                            max_new_tokens=9, length_penalty=0.0)  # fmt: skip
+    ours = free_beam_search(
+        SharedPrompt(ending_llama, PROMPTS), beams=1, end=END, max_new_tokens=9, length_penalty=0.0
+    )
     for prompt, [written] in zip(PROMPTS, ours, strict=True):
         ids = prompt.tolist()
         while ids[-1] != END and len(ids) < len(prompt) + 9:
@@ -122,8 +142,12 @@ def test_the_batch_changes_nothing(ending_llama, batch):
     def written(size):
         found = []
         for i in range(0, len(PROMPTS), size):
-            found += free_beam_search(SharedPrompt(ending_llama, PROMPTS[i : i + size]), beams=4,
-                                      end=END, max_new_tokens=12)  # fmt: skip
+            found += free_beam_search(
+                SharedPrompt(ending_llama, PROMPTS[i : i + size]),
+                beams=4,
+                end=END,
+                max_new_tokens=12,
+            )
         return found
 
     for alone, together in zip(written(1), written(batch), strict=True):
@@ -148,5 +172,6 @@ def test_prompts_can_be_searched_again_and_search_stops_when_all_are_done(
 @pytest.mark.parametrize(("beams", "limit"), [(0, 3), (2, 0)])
 def test_no_beams_and_no_tokens_are_refused(ending_llama, beams, limit):
     with pytest.raises(ValueError, match="at least 1"):
-        free_beam_search(SharedPrompt(ending_llama, PROMPTS), beams=beams, end=END,
-                         max_new_tokens=limit)  # fmt: skip
+        free_beam_search(
+            SharedPrompt(ending_llama, PROMPTS), beams=beams, end=END, max_new_tokens=limit
+        )

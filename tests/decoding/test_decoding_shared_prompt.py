@@ -46,10 +46,12 @@ def behind(shared, model, prompts, read):
     sees = np.broadcast_to(np.array([True, False, True]), (users, 1, 3))
     second = shared.read(np.full((users, 1), read[2]), 1, sees, np.arange(users))
     for user, prompt in enumerate(prompts):
-        torch.testing.assert_close(first[user], alone(model, [*prompt, *read[:2]]),
-                                   atol=2e-4, rtol=1e-4)  # fmt: skip
-        torch.testing.assert_close(second[user], alone(model, [*prompt, read[0], read[2]]),
-                                   atol=2e-4, rtol=1e-4)  # fmt: skip
+        torch.testing.assert_close(
+            first[user], alone(model, [*prompt, *read[:2]]), atol=2e-4, rtol=1e-4
+        )
+        torch.testing.assert_close(
+            second[user], alone(model, [*prompt, read[0], read[2]]), atol=2e-4, rtol=1e-4
+        )
 
 
 @pytest.mark.parametrize("beginning", [0, 8, 40])
@@ -126,9 +128,16 @@ def test_prompts_that_do_not_go_on_behind_a_beginning_are_refused(tiny_llama):
 
 @pytest.mark.parametrize(
     ("lengths", "beginning", "tokens"),
-    [((3, 4), 64, 64), ((3, 4), 63, None), ((3,), 200, None), ((3,) * 9, 8, 8), ((), 0, None),
-     ((0, 0), 80, 79), ((3,) * 99, 0, None)],
-)  # fmt: skip
+    [
+        ((3, 4), 64, 64),
+        ((3, 4), 63, None),
+        ((3,), 200, None),
+        ((3,) * 9, 8, 8),
+        ((), 0, None),
+        ((0, 0), 80, 79),
+        ((3,) * 99, 0, None),
+    ],
+)
 def test_a_beginning_is_read_where_that_saves_enough(tiny_llama, lengths, beginning, tokens):
     prompts = drawn(lengths, beginning)
     with tokens_read(tiny_llama) as read:
@@ -164,8 +173,9 @@ def test_much_can_be_read_behind_a_short_prompt(tiny_llama):
         sees = np.ones((1, 1, depth + 1), bool)
         logits = shared.read(np.array([[token]]), depth, sees, np.zeros(1, np.int64))
         written.append(token)
-        torch.testing.assert_close(logits[0], alone(tiny_llama, [*prompt, *written]),
-                                   atol=2e-4, rtol=1e-4)  # fmt: skip
+        torch.testing.assert_close(
+            logits[0], alone(tiny_llama, [*prompt, *written]), atol=2e-4, rtol=1e-4
+        )
 
 
 @pytest.mark.parametrize("rows", [0, 1, 31, 32, 33, 100])

@@ -78,9 +78,9 @@ def test_scores_that_are_no_probabilities_or_out_of_order_are_refused():
 def test_nll_and_brier_by_hand():
     assert nll(GIVEN) == pytest.approx([math.log(2), math.log(5), math.log(2.5), math.log(4)])
     # The rest is one outcome: of the third it came true, of the fourth it did not.
-    assert brier(GIVEN) == pytest.approx([
-        0.25 + 0.09 + 0.04, 0.25 + 0.09 + 0.64, 0.16 + 0.04 + 0.36, 0.5625 + 0.5625,
-    ])  # fmt: skip
+    assert brier(GIVEN) == pytest.approx(
+        [0.25 + 0.09 + 0.04, 0.25 + 0.09 + 0.64, 0.16 + 0.04 + 0.36, 0.5625 + 0.5625]
+    )
 
 
 def test_brier_is_the_plain_sum_over_outcomes():
@@ -172,9 +172,10 @@ def test_no_example_has_no_ece():
 
 
 CONFIDENCES = hnp.arrays(
-    np.float64, st.integers(1, 40),
+    np.float64,
+    st.integers(1, 40),
     elements=st.one_of(st.sampled_from([0, 0.2, 0.25, 1 / 3, 0.6, 1]), st.floats(0, 1)),
-)  # fmt: skip
+)
 
 
 @given(confidence=CONFIDENCES, bins=st.integers(1, 15), data=st.data())
@@ -183,8 +184,11 @@ def test_equal_width_bins_against_a_plain_loop(confidence, bins, data):
     correct = data.draw(hnp.arrays(np.bool_, len(confidence)))
     found, edges, ece = reliability(confidence, correct, bins), np.linspace(0, 1, bins + 1), 0.0
     for b in range(bins):
-        inside = [i for i, c in enumerate(confidence)
-                  if edges[b] < c <= edges[b + 1] or (b == 0 and c == 0)]  # fmt: skip
+        inside = [
+            i
+            for i, c in enumerate(confidence)
+            if edges[b] < c <= edges[b + 1] or (b == 0 and c == 0)
+        ]
         assert found.count[b] == len(inside)
         if inside:
             gap = sum(float(correct[i]) - confidence[i] for i in inside)

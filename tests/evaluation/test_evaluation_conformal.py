@@ -156,9 +156,13 @@ def test_coverages_of_all_and_of_groups():
     left, right = rng.random(500) < 0.3, rng.random(400) < 0.3
     users = np.arange(400) // 2
     found = coverages(
-        calibrating, measured, [0.1, 0.3],
-        {"own": Group(left, right, own=True), "given": Group(~left, ~right)}, users, samples=200,
-    )  # fmt: skip
+        calibrating,
+        measured,
+        [0.1, 0.3],
+        {"own": Group(left, right, own=True), "given": Group(~left, ~right)},
+        users,
+        samples=200,
+    )
     by = {(c.method, c.alpha, c.group, c.own): c for c in found}
     assert len(by) == len(found) == 3 * 2 * (1 + 2 + 1)
     for rule in RULES:
@@ -166,9 +170,11 @@ def test_coverages_of_all_and_of_groups():
             common = threshold(target_scores(calibrating, rule), alpha)
             own = threshold(target_scores(calibrating.take(left), rule), alpha)
             for group, mine, limit, rows in (
-                (ALL, False, common, np.ones(400, bool)), ("own", False, common, right),
-                ("own", True, own, right), ("given", False, common, ~right),
-            ):  # fmt: skip
+                (ALL, False, common, np.ones(400, bool)),
+                ("own", False, common, right),
+                ("own", True, own, right),
+                ("given", False, common, ~right),
+            ):
                 c, part = by[rule.method, alpha, group, mine], measured.take(rows)
                 sizes = set_sizes(part, rule, limit)
                 assert c.threshold == limit
@@ -195,8 +201,9 @@ def test_why_nothing_is_guaranteed():
 def test_a_group_without_examples_has_no_numbers():
     given = population(50)
     nobody = np.zeros(50, bool)
-    found = coverages(given, given, [0.1], {"none": Group(nobody, nobody, own=True)},
-                      np.arange(50), samples=100)  # fmt: skip
+    found = coverages(
+        given, given, [0.1], {"none": Group(nobody, nobody, own=True)}, np.arange(50), samples=100
+    )
     common, own = [c for c in found if c.group == "none" and c.method == "aps"]
     assert (common.coverage.n, own.calibrated, own.reason) == (0, 0, TOO_FEW)
     assert np.isnan([common.coverage.mean, common.median_size, common.empty_share]).all()

@@ -198,9 +198,13 @@ def test_against_an_oracle():
         run[str(user)] = {name: float(-rank) for rank, name in enumerate(names)}
         wanted[str(user)] = {f"i{item}": 1 for item in row if item >= 0}
     oracles = {
-        "HR": ir_measures.Success, "NDCG": ir_measures.nDCG, "MRR": ir_measures.RR,
-        "Recall": ir_measures.R, "Precision": ir_measures.P, "MAP": ir_measures.AP,
-    }  # fmt: skip
+        "HR": ir_measures.Success,
+        "NDCG": ir_measures.nDCG,
+        "MRR": ir_measures.RR,
+        "Recall": ir_measures.R,
+        "Precision": ir_measures.P,
+        "MAP": ir_measures.AP,
+    }
     ks = [1, 5, 10, 20]
     measures = {f"{name}@{k}": oracles[name] @ k for name in METRICS for k in ks}
     theirs = {str(measure): np.full(users, np.nan) for measure in measures.values()}

@@ -37,13 +37,34 @@ LINES = [
 ]
 
 BEGUN = [
-    {"step": 0, "epoch": 0, "weights": [0.0, 1.0], "lambda": 1.0, "distance": 5.0,
-     "distance_untuned": 5.0, "probe_equal_to_truth": 0.0},
-    {"step": 9, "epoch": 1, "weights": [0.4, 0.6], "lambda": 0.6, "distance": 4.0,
-     "distance_untuned": 5.0, "probe_equal_to_truth": 0.25},
-    {"step": 18, "epoch": 2, "weights": [1.0, 0.0], "lambda": 0.0, "distance": 6.0,
-     "distance_untuned": 5.0, "probe_equal_to_truth": 0.5},
-]  # fmt: skip
+    {
+        "step": 0,
+        "epoch": 0,
+        "weights": [0.0, 1.0],
+        "lambda": 1.0,
+        "distance": 5.0,
+        "distance_untuned": 5.0,
+        "probe_equal_to_truth": 0.0,
+    },
+    {
+        "step": 9,
+        "epoch": 1,
+        "weights": [0.4, 0.6],
+        "lambda": 0.6,
+        "distance": 4.0,
+        "distance_untuned": 5.0,
+        "probe_equal_to_truth": 0.25,
+    },
+    {
+        "step": 18,
+        "epoch": 2,
+        "weights": [1.0, 0.0],
+        "lambda": 0.0,
+        "distance": 6.0,
+        "distance_untuned": 5.0,
+        "probe_equal_to_truth": 0.5,
+    },
+]
 ENDED = [
     {"step": 9, "epoch": 0, "losses": {"real": None, "self": 3.0}},
     {"step": 18, "epoch": 1, "losses": {"real": 2.5, "self": 2.0}},
@@ -82,18 +103,27 @@ def report(text="The Matrix (1999)", tuned=0.5):
     pairs = [("untuned", "markov"), ("tuned", "markov"), ("tuned", "untuned")]
     items = (Recommendation(text, True), Recommendation(None, False), Recommendation(text, False))
     return Report(
-        name="demo", data=text, examples=100, users=100, catalog=1682, k=10,
+        name="demo",
+        data=text,
+        examples=100,
+        users=100,
+        catalog=1682,
+        k=10,
         table=metric_table(values, groups, users, 1682, notes=[text], **options),
         comparisons=tuple(
-            c for metric in ("NLL", "HR@10")
-            for c in compared(metric, pairs, {s: v[metric] for s, v in values.items()}, users,
-                              **options)
+            c
+            for metric in ("NLL", "HR@10")
+            for c in compared(
+                metric, pairs, {s: v[metric] for s, v in values.items()}, users, **options
+            )
         ),
         best_baseline={"NLL": "markov", "HR@10": "markov"},
         systems=tuple(SystemFacts(s, s != "markov", beyond, {"note": text}, 1.5) for s in nll),
-        curves=(), visitors=(Visitor(text, (text, text), 3, text, (Shelf("tuned", items, 2.0),)),),
-        facts=((text, text),), recipe=text,
-    )  # fmt: skip
+        curves=(),
+        visitors=(Visitor(text, (text, text), 3, text, (Shelf("tuned", items, 2.0),)),),
+        facts=((text, text),),
+        recipe=text,
+    )
 
 
 def sentences(page):
@@ -121,9 +151,16 @@ def test_everything_is_on_the_page():
     made = report()
     page = sentences(render(made))
     for text in (
-        "uniform guess", "7.428", "100 test examples of 100 users", "cold", "n = 10", "Recipe",
-        "not in the catalog", "The Matrix (1999) \u2713", "and 3 earlier",
-    ):  # fmt: skip
+        "uniform guess",
+        "7.428",
+        "100 test examples of 100 users",
+        "cold",
+        "n = 10",
+        "Recipe",
+        "not in the catalog",
+        "The Matrix (1999) \u2713",
+        "and 3 earlier",
+    ):
         assert text in page, text
     cell = made.table.cell("tuned", "NLL")
     assert f"{cell.mean:.3f} {cell.low:.3f} to {cell.high:.3f}" in page
@@ -156,8 +193,12 @@ def test_without_baselines_or_models_the_page_still_stands():
 
 def test_curves_are_drawn_repeatably_in_the_colour_of_the_page():
     def drawn():
-        return [loss_curve(LINES), validation_curve(LINES, 7.4), curriculum_curve(BEGUN),
-                branch_losses_curve(ENDED)]  # fmt: skip
+        return [
+            loss_curve(LINES),
+            validation_curve(LINES, 7.4),
+            curriculum_curve(BEGUN),
+            branch_losses_curve(ENDED),
+        ]
 
     svgs = drawn()
     assert svgs == drawn()
@@ -211,8 +252,12 @@ def test_epochs_are_whole_numbers_and_each_counts_once():
 
 def test_losses_of_each_kind_are_drawn_if_there_are_own_answers():
     svg = branch_losses_curve([*LINES, *BEGUN, *ENDED])
-    assert labels(svg) == ["epoch, the first is 0", "mean loss, nats", "real targets",
-                           "own answers"]  # fmt: skip
+    assert labels(svg) == [
+        "epoch, the first is 0",
+        "mean loss, nats",
+        "real targets",
+        "own answers",
+    ]
     assert points(svg) == [2, 2]  # nothing where a kind had no weight
     only = branch_losses_curve(ENDED[:1])
     assert labels(only) == ["epoch, the first is 0", "mean loss, nats", "own answers"]
@@ -224,8 +269,10 @@ def test_losses_of_each_kind_are_drawn_if_there_are_own_answers():
 def test_a_log_value_that_is_no_number_is_a_gap(value):
     keys = ("distance", "distance_untuned", "probe_equal_to_truth")
     assert labels(curriculum_curve([{**x, **dict.fromkeys(keys, value)} for x in BEGUN])) == [
-        "epoch, the first is 0", "share", "λ, own answers"
-    ]  # fmt: skip
+        "epoch, the first is 0",
+        "share",
+        "λ, own answers",
+    ]
     some = curriculum_curve([*BEGUN[:2], {**BEGUN[2], **dict.fromkeys(keys, value)}])
     assert points(some) == [3, 2, 2]
     odd = {**ENDED[1], "losses": {"real": value, "self": value}}

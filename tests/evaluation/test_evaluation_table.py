@@ -49,8 +49,11 @@ def test_cells_are_means_of_their_group():
 def test_a_group_is_measured_as_if_alone():
     alone = metric_table(
         {s: {m: v[~COLD] for m, v in ms.items()} for s, ms in VALUES.items()},
-        {"all": np.ones(3, bool)}, np.arange(3), 100, **OPTIONS,
-    )  # fmt: skip
+        {"all": np.ones(3, bool)},
+        np.arange(3),
+        100,
+        **OPTIONS,
+    )
     assert table().cell("markov", "HR@10", "warm") == alone.cell("markov", "HR@10")
 
 

@@ -10,11 +10,35 @@ from llmrec.errors import DataError
 from llmrec.fetch.archives import unpack
 
 ESCAPES = [
-    "../evil", "../../evil", "a/../../evil", "/evil", "//evil", "a/../../../evil", "..",
-    "..\\evil", "a\\..\\..\\evil", "C:\\evil", "C:evil", "\\\\server\\evil", "a/..", "./../evil",
-    "evil\n", "ev\x1bil", "nul", "NUL.txt", "a/con", "com1.csv", "a:b", "a|b", "what?", "a*b",
-    'a"b', "<a>", "..//evil", "a/b/../../../evil",
-]  # fmt: skip
+    "../evil",
+    "../../evil",
+    "a/../../evil",
+    "/evil",
+    "//evil",
+    "a/../../../evil",
+    "..",
+    "..\\evil",
+    "a\\..\\..\\evil",
+    "C:\\evil",
+    "C:evil",
+    "\\\\server\\evil",
+    "a/..",
+    "./../evil",
+    "evil\n",
+    "ev\x1bil",
+    "nul",
+    "NUL.txt",
+    "a/con",
+    "com1.csv",
+    "a:b",
+    "a|b",
+    "what?",
+    "a*b",
+    'a"b',
+    "<a>",
+    "..//evil",
+    "a/b/../../../evil",
+]
 
 
 def made(path, members, modify=None):
@@ -44,8 +68,9 @@ def test_members_that_lead_out_are_refused(name, tmp_path):
     assert only(tmp_path, "a.zip")
 
 
-@pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO,
-                                  stat.S_IFSOCK])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind", [stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK]
+)
 def test_links_and_devices_are_refused(kind, tmp_path):
     def as_kind(info):
         info.external_attr = (kind | 0o777) << 16

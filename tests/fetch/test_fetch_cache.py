@@ -29,13 +29,15 @@ def files(prefix=""):
 
 
 TOY = Entry(
-    "toy", "two files", "none",
+    "toy",
+    "two files",
+    "none",
     (
         Hub("owner/toy", "c" * 40, files()),
         Archive("https://example.invalid/toy.zip", "0" * 64, 10, files()),
         Wheel("toy-package", "1.0", "0" * 64, files("toy/")),
     ),
-)  # fmt: skip
+)
 
 
 def gives(content, source, staging):
@@ -227,8 +229,10 @@ def test_a_conversion_that_fails_leaves_the_download(monkeypatch, toy):
     assert list((toy / "partial").rglob("m.gguf"))
 
 
-@pytest.mark.parametrize(("kind", "name"), [("data", "nope"), ("model", "nope"), ("prompt", "x"),
-                                            ("data", "../toy"), ("data", "")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("data", "nope"), ("model", "nope"), ("prompt", "x"), ("data", "../toy"), ("data", "")],
+)
 def test_unknown_names_are_usage_errors(kind, name):
     with pytest.raises(RecipeError) as caught:
         fetch.run(kind, name)

@@ -47,13 +47,18 @@ def written(path, chat=CHAT, splitter="smollm", eos=2):
     writer.add_chat_template(chat)
     random = np.random.default_rng(0)
     shapes = {
-        "token_embd.weight": (VOCABULARY, WIDTH), "output_norm.weight": (WIDTH,),
-        "blk.0.attn_norm.weight": (WIDTH,), "blk.0.ffn_norm.weight": (WIDTH,),
-        "blk.0.attn_q.weight": (WIDTH, WIDTH), "blk.0.attn_k.weight": (WIDTH // 2, WIDTH),
-        "blk.0.attn_v.weight": (WIDTH // 2, WIDTH), "blk.0.attn_output.weight": (WIDTH, WIDTH),
-        "blk.0.ffn_gate.weight": (64, WIDTH), "blk.0.ffn_up.weight": (64, WIDTH),
+        "token_embd.weight": (VOCABULARY, WIDTH),
+        "output_norm.weight": (WIDTH,),
+        "blk.0.attn_norm.weight": (WIDTH,),
+        "blk.0.ffn_norm.weight": (WIDTH,),
+        "blk.0.attn_q.weight": (WIDTH, WIDTH),
+        "blk.0.attn_k.weight": (WIDTH // 2, WIDTH),
+        "blk.0.attn_v.weight": (WIDTH // 2, WIDTH),
+        "blk.0.attn_output.weight": (WIDTH, WIDTH),
+        "blk.0.ffn_gate.weight": (64, WIDTH),
+        "blk.0.ffn_up.weight": (64, WIDTH),
         "blk.0.ffn_down.weight": (WIDTH, 64),
-    }  # fmt: skip
+    }
     weights = {name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
     for name, weight in weights.items():
         writer.add_tensor(name, weight)

@@ -62,8 +62,12 @@ def test_without_a_gpu_a_search_with_graphs_is_refused(recipe_of):
 def test_answers_are_the_same(recipe_of, without_gpu, search):
     answers = []
     for graphs in ("decode.cuda_graphs=false", GRAPHS):
-        recipe, folder = recipe_of(f"name={search}{len(answers)}", f"decode.search={search}",
-                                   "systems=[markov, untuned, untuned_guided]", graphs)  # fmt: skip
+        recipe, folder = recipe_of(
+            f"name={search}{len(answers)}",
+            f"decode.search={search}",
+            "systems=[markov, untuned, untuned_guided]",
+            graphs,
+        )
         prepare.run(recipe, folder)
         recommend.run(recipe, folder)
         tables = [pq.read_table(folder.predictions(s)) for s in ("untuned", "untuned_guided")]
@@ -73,8 +77,9 @@ def test_answers_are_the_same(recipe_of, without_gpu, search):
         assert plain.keys() == fixed.keys()
         for name, value in plain.items():
             if isinstance(value, float) or name in ("scores", "nll"):
-                np.testing.assert_allclose(np.array(fixed[name], float), np.array(value, float),
-                                           rtol=1e-4, atol=1e-4)  # fmt: skip
+                np.testing.assert_allclose(
+                    np.array(fixed[name], float), np.array(value, float), rtol=1e-4, atol=1e-4
+                )
             else:
                 assert fixed[name] == value
 
@@ -84,8 +89,12 @@ def test_graphs_change_no_answer_and_so_ask_for_none_again(recipe_of):
     for graphs in ("decode.cuda_graphs=false", GRAPHS):
         recipe, folder = recipe_of(graphs)
         prepare.run(recipe, folder)
-        settings.append([Answering(recipe, folder).settings(system)
-                         for system in ("popularity", "untuned", "untuned_free")])  # fmt: skip
+        settings.append(
+            [
+                Answering(recipe, folder).settings(system)
+                for system in ("popularity", "untuned", "untuned_free")
+            ]
+        )
     assert settings[0] == settings[1]
 
 

@@ -60,9 +60,10 @@ def test_paths_are_scored_behind_a_beginning_that_is_read_once(small, size):
     alone = [
         paths.nll()[0]
         for i in range(len(valid))
-        for _, paths in scored_paths(model, encoder, valid.take(np.array([i])), filter_seen=True,
-                                     batch_size=1)
-    ]  # fmt: skip
+        for _, paths in scored_paths(
+            model, encoder, valid.take(np.array([i])), filter_seen=True, batch_size=1
+        )
+    ]
     np.testing.assert_allclose(found, alone, rtol=1e-4)
 
 

@@ -12,9 +12,9 @@ from llmrec.evaluation.predictions import Predictions
 from llmrec.inference.from_recipe import base_of, encoder_of
 from llmrec.inference.grounded import Grounded
 from llmrec.inference.item_states import item_states
+from llmrec.model.kept_weights import read_log
 from llmrec.model.loading import load_model
 from llmrec.model.states import text_states
-from llmrec.model.trainer import read_log
 from llmrec.recipe.loading import load
 from llmrec.runs.folder import RunFolder
 from llmrec.stages import evaluate, pipeline, recommend, train
@@ -37,8 +37,11 @@ def trained(recipe_of):
 
 
 def pieces(recipe, folder):
-    return (encoder_of(recipe, Catalog.read(folder.items)), load_model(base_of(recipe), "cpu"),
-            Examples.read(folder.examples("test")))  # fmt: skip
+    return (
+        encoder_of(recipe, Catalog.read(folder.items)),
+        load_model(base_of(recipe), "cpu"),
+        Examples.read(folder.examples("test")),
+    )
 
 
 def test_grounded_systems_rank_what_is_nearest_to_what_was_written(trained):
@@ -68,9 +71,11 @@ def test_fusion_chooses_its_weight_in_validation(trained):
     recipe, folder = trained
     grounding = recipe.decode.grounding.model_copy(update={"fusion": "markov", "grid": [0, 1, 50]})
     fused = recipe.model_copy(
-        update={"decode": recipe.decode.model_copy(update={"grounding": grounding}),
-                "systems": ["tuned_grounded"]}
-    )  # fmt: skip
+        update={
+            "decode": recipe.decode.model_copy(update={"grounding": grounding}),
+            "systems": ["tuned_grounded"],
+        }
+    )
     recommend.run(fused, folder)
     said = Predictions.read(folder.predictions("tuned_grounded")).info.hyperparameters
     assert set(said["valid_ndcg"]) == {"0", "1", "50"}
@@ -94,8 +99,9 @@ def test_the_table_is_kept_checked_and_made_again_for_other_titles(trained, monk
 
 
 def test_weights_can_be_chosen_by_grounding(recipe_of):
-    recipe, folder = recipe_of(*SHORT, "validation.metric=ndcg", "validation.answer=grounding",
-                               "validation.k=3")  # fmt: skip
+    recipe, folder = recipe_of(
+        *SHORT, "validation.metric=ndcg", "validation.answer=grounding", "validation.k=3"
+    )
     train.run(recipe, folder)
     found = [line for line in read_log(folder.train_log) if "score" in line]
     assert all(0 <= line["valid_ndcg@3"] <= line["valid_hr@3"] <= 1 for line in found)
@@ -104,8 +110,10 @@ def test_weights_can_be_chosen_by_grounding(recipe_of):
     assert known["step"] == best["step"]
 
 
-@pytest.mark.parametrize("override", ["decode.grounding.gamma=-1", "decode.grounding.fusion=tgh",
-                                      "decode.grounding.grid=[]"])  # fmt: skip
+@pytest.mark.parametrize(
+    "override",
+    ["decode.grounding.gamma=-1", "decode.grounding.fusion=tgh", "decode.grounding.grid=[]"],
+)
 def test_settings_that_cannot_be_are_refused(recipe_of, override):
     with pytest.raises(RecipeError, match=r"decode\.grounding"):
         recipe_of(override)
@@ -117,21 +125,43 @@ def test_the_papers_protocol_runs_through_on_reviews_like_amazons(tmp_path, tiny
     with reviews.open("w", encoding="utf-8") as stream:
         for user in range(30):
             for step in range(14):
-                stream.write(json.dumps({
-                    "user_id": f"u{user}", "parent_asin": f"g{(user + step) % 16}", "rating": 5.0,
-                    "timestamp": 1000 * (user + step), "title": "Great", "text": "Fun",
-                }) + "\n")  # fmt: skip
+                stream.write(
+                    json.dumps(
+                        {
+                            "user_id": f"u{user}",
+                            "parent_asin": f"g{(user + step) % 16}",
+                            "rating": 5.0,
+                            "timestamp": 1000 * (user + step),
+                            "title": "Great",
+                            "text": "Fun",
+                        }
+                    )
+                    + "\n"
+                )
     with (tmp_path / "meta_Video_Games.jsonl").open("w", encoding="utf-8") as stream:
         for item in range(16):
             stream.write(json.dumps({"parent_asin": f"g{item}", "title": f"Star {item}"}) + "\n")
-    recipe = load("soft_video_games", [
-        f"data.source={reviews}", f"output_dir={tmp_path / 'runs'}", "data.subset.train=24",
-        "data.subset.valid=6", "data.subset.test=8", f"model.base={tiny_base}",
-        "model.dtype=float32", "train.num_train_epochs=1", "train.gradient_accumulation_steps=1",
-        "soft.probe=4", "soft.distill.max_new_tokens=4", "decode.grounding.max_new_tokens=4",
-        "prompt.max_tokens=400", "evaluate.samples=100", "train.dataloader_pin_memory=false",
-        "systems=[popularity, tuned_grounded]",
-    ])  # fmt: skip
+    recipe = load(
+        "soft_video_games",
+        [
+            f"data.source={reviews}",
+            f"output_dir={tmp_path / 'runs'}",
+            "data.subset.train=24",
+            "data.subset.valid=6",
+            "data.subset.test=8",
+            f"model.base={tiny_base}",
+            "model.dtype=float32",
+            "train.num_train_epochs=1",
+            "train.gradient_accumulation_steps=1",
+            "soft.probe=4",
+            "soft.distill.max_new_tokens=4",
+            "decode.grounding.max_new_tokens=4",
+            "prompt.max_tokens=400",
+            "evaluate.samples=100",
+            "train.dataloader_pin_memory=false",
+            "systems=[popularity, tuned_grounded]",
+        ],
+    )
     folder = RunFolder.of(recipe)
     pipeline.run(recipe, folder)
     assert folder.report.exists()

@@ -16,7 +16,8 @@ from llmrec.inference.pools import Neighbour, Pools
 from llmrec.inference.ratings import Selected, Selecting, rating_in
 from llmrec.methods.adaptrec import Reselecting
 from llmrec.methods.windows import training_windows
-from llmrec.model.trainer import TreeTrainer, read_log
+from llmrec.model.kept_weights import read_log
+from llmrec.model.trainer import TreeTrainer
 from llmrec.recipe import shipped
 from llmrec.recipe.demonstrations import Demonstrations
 from llmrec.stages import train
@@ -25,8 +26,18 @@ from llmrec.text.rows import single
 from llmrec.text.templates import PromptTemplate
 
 MOVIE = PromptTemplate.from_file(shipped.prompts() / "similar_users" / "movie.jinja")
-TITLES = ["The Man", "The Man II", "Dark City", "A Star", "Last Summer", "Love", "River: the End",
-          "Blue", "Red", "The World"]  # fmt: skip
+TITLES = [
+    "The Man",
+    "The Man II",
+    "Dark City",
+    "A Star",
+    "Last Summer",
+    "Love",
+    "River: the End",
+    "Blue",
+    "Red",
+    "The World",
+]
 HISTORIES = [np.array(h, np.int32) for h in ([3, 1], [0], [5, 6, 7, 8], [2, 9], [4])]
 SIMILAR = ("prompt.task=similar_users", "demonstrations.count=2", "demonstrations.history=3")
 SELECTED = (*SIMILAR, "demonstrations.selection.pool=3")
@@ -140,32 +151,49 @@ def written(monkeypatch, tokenizer):
 
 
 def test_written_ratings_rank_and_unreadable_ones_leave_the_order(tiny_llama, selecting, written):
-    written([
-        ['{"similarity": 2}', 'Yes: {"similarity": 9.5}. Done', '{"similarity": 2}'],
-        ['{"similarity": 3}', '{"similarity": eight}'],
-        ['{"similarity": 3}', '{"similarity": 11}', '{"similarity": 4}', '{"similarity": 10}'],
-    ])  # fmt: skip
+    written(
+        [
+            ['{"similarity": 2}', 'Yes: {"similarity": 9.5}. Done', '{"similarity": 2}'],
+            ['{"similarity": 3}', '{"similarity": eight}'],
+            ['{"similarity": 3}', '{"similarity": 11}', '{"similarity": 4}', '{"similarity": 10}'],
+        ]
+    )
     found = selecting(reader="generate").select(tiny_llama, HISTORIES, POOLS)
     assert found == [
-        Selected((1, 0), (2.0, 9.5, 2.0)), Selected((0, 1), (), failed=True),
-        Selected((0, 1), (), failed=True), Selected((0,), ()), Selected((), ()),
-    ]  # fmt: skip
+        Selected((1, 0), (2.0, 9.5, 2.0)),
+        Selected((0, 1), (), failed=True),
+        Selected((0, 1), (), failed=True),
+        Selected((0,), ()),
+        Selected((), ()),
+    ]
 
 
 @pytest.mark.parametrize(
     ("text", "rating"),
     [
-        ('{"similarity": 1}', 1.0), ('{"similarity": 10}', 10.0), ('{"similarity":7.25}', 7.25),
+        ('{"similarity": 1}', 1.0),
+        ('{"similarity": 10}', 10.0),
+        ('{"similarity":7.25}', 7.25),
         ('It is {"why": "both dark", "similarity": 8} {"similarity": 2}', 8.0),
-        ('\n{\n "similarity" : 4\n}\n', 4.0), ('[{"similarity": 6}]', 6.0),
-        ('{"similarity": 0}', None), ('{"similarity": 10.5}', None), ('{"similarity": -3}', None),
-        ('{"similarity": "7"}', None), ('{"similarity": true}', None),
-        ('{"similarity": null}', None), ('{"similarity": NaN}', None),
-        ('{"similarity": Infinity}', None), ('{"similarity": [7]}', None),
-        ('{"likeness": 7}', None), ('{"similarity": 7', None), ("7", None), ("", None),
-        ('{broken} {"similarity": 7}', None), ("{}", None),
+        ('\n{\n "similarity" : 4\n}\n', 4.0),
+        ('[{"similarity": 6}]', 6.0),
+        ('{"similarity": 0}', None),
+        ('{"similarity": 10.5}', None),
+        ('{"similarity": -3}', None),
+        ('{"similarity": "7"}', None),
+        ('{"similarity": true}', None),
+        ('{"similarity": null}', None),
+        ('{"similarity": NaN}', None),
+        ('{"similarity": Infinity}', None),
+        ('{"similarity": [7]}', None),
+        ('{"likeness": 7}', None),
+        ('{"similarity": 7', None),
+        ("7", None),
+        ("", None),
+        ('{broken} {"similarity": 7}', None),
+        ("{}", None),
     ],
-)  # fmt: skip
+)
 def test_a_rating_is_read_from_the_first_object_or_not_at_all(text, rating):
     assert rating_in(text) == rating
 
@@ -232,8 +260,10 @@ def test_the_live_model_selects_anew_and_the_rows_follow(recipe_of, read_in_trai
     for line in lines:
         now = known[line["step"]]
         changed = [old != new for old, new in zip(before, now, strict=True)]
-        new = [len([at for at in n if at not in o]) / max(1, len(n))
-               for o, n in zip(before, now, strict=True)]  # fmt: skip
+        new = [
+            len([at for at in n if at not in o]) / max(1, len(n))
+            for o, n in zip(before, now, strict=True)
+        ]
         assert line["selection_changed"] == pytest.approx(sum(changed) / len(changed))
         assert line["users_changed"] == pytest.approx(sum(new) / len(new))
         assert line["selection_failed"] == 0
@@ -242,8 +272,13 @@ def test_the_live_model_selects_anew_and_the_rows_follow(recipe_of, read_in_trai
 
 
 def test_without_refresh_the_untrained_model_chooses_once(recipe_of):
-    recipe, folder = recipe_of(*SELECTED, *SMALL, "rows.count=8", "train.num_train_epochs=1",
-                               "demonstrations.selection.reader=generate")  # fmt: skip
+    recipe, folder = recipe_of(
+        *SELECTED,
+        *SMALL,
+        "rows.count=8",
+        "train.num_train_epochs=1",
+        "demonstrations.selection.reader=generate",
+    )
     train.run(recipe, folder)
     assert sorted(selections(folder)) == [0]
     [line] = [line for line in untimed(folder) if "selection_changed" in line]
@@ -268,8 +303,9 @@ def test_without_selection_nothing_is_selected(recipe_of, read_in_training):
             assert prompt == expected.ids.tolist()
 
 
-@pytest.mark.parametrize("overrides", [(), ("data.candidates=4", "systems=[tuned]"),
-                                       ("prompt.task=similar_users",)])  # fmt: skip
+@pytest.mark.parametrize(
+    "overrides", [(), ("data.candidates=4", "systems=[tuned]"), ("prompt.task=similar_users",)]
+)
 def test_without_demonstrations_the_rows_are_those_of_the_history_alone(
     recipe_of, overrides, monkeypatch
 ):

@@ -52,9 +52,14 @@ def test_a_training_window_knows_when_its_target_was_chosen_and_all_before_it(
     recipe_of, crossing, split
 ):
     source, raw = crossing
-    recipe, folder = recipe_of(f"data.source={source}", f"data.split={split}", "data.window=5",
-                               "prompt.max_history=2", "systems=[popularity]",
-                               "data.ratios=[0.6, 0.2, 0.2]")  # fmt: skip
+    recipe, folder = recipe_of(
+        f"data.source={source}",
+        f"data.split={split}",
+        "data.window=5",
+        "prompt.max_history=2",
+        "systems=[popularity]",
+        "data.ratios=[0.6, 0.2, 0.2]",
+    )
     prepare.run(recipe, folder)
     train = Examples.read(folder.examples("train"))
     item_of = [int(item) for item in Catalog.read(folder.items).item_ids]
@@ -97,8 +102,11 @@ def test_examples_that_are_no_run_of_the_interactions_are_refused(recipe_of):
     other = replace(interactions, position=first)
     stranger = [replace(windows[0], user_id="nobody")]
     for asked, over in (
-        (windows, fewer), (windows, later), (windows, other), (stranger, interactions),
-    ):  # fmt: skip
+        (windows, fewer),
+        (windows, later),
+        (windows, other),
+        (stranger, interactions),
+    ):
         with pytest.raises(DataError, match="no run of that user's rows"):
             as_examples(asked, train, over)
 
@@ -120,8 +128,13 @@ def found_for(recipe, folder):
 @pytest.mark.parametrize("by", ["retrieval", "random"])
 def test_whom_a_prompt_may_show_stands_in_the_raw_log_with_its_rows(recipe_of, crossing, by):
     source, raw = crossing
-    recipe, folder = recipe_of(*SIMILAR, f"data.source={source}", f"demonstrations.by={by}",
-                               "systems=[untuned]", "demonstrations.count=3")  # fmt: skip
+    recipe, folder = recipe_of(
+        *SIMILAR,
+        f"data.source={source}",
+        f"demonstrations.by={by}",
+        "systems=[untuned]",
+        "demonstrations.count=3",
+    )
     rows = [line.split(",") for line in source.read_text("utf-8").splitlines()[1:]]
     for split, (examples, pools) in found_for(recipe, folder).items():
         titles = Catalog.read(folder.items).titles
@@ -148,8 +161,13 @@ def test_whom_a_prompt_may_show_stands_in_the_raw_log_with_its_rows(recipe_of, c
 def test_fewer_training_users_are_among_more_of_them_and_nobody_else_is_shown(recipe_of):
     users = {}
     for count in (4, 8):
-        recipe, folder = recipe_of(*SIMILAR, f"data.train_users={count}", f"name=few-{count}",
-                                   "seed=3", "systems=[untuned]")  # fmt: skip
+        recipe, folder = recipe_of(
+            *SIMILAR,
+            f"data.train_users={count}",
+            f"name=few-{count}",
+            "seed=3",
+            "systems=[untuned]",
+        )
         found = found_for(recipe, folder)
         users[count] = set(Examples.read(folder.examples("train")).user_ids)
         assert len(users[count]) == count
@@ -186,8 +204,11 @@ def test_whoever_has_no_neighbours_is_shown_none_and_counted(recipe_of):
     assert (none, fewer) == (1, 1)
     said = Predictions.read(folder.predictions("untuned")).info.hyperparameters
     assert {key: said[key] for key in ("prompts", "no_users", "fewer_users", "empty_history")} == {
-        "prompts": 24, "no_users": 1, "fewer_users": 1, "empty_history": 0,
-    }  # fmt: skip
+        "prompts": 24,
+        "no_users": 1,
+        "fewer_users": 1,
+        "empty_history": 0,
+    }
     assert (said["selection_failed"], said["other_users_than_retrieved"]) == (0, 0.0)
     assert "no_users" not in Predictions.read(folder.predictions("popularity")).info.hyperparameters
 
@@ -196,14 +217,23 @@ def test_an_empty_history_finds_nobody_alike_and_is_counted(recipe_of):
     recipe, folder = recipe_of(*SIMILAR, "systems=[untuned]")
     prepare.run(recipe, folder)
     flags = np.zeros(2, np.bool_)
-    asked = Examples(np.array(["new", "u20"], object), np.array([0, 0, 2]),
-                     np.array([3, 4], np.int32), np.array([1, 5], np.int32),
-                     np.array([10**9, 10**9]), flags, flags)  # fmt: skip
+    asked = Examples(
+        np.array(["new", "u20"], object),
+        np.array([0, 0, 2]),
+        np.array([3, 4], np.int32),
+        np.array([1, 5], np.int32),
+        np.array([10**9, 10**9]),
+        flags,
+        flags,
+    )
     pools = SimilarUsers(recipe, folder).find(asked)
     assert [len(pool) for pool in pools.neighbours] == [0, 2]
     assert shortfalls(pools, asked, 2) == {
-        "prompts": 2, "fewer_users": 0, "no_users": 1, "empty_history": 1,
-    }  # fmt: skip
+        "prompts": 2,
+        "fewer_users": 0,
+        "no_users": 1,
+        "empty_history": 1,
+    }
     encoder = encoder_of(recipe, Catalog.read(folder.items))
     prompting = prompting_of(recipe, folder, encoder, "test", asked)
     assert prompting.ids()[0].tolist() == encoder.prompt([]).ids.tolist()
@@ -237,14 +267,18 @@ def test_pools_are_read_where_they_stand_by_these_settings_and_found_else(
     monkeypatch.setattr(SimilarUsers, "find", finding)
     whole = folder.pools("test").read_bytes()
     SimilarUsers(recipe, folder).of("test", test)
-    selected, _ = recipe_of(*SIMILAR, "systems=[untuned]", "demonstrations.count=1",
-                            "demonstrations.selection.pool=2")  # fmt: skip
+    selected, _ = recipe_of(
+        *SIMILAR, "systems=[untuned]", "demonstrations.count=1", "demonstrations.selection.pool=2"
+    )
     SimilarUsers(selected, folder).of("test", test)  # who is shown of them is another matter
     assert looked == []
     for change in (
-        "demonstrations.count=3", "demonstrations.by=random", "seed=1",
-        "demonstrations.history=2", "demonstrations.similarity.weights.lcs=0",
-    ):  # fmt: skip
+        "demonstrations.count=3",
+        "demonstrations.by=random",
+        "seed=1",
+        "demonstrations.history=2",
+        "demonstrations.similarity.weights.lcs=0",
+    ):
         other, _ = recipe_of(*SIMILAR, "systems=[untuned]", change)
         SimilarUsers(other, folder).of("test", test)
     SimilarUsers(other, folder).of("test", test.take(np.arange(5)))
@@ -279,9 +313,11 @@ def test_pools_come_back_as_they_were_written(tmp_path):
         rows = np.arange(len(history) + 1, dtype=np.int64) + 2**40
         return Neighbour(name, np.array(history, np.int32), 7, rows, score)
 
-    pools = Pools(np.array(["a", "b", "ü"], object), np.array([1, 2**40, -3]),
-                  [[someone("x", [1, 2], 0.5), someone("y", [3], 0.25)], [],
-                   [someone("z", [4], 0.0)]])  # fmt: skip
+    pools = Pools(
+        np.array(["a", "b", "ü"], object),
+        np.array([1, 2**40, -3]),
+        [[someone("x", [1, 2], 0.5), someone("y", [3], 0.25)], [], [someone("z", [4], 0.0)]],
+    )
     pools.write(tmp_path / "deep" / "pools.parquet", {"pool": 2})
     again = Pools.read(tmp_path / "deep" / "pools.parquet")
     assert settings_of(tmp_path / "deep" / "pools.parquet") == {"pool": 2}
@@ -290,9 +326,12 @@ def test_pools_come_back_as_they_were_written(tmp_path):
         assert one.user_ids.tolist() == [pools.user_ids[i] for i in of]
         assert one.timestamps.tolist() == [pools.timestamps[i] for i in of]
         for mine, i in zip(one.neighbours, of, strict=True):
-            assert [(n.user_id, n.history.tolist(), n.chosen, n.rows.tolist(), n.score)
-                    for n in mine] == [(n.user_id, n.history.tolist(), n.chosen, n.rows.tolist(),
-                                        n.score) for n in pools.neighbours[i]]  # fmt: skip
+            assert [
+                (n.user_id, n.history.tolist(), n.chosen, n.rows.tolist(), n.score) for n in mine
+            ] == [
+                (n.user_id, n.history.tolist(), n.chosen, n.rows.tolist(), n.score)
+                for n in pools.neighbours[i]
+            ]
 
 
 def test_an_index_of_other_data_is_built_anew_and_says_so(standing, recipe_of, caplog, monkeypatch):
@@ -380,8 +419,9 @@ def test_a_mean_state_is_the_mean_of_the_states_read_alone(tiny_model, budget):
 
 
 def test_titles_lie_where_their_tokens_do_on_average(recipe_of):
-    recipe, folder = recipe_of(*SIMILAR, "demonstrations.similarity.vectors=states",
-                               "systems=[untuned]")  # fmt: skip
+    recipe, folder = recipe_of(
+        *SIMILAR, "demonstrations.similarity.vectors=states", "systems=[untuned]"
+    )
     prepare.run(recipe, folder)
     catalog = Catalog.read(folder.items)
     encoder, model = encoder_of(recipe, catalog), load_model(base_of(recipe), "cpu")

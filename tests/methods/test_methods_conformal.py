@@ -19,15 +19,20 @@ from llmrec.errors import DataError, LlmrecError
 from llmrec.inference.from_recipe import base_of, encoder_of
 from llmrec.methods.conformal import LiveCandidates, candidate_rows
 from llmrec.methods.windows import training_windows
+from llmrec.model.kept_weights import read_log
 from llmrec.model.loading import load_model
-from llmrec.model.trainer import TreeTrainer, read_log
+from llmrec.model.trainer import TreeTrainer
 from llmrec.recipe.loading import dump
 from llmrec.stages import prepare, train
 
 ITEMS, USERS = 40, 16
 WORDS = ["The", "Man", "Dark", "City", "Star", "Last", "Summer", "Dance", "Love", "River", "Blue"]
-CONFORMAL = ("conformal.candidates.beams=3", "conformal.candidates.sampled=4",
-             "conformal.candidates.refresh=3", "conformal.beta=1")  # fmt: skip
+CONFORMAL = (
+    "conformal.candidates.beams=3",
+    "conformal.candidates.sampled=4",
+    "conformal.candidates.refresh=3",
+    "conformal.beta=1",
+)
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +56,14 @@ def conformal_of(recipe_of, wide_log):
     """The Recipe and RunFolder of a small run with conformal prediction."""
 
     def make(*overrides):
-        return recipe_of(f"data.source={wide_log}", "systems=[tuned]", "prompt.max_history=3",
-                         "train.eval_steps=20", *CONFORMAL, *overrides)  # fmt: skip
+        return recipe_of(
+            f"data.source={wide_log}",
+            "systems=[tuned]",
+            "prompt.max_history=3",
+            "train.eval_steps=20",
+            *CONFORMAL,
+            *overrides,
+        )
 
     return make
 
@@ -68,14 +79,17 @@ def made(recipe, folder):
 def training_items(folder):
     """User -> positions of the training rows, oldest first."""
     log = Interactions.read(folder.interactions)
-    return {str(name): log.position[log.user == code].tolist()
-            for code, name in enumerate(log.user_ids)}  # fmt: skip
+    return {
+        str(name): log.position[log.user == code].tolist() for code, name in enumerate(log.user_ids)
+    }
 
 
 def views_of(row):
     """The candidates of a row: the target, those of the first view, those of the second."""
-    found = {kind: [s.target for s in row.segments if s.target >= 0 and s.kind == kind]
-             for kind in (0, 1, 2)}  # fmt: skip
+    found = {
+        kind: [s.target for s in row.segments if s.target >= 0 and s.kind == kind]
+        for kind in (0, 1, 2)
+    }
     return found[0], found[0] + found[1], found[2]
 
 
@@ -86,8 +100,9 @@ def untimed(folder):
 
 
 def files(folder):
-    return {int(p.stem): json.loads(p.read_text("utf-8"))
-            for p in folder.candidate_sets.glob("*.json")}  # fmt: skip
+    return {
+        int(p.stem): json.loads(p.read_text("utf-8")) for p in folder.candidate_sets.glob("*.json")
+    }
 
 
 def weights(folder):
@@ -97,8 +112,7 @@ def weights(folder):
 @pytest.mark.parametrize("view", ["valid", "train"])
 @pytest.mark.parametrize("split", ["leave_one_out", "global_time", "sliding_window", "by_user"])
 def test_the_second_view_reads_one_item_further_and_none_later(conformal_of, split, view):
-    recipe, folder = conformal_of(f"data.split={split}", f"conformal.view={view}",
-                                  "data.window=5")  # fmt: skip
+    recipe, folder = conformal_of(f"data.split={split}", f"conformal.view={view}", "data.window=5")
     encoder, windows, rows = made(recipe, folder)
     sequences, valid = training_items(folder), Examples.read(folder.examples("valid"))
     test = Examples.read(folder.examples("test"))
@@ -112,8 +126,11 @@ def test_the_second_view_reads_one_item_further_and_none_later(conformal_of, spl
             if at + 1 < len(sequence):
                 further.append(sequence[at + 1])
             else:
-                after = [(e.timestamp, e.target) for e in valid if e.user_id == window.user_id
-                         and e.history[-1] == window.target]  # fmt: skip
+                after = [
+                    (e.timestamp, e.target)
+                    for e in valid
+                    if e.user_id == window.user_id and e.history[-1] == window.target
+                ]
                 further += [target for _, target in sorted(after)[:1]]
         seen[len(further), at + 1 == len(sequence)] += 1
         assert rows.known[number].further.tolist() == further
@@ -121,9 +138,12 @@ def test_the_second_view_reads_one_item_further_and_none_later(conformal_of, spl
         assert not {(window.user_id, item) for item in further} & never
         first, second = rows.views(number).prompts()
         assert first.tolist() == encoder.prompt(window.history).ids.tolist()
-        wide = encoder_of(recipe.model_copy(update={
-            "prompt": recipe.prompt.model_copy(update={"max_history": 9})}),
-            Catalog.read(folder.items))  # fmt: skip
+        wide = encoder_of(
+            recipe.model_copy(
+                update={"prompt": recipe.prompt.model_copy(update={"max_history": 9})}
+            ),
+            Catalog.read(folder.items),
+        )
         shown = [*window.history.tolist(), *further]
         assert second.tolist() == wide.prompt(shown).ids.tolist()
     if view == "train":
@@ -186,9 +206,12 @@ def test_live_candidates_are_those_of_the_search_behind_each_view(conformal_of):
         closed = [known.before, np.append(known.before, known.further)]
         for view, prompt, shut in zip(("first", "second"), prompts, closed, strict=True):
             [alone] = beam_search(
-                SharedPrompt(model, [prompt]), OpenItems(encoder.trie, [shut]),
-                beams=3, top_k=3, scoring=Scoring(True),
-            )  # fmt: skip
+                SharedPrompt(model, [prompt]),
+                OpenItems(encoder.trie, [shut]),
+                beams=3,
+                top_k=3,
+                scoring=Scoring(True),
+            )
             assert one[view] == alone.positions.tolist()
             assert not set(one[view]) & set(shut.tolist())
         hits += windows[number].target in one["first"]
@@ -218,8 +241,9 @@ def read_in_training(monkeypatch):
 def test_training_learns_with_live_candidates_in_every_row_it_reads(
     conformal_of, read_in_training, smooth, caplog
 ):
-    recipe, folder = conformal_of(f"conformal.smooth={smooth}", "objective.name=msl",
-                                  "train.per_device_train_batch_size=3")  # fmt: skip
+    recipe, folder = conformal_of(
+        f"conformal.smooth={smooth}", "objective.name=msl", "train.per_device_train_batch_size=3"
+    )
     steps = train.run(recipe, folder)["steps"]
     known = files(folder)
     assert sorted(known) == list(range(0, steps, 3))
@@ -230,11 +254,14 @@ def test_training_learns_with_live_candidates_in_every_row_it_reads(
         read = {n for s in range(step, step + 3) for n in read_in_training.get(s, [])}
         assert {one["row"] for one in said} == read
     lines = [line for line in untimed(folder) if "loss" in line]
-    assert all(line["loss"] == pytest.approx(line["cross_entropy"] + line["set_size"]
-                                             + line["set_distance"], rel=1e-4)
-               for line in lines)  # fmt: skip
-    assert lines[-1]["targets"] == 2 * len(training_windows(recipe, Examples.read(
-        folder.examples("train"))))  # fmt: skip
+    assert all(
+        line["loss"]
+        == pytest.approx(line["cross_entropy"] + line["set_size"] + line["set_distance"], rel=1e-4)
+        for line in lines
+    )
+    assert lines[-1]["targets"] == 2 * len(
+        training_windows(recipe, Examples.read(folder.examples("train")))
+    )
     assert any(line["set_distance"] > 0 for line in lines)
     epochs = [line["losses"] for line in untimed(folder) if "losses" in line]
     assert [one["self"] for one in epochs] == [None, None]
@@ -246,20 +273,27 @@ def test_training_learns_with_live_candidates_in_every_row_it_reads(
     warned = [record for record in caplog.records if "no gradient" in record.message]
     assert len(warned) == (smooth == "false")
     with pytest.raises(LlmrecError, match="other settings"):
-        train.run(*conformal_of("conformal.alpha=0.2", "objective.name=msl",
-                                "train.per_device_train_batch_size=3"))  # fmt: skip
+        train.run(
+            *conformal_of(
+                "conformal.alpha=0.2", "objective.name=msl", "train.per_device_train_batch_size=3"
+            )
+        )
 
 
 def test_accumulation_gives_the_trajectory_of_the_whole_batch(conformal_of):
     whole, folder_a = conformal_of("name=whole", "conformal.smooth=true")
     cut, folder_b = conformal_of(
-        "name=cut", "conformal.smooth=true", "train.per_device_train_batch_size=1",
+        "name=cut",
+        "conformal.smooth=true",
+        "train.per_device_train_batch_size=1",
         "train.gradient_accumulation_steps=4",
-    )  # fmt: skip
+    )
     train.run(whole, folder_a)
     train.run(cut, folder_b)
-    losses = [[(x["loss"], x["set_size"], x["set_distance"]) for x in untimed(f) if "loss" in x]
-              for f in (folder_a, folder_b)]  # fmt: skip
+    losses = [
+        [(x["loss"], x["set_size"], x["set_distance"]) for x in untimed(f) if "loss" in x]
+        for f in (folder_a, folder_b)
+    ]
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)
 
 
@@ -319,16 +353,35 @@ def test_two_processes_give_the_trajectory_of_one(conformal_of, tmp_path):
     path = tmp_path / "two.yaml"
     path.write_text(dump(two), "utf-8")
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2",
-         "--master_port", "29741", "-m", "llmrec", "-q", "train", str(path), "--json"],
-        capture_output=True, text=True, timeout=300, env={**os.environ, "ACCELERATE_USE_CPU": "1"},
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc_per_node",
+            "2",
+            "--master_port",
+            "29741",
+            "-m",
+            "llmrec",
+            "-q",
+            "train",
+            str(path),
+            "--json",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "ACCELERATE_USE_CPU": "1"},
+    )
     assert done.returncode == 0, done.stderr
     ours, theirs = (
-        [(x["step"], x["loss"], x["set_size"], x["set_distance"], x["targets"])
-         for x in untimed(f) if "loss" in x]
+        [
+            (x["step"], x["loss"], x["set_size"], x["set_distance"], x["targets"])
+            for x in untimed(f)
+            if "loss" in x
+        ]
         for f in (folder_b, folder_a)
-    )  # fmt: skip
+    )
     np.testing.assert_allclose(ours, theirs, rtol=1e-3)
     assert [sorted(one["row"] for one in said) for _, said in sorted(files(folder_b).items())] == [
         sorted(one["row"] for one in said) for _, said in sorted(files(folder_a).items())

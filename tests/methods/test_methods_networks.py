@@ -21,8 +21,11 @@ ALL = (SYSTEMS, *SIZES, *TUNED)
 
 
 def weights(folder):
-    return {step: (folder.network(step) / networks.WEIGHTS).read_bytes()
-            for step in ("base", "cpft", "ce") if folder.network(step).is_dir()}  # fmt: skip
+    return {
+        step: (folder.network(step) / networks.WEIGHTS).read_bytes()
+        for step in ("base", "cpft", "ce")
+        if folder.network(step).is_dir()
+    }
 
 
 @pytest.fixture
@@ -102,9 +105,7 @@ def test_validation_ndcg_of_a_step_is_that_of_what_was_kept(recipe_of):
 
 def test_cross_entropy_alone_goes_on_as_long_as_cpft_that_stopped_early(recipe_of):
     # Nothing changes at this rate, so the second epoch is no better than the first.
-    recipe, folder = recipe_of(
-        *ALL, "conformal.learning_rate=1.0e-12", "conformal.patience=1"
-    )  # fmt: skip
+    recipe, folder = recipe_of(*ALL, "conformal.learning_rate=1.0e-12", "conformal.patience=1")
     done = pipeline.train(recipe, folder)
     assert [done[step]["epochs"] for step in ("cpft", "ce")] == [2, 2]
 
@@ -127,13 +128,13 @@ def test_a_damaged_network_is_trained_again_to_the_same_bytes(recipe_of, caplog)
         networks.fitted(recipe, folder, "network")
     done = pipeline.train(recipe, folder)
     assert {step: known["skipped"] for step, known in done.items()} == {
-        "base": False, "cpft": True, "ce": False,
-    }  # fmt: skip
+        "base": False,
+        "cpft": True,
+        "ce": False,
+    }
     assert "is damaged (model.safetensors differs from its hash)" in caplog.text
     assert weights(folder) == made
-    assert sorted(p.name for p in folder.network("base").parent.iterdir()) == [
-        "base", "ce", "cpft",
-    ]  # fmt: skip
+    assert sorted(p.name for p in folder.network("base").parent.iterdir()) == ["base", "ce", "cpft"]
 
 
 def test_an_interrupted_step_leaves_nothing_that_stands(recipe_of, monkeypatch):
@@ -153,8 +154,12 @@ def test_an_interrupted_step_leaves_nothing_that_stands(recipe_of, monkeypatch):
 def test_other_settings_are_refused_and_those_that_make_no_difference_are_not(recipe_of):
     recipe, folder = recipe_of(*ALL)
     pipeline.train(recipe, folder)
-    for change in ("network.hidden=16", "seed=1", "network.max_epochs=4",
-                   "decode.filter_seen=false"):  # fmt: skip
+    for change in (
+        "network.hidden=16",
+        "seed=1",
+        "network.max_epochs=4",
+        "decode.filter_seen=false",
+    ):
         with pytest.raises(LlmrecError, match=r"base was trained with other settings or data"):
             pipeline.train(recipe_of(*ALL, change)[0], folder)
     other, _ = recipe_of(*ALL, "conformal.alpha=0.2")
@@ -162,8 +167,9 @@ def test_other_settings_are_refused_and_those_that_make_no_difference_are_not(re
     for step in ("cpft", "ce"):
         with pytest.raises(LlmrecError, match=f"{step} was trained with other settings"):
             pipeline.train(other, folder, step)
-    same, _ = recipe_of(*ALL, "decode.top_k=3", "conformal.candidates.beams=2",
-                        "evaluate.samples=200")  # fmt: skip
+    same, _ = recipe_of(
+        *ALL, "decode.top_k=3", "conformal.candidates.beams=2", "evaluate.samples=200"
+    )
     assert all(known["skipped"] for known in pipeline.train(same, folder).values())
 
 
@@ -207,26 +213,31 @@ def test_preview_counts_without_training(recipe_of):
     assert said["windows_of_an_epoch"] >= said["sequences"]
     batches = -(-said["windows_of_an_epoch"] // 8)
     assert said["optimiser_steps_at_most"] == {
-        "base": 3 * batches, "cpft": 6 * batches, "ce": 6 * batches,
-    }  # fmt: skip
+        "base": 3 * batches,
+        "cpft": 6 * batches,
+        "ce": 6 * batches,
+    }
     assert not folder.network("base").parent.exists()
     pipeline.train(recipe, folder, "base")
     network = networks.fitted(recipe, folder, "network").network
     assert said["parameters"] == sum(p.numel() for p in network.parameters())
 
 
-@pytest.mark.parametrize(("overrides", "said"), [
-    (["systems=[popularity, network]"], "needs section network"),
-    (["systems=[network, tuned]", *SIZES], "trains no language model"),
-    (["systems=[network, network_ce]", *SIZES, *TUNED], "which is not among the systems"),
-    (["systems=[network, network_cpft]", *SIZES], "needs section conformal"),
-    (["systems=[network]", *SIZES, "data.candidates=4"], "drop data.candidates or network"),
-    (["systems=[network]", "network.hidden=7"], "multiple of heads"),
-    ([*ALL, "conformal.beta=0", "conformal.gamma=0"], "both 0"),
-    (["conformal.alpha=0.3", "soft.probe=8"], "cannot be combined with soft"),
-    (["conformal.alpha=0.3", "rows.shape=all_targets"], "needs rows.shape single"),
-    (["conformal.alpha=1"], "conformal.alpha"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["systems=[popularity, network]"], "needs section network"),
+        (["systems=[network, tuned]", *SIZES], "trains no language model"),
+        (["systems=[network, network_ce]", *SIZES, *TUNED], "which is not among the systems"),
+        (["systems=[network, network_cpft]", *SIZES], "needs section conformal"),
+        (["systems=[network]", *SIZES, "data.candidates=4"], "drop data.candidates or network"),
+        (["systems=[network]", "network.hidden=7"], "multiple of heads"),
+        ([*ALL, "conformal.beta=0", "conformal.gamma=0"], "both 0"),
+        (["conformal.alpha=0.3", "soft.probe=8"], "cannot be combined with soft"),
+        (["conformal.alpha=0.3", "rows.shape=all_targets"], "needs rows.shape single"),
+        (["conformal.alpha=1"], "conformal.alpha"),
+    ],
+)
 def test_what_cannot_be_is_told_before_anything_is_read(recipe_of, overrides, said):
     with pytest.raises(RecipeError, match=said):
         recipe_of(*overrides)
@@ -240,8 +251,9 @@ def test_set_loss_leaves_out_a_part_of_weight_0(recipe_of):
     labels, items = torch.tensor([1, 0, 4]), torch.from_numpy(rng.normal(size=(6, 4)))
     parts = {}
     for name, beta, gamma in (("both", 2, 3), ("size", 2, 0), ("distance", 0, 3)):
-        recipe, _ = recipe_of(*ALL, f"conformal.beta={beta}", f"conformal.gamma={gamma}",
-                              "conformal.nearest=2")  # fmt: skip
+        recipe, _ = recipe_of(
+            *ALL, f"conformal.beta={beta}", f"conformal.gamma={gamma}", "conformal.nearest=2"
+        )
         parts[name] = networks.set_loss(recipe.conformal)(train, sets, labels, items)
     assert set(parts["size"][1]) == {"set_size"}
     assert set(parts["distance"][1]) == {"set_distance"}

@@ -20,8 +20,9 @@ from llmrec.inference.from_recipe import encoder_of
 from llmrec.methods.soft.answer_file import FILE, Answers
 from llmrec.methods.windows import questions_of, training_rows, training_windows, with_answers
 from llmrec.model.curriculum import adaptive
+from llmrec.model.kept_weights import read_log
 from llmrec.model.row_order import RowOrder
-from llmrec.model.trainer import TreeTrainer, read_log
+from llmrec.model.trainer import TreeTrainer
 from llmrec.recipe.loading import dump
 from llmrec.stages import distill, pipeline, train
 from llmrec.studies import sweep
@@ -78,8 +79,11 @@ def test_three_steps_leave_their_folders_and_are_skipped_once_they_stand(recipe_
 
 def test_the_logged_losses_are_those_that_were_trained_on(distilled):
     recipe, folder = distilled
-    fixed = recipe.model_copy(update={"soft": recipe.soft.model_copy(
-        update={"schedule": "fixed", "weight": 0.25, "probe": 0})})  # fmt: skip
+    fixed = recipe.model_copy(
+        update={
+            "soft": recipe.soft.model_copy(update={"schedule": "fixed", "weight": 0.25, "probe": 0})
+        }
+    )
     train.run(fixed, folder)
     lines, epochs = read_log(folder.train_log), epochs_of(folder)
     steps = [x for x in lines if "loss" in x and x["step"] <= epochs[0]["step"]]
@@ -107,15 +111,17 @@ def test_the_first_epoch_is_training_on_the_own_answers_alone(distilled, monkeyp
 
     encoder = encoder_of(recipe, Catalog.read(folder.items))
     windows = training_windows(recipe, Examples.read(folder.examples("train")))
-    rows, _ = with_answers(training_rows(recipe, encoder, windows), Answers.read(folder.answers),
-                           encoder)  # fmt: skip
+    rows, _ = with_answers(
+        training_rows(recipe, encoder, windows), Answers.read(folder.answers), encoder
+    )
     monkeypatch.setattr(train, "training_rows", lambda *_: [row.only([1]) for row in rows])
-    monkeypatch.setattr(RowOrder, "__iter__",
-                        lambda _: ((number, (1.0, 1.0)) for number, _ in orders[0]))  # fmt: skip
+    monkeypatch.setattr(
+        RowOrder, "__iter__", lambda _: ((number, (1.0, 1.0)) for number, _ in orders[0])
+    )
     other = type(folder)(folder.root.with_name("alone"))
-    train.run(recipe.model_copy(update={
-        "soft": None, "train": {**steady, "num_train_epochs": 1},
-    }), other)  # fmt: skip
+    train.run(
+        recipe.model_copy(update={"soft": None, "train": {**steady, "num_train_epochs": 1}}), other
+    )
     alone = [x for x in read_log(other.train_log) if "loss" in x]
     assert len(alone) == len(soft) == first
     for mine, theirs in zip(alone, soft, strict=True):
@@ -174,8 +180,11 @@ def test_killed_training_goes_on_to_the_very_same_bytes(recipe_of, tmp_path):
     ]
     landed = 0
     for moment in [*moments, lambda: False]:
-        process = subprocess.Popen([sys.executable, "-m", "llmrec", "-q", "train", str(path)],
-                                   stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)  # fmt: skip
+        process = subprocess.Popen(
+            [sys.executable, "-m", "llmrec", "-q", "train", str(path)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
         while process.poll() is None:
             if moment():
                 process.send_signal(signal.SIGKILL)
@@ -197,26 +206,44 @@ def test_two_processes_distil_and_train_what_one_does(recipe_of, tmp_path):
     pipeline.train(one, folder_a)
     # The same answering adapter, so that the answers can be compared byte by byte.
     two, folder_b = recipe_of(
-        "name=two", *ALL, f"soft.sft_adapter={folder_a.sft.adapter}",
+        "name=two",
+        *ALL,
+        f"soft.sft_adapter={folder_a.sft.adapter}",
         "train.per_device_train_batch_size=2",
-    )  # fmt: skip
+    )
     path = tmp_path / "two.yaml"
     path.write_text(dump(two), "utf-8")
     subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone",
-         "-m", "llmrec", "-q", "train", str(path)],
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc_per_node=2",
+            "--standalone",
+            "-m",
+            "llmrec",
+            "-q",
+            "train",
+            str(path),
+        ],
         env={**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"},
-        check=True, capture_output=True, timeout=300,
-    )  # fmt: skip
+        check=True,
+        capture_output=True,
+        timeout=300,
+    )
     assert (folder_b.answers / FILE).read_bytes() == (folder_a.answers / FILE).read_bytes()
     for name in ("lambda", "distance"):
-        np.testing.assert_allclose([e[name] for e in epochs_of(folder_b)],
-                                   [e[name] for e in epochs_of(folder_a)], rtol=1e-4)  # fmt: skip
+        np.testing.assert_allclose(
+            [e[name] for e in epochs_of(folder_b)],
+            [e[name] for e in epochs_of(folder_a)],
+            rtol=1e-4,
+        )
     for a, b in zip(epochs_of(folder_a), epochs_of(folder_b), strict=True):
         for kind, loss in a["losses"].items():
             assert b["losses"][kind] == (loss and pytest.approx(loss, rel=1e-4))
-    losses = [[x["loss"] for x in read_log(f.train_log) if "loss" in x]
-              for f in (folder_a, folder_b)]  # fmt: skip
+    losses = [
+        [x["loss"] for x in read_log(f.train_log) if "loss" in x] for f in (folder_a, folder_b)
+    ]
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
 
 
@@ -240,8 +267,12 @@ def test_answers_hold_every_beam_and_the_chosen_one(distilled):
 
 def test_min_distance_takes_the_nearest_beam(recipe_of, distilled):
     _, folder = distilled
-    recipe, _ = recipe_of(*ALL, "soft.distill.select=min_distance", "name=near",
-                          f"soft.sft_adapter={folder.sft.adapter}")  # fmt: skip
+    recipe, _ = recipe_of(
+        *ALL,
+        "soft.distill.select=min_distance",
+        "name=near",
+        f"soft.sft_adapter={folder.sft.adapter}",
+    )
     other = type(folder)(folder.root.with_name("near"))
     distill.run(recipe, other)
     tables = [pq.read_table(f.answers / FILE).to_pylist() for f in (other, folder)]
@@ -251,8 +282,12 @@ def test_min_distance_takes_the_nearest_beam(recipe_of, distilled):
 
 
 def test_free_answers_are_text_and_those_outside_the_catalog_are_learned_too(recipe_of):
-    recipe, folder = recipe_of("soft.distill.decode=free", "soft.distill.max_new_tokens=6",
-                               "soft.probe=4", "train.num_train_epochs=1")  # fmt: skip
+    recipe, folder = recipe_of(
+        "soft.distill.decode=free",
+        "soft.distill.max_new_tokens=6",
+        "soft.probe=4",
+        "train.num_train_epochs=1",
+    )
     result = pipeline.train(recipe, folder)
     answers = Answers.read(folder.answers)
     outside = [text for text, p in zip(answers.texts, answers.positions, strict=True) if p < 0]
@@ -268,12 +303,15 @@ def test_free_answers_are_text_and_those_outside_the_catalog_are_learned_too(rec
         assert segment.ids.tolist() == encoder.completion_of(text).tolist()
 
 
-@pytest.mark.parametrize(("override", "said"), [
-    ("model.lora=null", "needs model.lora"),
-    ("soft.distill.decode=free", "objective msl"),
-    ("soft.probe=0", "needs a probe"),
-    ("soft.alpha=0", "soft.alpha"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("model.lora=null", "needs model.lora"),
+        ("soft.distill.decode=free", "objective msl"),
+        ("soft.probe=0", "needs a probe"),
+        ("soft.alpha=0", "soft.alpha"),
+    ],
+)
 def test_what_cannot_be_is_told_before_anything_is_read(recipe_of, override, said):
     with pytest.raises(RecipeError, match=said):
         recipe_of(*ALL, override)
@@ -307,18 +345,25 @@ def test_answers_to_other_prompts_and_damaged_answers_are_refused(recipe_of, dis
 def test_answers_of_another_adapter_are_not_taken_for_these(recipe_of, distilled):
     recipe, folder = distilled
     changed = recipe.model_copy(
-        update={"soft": recipe.soft.model_copy(
-            update={"distill": recipe.soft.distill.model_copy(update={"beams": 2})})}
-    )  # fmt: skip
+        update={
+            "soft": recipe.soft.model_copy(
+                update={"distill": recipe.soft.distill.model_copy(update={"beams": 2})}
+            )
+        }
+    )
     with pytest.raises(LlmrecError, match="other settings"):
         distill.run(changed, folder)
 
 
 def test_the_kept_adapter_is_best_by_the_recipes_metric_and_patience_stops(recipe_of):
     recipe, folder = recipe_of(
-        "validation.metric=hr", "validation.k=2", "validation.patience=2",
-        "train.num_train_epochs=30", "train.eval_strategy=epoch", "train.learning_rate=0.03",
-    )  # fmt: skip
+        "validation.metric=hr",
+        "validation.k=2",
+        "validation.patience=2",
+        "train.num_train_epochs=30",
+        "train.eval_strategy=epoch",
+        "train.learning_rate=0.03",
+    )
     result = train.run(recipe, folder)
     found = [line for line in read_log(folder.train_log) if "score" in line]
     best = min(found, key=lambda line: line["score"])
@@ -331,8 +376,13 @@ def test_the_kept_adapter_is_best_by_the_recipes_metric_and_patience_stops(recip
 
 def test_a_run_that_patience_stopped_stays_stopped(recipe_of, monkeypatch):
     """Killed between the last checkpoint and the adapter, it publishes and trains no further."""
-    overrides = ("validation.patience=1", "train.num_train_epochs=20", "train.learning_rate=0.05",
-                 "train.eval_strategy=epoch", "train.save_strategy=epoch")  # fmt: skip
+    overrides = (
+        "validation.patience=1",
+        "train.num_train_epochs=20",
+        "train.learning_rate=0.05",
+        "train.eval_strategy=epoch",
+        "train.save_strategy=epoch",
+    )
     recipe, folder = recipe_of(*overrides)
 
     def killed(*_, **__):
@@ -370,10 +420,16 @@ def test_a_sweep_distils_once_and_trains_each_value(recipe_of, tmp_path):
     assert sweep.run(str(path), [], "soft.alpha=0.1,100") == reached
 
 
-@pytest.mark.parametrize(("swept", "said"), [
-    ("soft.alpha", "written"), ("soft.alpha=1,,2", "written"), ("soft.alpha=1,1", "once"),
-    ("soft.alpha=1,x", "soft.alpha"), ("soft.alhpa=1,2", "did you mean soft.alpha"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("swept", "said"),
+    [
+        ("soft.alpha", "written"),
+        ("soft.alpha=1,,2", "written"),
+        ("soft.alpha=1,1", "once"),
+        ("soft.alpha=1,x", "soft.alpha"),
+        ("soft.alhpa=1,2", "did you mean soft.alpha"),
+    ],
+)
 def test_a_wrong_sweep_is_told_before_anything_is_trained(recipe_of, tmp_path, swept, said):
     recipe, folder = recipe_of(*ALL)
     path = tmp_path / "swept.yaml"
@@ -391,8 +447,9 @@ def test_the_table_holds_what_soft_began_with(recipe_of):
     assert list(metrics["systems"]) == ["popularity", "untuned", "tuned_sft", "tuned"]
     pairs = {(c["system"], c["reference"]) for c in metrics["comparisons"]}
     assert {("tuned", "tuned_sft"), ("tuned", "untuned")} <= pairs
-    plain, other = recipe_of("rows.shape=all_targets", "objective.name=msl", "name=plain",
-                             "systems=[tuned]")  # fmt: skip
+    plain, other = recipe_of(
+        "rows.shape=all_targets", "objective.name=msl", "name=plain", "systems=[tuned]"
+    )
     pipeline.run(plain, other)  # the first step of SOFT is plain fine-tuning and nothing else
     first = Predictions.read(folder.predictions("tuned_sft"))
     same = Predictions.read(other.predictions("tuned"))

@@ -32,8 +32,9 @@ def test_equals_the_formula(groups, dtype):
     key, value = torch.randn(2, 3, 4 // groups, 9, 8).to(dtype).unbind()
     mask = drawn_mask(3, 5, 9)
     config = LlamaConfig(num_attention_heads=4, num_key_value_heads=4 // groups)
-    found, _ = tree_attention(Layer(groups), query, key, value,
-                              stacked_mask(config, mask, torch.float32), scaling=0.3)  # fmt: skip
+    found, _ = tree_attention(
+        Layer(groups), query, key, value, stacked_mask(config, mask, torch.float32), scaling=0.3
+    )
     expected = torch.zeros(3, 5, 4, 8)
     for user in range(3):
         for head in range(4):
@@ -51,8 +52,9 @@ def test_a_layer_with_other_groups_reads_the_plain_mask():
     torch.manual_seed(0)
     query, (key, value) = torch.randn(2, 4, 5, 8), torch.randn(2, 2, 4, 9, 8).unbind()
     mask = drawn_mask(2, 5, 9)
-    stacked = stacked_mask(LlamaConfig(num_attention_heads=4, num_key_value_heads=2), mask,
-                           torch.float32)  # fmt: skip
+    stacked = stacked_mask(
+        LlamaConfig(num_attention_heads=4, num_key_value_heads=2), mask, torch.float32
+    )
     found, _ = tree_attention(Layer(1), query, key, value, stacked)
     expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     torch.testing.assert_close(found, expected.transpose(1, 2))
@@ -62,21 +64,26 @@ def test_scores_with_a_bias_of_their_own_keep_it():
     torch.manual_seed(0)
     query, (key, value) = torch.randn(2, 4, 5, 8), torch.randn(2, 2, 2, 9, 8).unbind()
     mask, bias = drawn_mask(2, 5, 9), torch.randn(1, 4, 5, 9)
-    stacked = stacked_mask(LlamaConfig(num_attention_heads=4, num_key_value_heads=2), mask,
-                           torch.float32)  # fmt: skip
+    stacked = stacked_mask(
+        LlamaConfig(num_attention_heads=4, num_key_value_heads=2), mask, torch.float32
+    )
     found, _ = tree_attention(Layer(2), query, key, value, stacked, position_bias=bias)
     expected = torch.nn.functional.scaled_dot_product_attention(
-        query, key.repeat_interleave(2, 1), value.repeat_interleave(2, 1),
+        query,
+        key.repeat_interleave(2, 1),
+        value.repeat_interleave(2, 1),
         attn_mask=bias.masked_fill(~mask, float("-inf")),
-    )  # fmt: skip
+    )
     torch.testing.assert_close(found, expected.transpose(1, 2))
 
 
 def test_a_family_reads_a_tree_as_under_sdpa(tiny_model):
     batch = TreeBatch(
-        torch.randint(3, 50, (2, 6)), torch.arange(6).expand(2, 6),
-        drawn_mask(2, 6, 6) | torch.eye(6, dtype=torch.bool), torch.arange(12),
-    )  # fmt: skip
+        torch.randint(3, 50, (2, 6)),
+        torch.arange(6).expand(2, 6),
+        drawn_mask(2, 6, 6) | torch.eye(6, dtype=torch.bool),
+        torch.arange(12),
+    )
     assert tiny_model.config._attn_implementation == TREE_ATTENTION
     with torch.no_grad():
         ours = forward_logits(tiny_model, batch)

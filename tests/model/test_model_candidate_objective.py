@@ -11,9 +11,19 @@ from llmrec.text.rows import Views, with_candidates
 from llmrec.text.tree import Segment, TokenTree
 from llmrec.text.trie import TitleTrie
 
-COMPLETIONS = [np.array(ids, np.int32) for ids in (
-    [5, 6, 1], [5, 7, 8, 1], [9, 1], [9, 6, 5, 1], [5, 6, 9, 1], [7, 1], [8, 8, 1], [6, 5, 1],
-)]  # fmt: skip
+COMPLETIONS = [
+    np.array(ids, np.int32)
+    for ids in (
+        [5, 6, 1],
+        [5, 7, 8, 1],
+        [9, 1],
+        [9, 6, 5, 1],
+        [5, 6, 9, 1],
+        [7, 1],
+        [8, 8, 1],
+        [6, 5, 1],
+    )
+]
 TRIE = TitleTrie.from_sequences(COMPLETIONS)
 VECTORS = torch.randn(8, 3, generator=torch.Generator().manual_seed(3))
 SMOOTH, HARD = 0.7, None
@@ -139,8 +149,9 @@ def test_every_cut_of_a_step_gives_the_loss_and_gradient_of_the_whole(
     tiny_llama, name, temperature
 ):
     asked, some = objective(name, temperature), rows(4)
-    whole = plain_loss(asked, [read_alone(tiny_llama, asked, row) for row in some],
-                       [items_of(row) for row in some])  # fmt: skip
+    whole = plain_loss(
+        asked, [read_alone(tiny_llama, asked, row) for row in some], [items_of(row) for row in some]
+    )
     expected, loss = gradient_of(tiny_llama, whole), float(whole.detach())
     scale = float(expected.abs().max())
     assert scale > 1e-3
@@ -158,18 +169,23 @@ def test_every_cut_of_a_step_gives_the_loss_and_gradient_of_the_whole(
 @pytest.mark.parametrize("temperature", [SMOOTH, HARD])
 def test_two_processes_and_a_filler_give_the_loss_and_gradient_of_one(tiny_llama, temperature):
     asked, some = objective("msl", temperature), rows(3)
-    whole = plain_loss(asked, [read_alone(tiny_llama, asked, row) for row in some],
-                       [items_of(row) for row in some])  # fmt: skip
+    whole = plain_loss(
+        asked, [read_alone(tiny_llama, asked, row) for row in some], [items_of(row) for row in some]
+    )
     expected, loss = gradient_of(tiny_llama, whole), float(whole.detach())
     held = [[0, 1], [2, FILLER]]
     batches = [[batch_of(asked, [some[n]], [n]) for n in mine] for mine in held]
     with torch.no_grad():
-        values = [torch.stack([asked.branch_log_probabilities(tiny_llama, b) for b in mine])
-                  for mine in batches]  # fmt: skip
+        values = [
+            torch.stack([asked.branch_log_probabilities(tiny_llama, b) for b in mine])
+            for mine in batches
+        ]
     real = [torch.tensor([n != FILLER for n in mine]) for mine in held]
     items = [torch.cat([b["items"] for b in mine]) for mine in batches]
-    found = [by_parts(tiny_llama, asked, mine, OneOfTwo(index, [values, real, items]), 3)
-             for index, mine in enumerate(batches)]  # fmt: skip
+    found = [
+        by_parts(tiny_llama, asked, mine, OneOfTwo(index, [values, real, items]), 3)
+        for index, mine in enumerate(batches)
+    ]
     assert found[0][1] + found[1][1] == pytest.approx(loss, rel=1e-5)
     scale = float(expected.abs().max())
     gradient = found[0][2] + found[1][2]
@@ -185,8 +201,9 @@ def test_the_distance_of_hard_sets_has_a_value_and_no_gradient(tiny_llama):
         leaf = values.double().requires_grad_()
         loss = objective(temperature=temperature, beta=0.0, alpha=0.9).step_loss(leaf, items)
         assert float(loss.set_distance.detach()) > 0
-        [gradient] = torch.autograd.grad(loss.total - loss.cross_entropy, leaf, allow_unused=True,
-                                         materialize_grads=True)  # fmt: skip
+        [gradient] = torch.autograd.grad(
+            loss.total - loss.cross_entropy, leaf, allow_unused=True, materialize_grads=True
+        )
         assert bool(gradient.abs().max() > 1e-6) is moves
 
 
@@ -197,8 +214,14 @@ def test_rows_of_another_form_are_refused():
         asked.prepare([some[0].flatten(), plain.flatten()])
     with pytest.raises(ValueError, match="vectors"):
         objective(vectors=None)
-    assert float(objective(vectors=None, gamma=0.0).step_loss(
-        torch.randn(2, 8), torch.zeros(2, 8, dtype=torch.long)).set_distance) == 0  # fmt: skip
+    assert (
+        float(
+            objective(vectors=None, gamma=0.0)
+            .step_loss(torch.randn(2, 8), torch.zeros(2, 8, dtype=torch.long))
+            .set_distance
+        )
+        == 0
+    )
 
 
 @pytest.mark.parametrize(("count", "size"), [(10, 1), (10, 2), (11, 4), (8, 4), (3, 4)])

@@ -23,10 +23,15 @@ def pairs(count):
     rng = np.random.default_rng(0)
     titles = [rng.integers(3, 300, 2 + i % 5).astype(np.int32) for i in range(30)]
     rows = [
-        TokenTree((Segment(rng.integers(3, 300, 20 + i % 3).astype(np.int32)),
-                   Segment(titles[i], 0, i), Segment(titles[i + 7], 0, i + 7, kind=1)))
+        TokenTree(
+            (
+                Segment(rng.integers(3, 300, 20 + i % 3).astype(np.int32)),
+                Segment(titles[i], 0, i),
+                Segment(titles[i + 7], 0, i + 7, kind=1),
+            )
+        )
         for i in range(count)
-    ]  # fmt: skip
+    ]
     return rows, Objective("msl", TitleTrie.from_sequences(titles), titles)
 
 
@@ -34,11 +39,20 @@ def trained(model, folder, seen, **settings):
     """The logged losses and the adapter of two short epochs."""
     rows, objective = pairs(12)
     arguments = TrainingArguments(
-        output_dir=str(folder / "checkpoints"), seed=0, use_cpu=True, num_train_epochs=2,
-        per_device_train_batch_size=4, learning_rate=1e-2, logging_steps=1, report_to="none",
-        disable_tqdm=True, remove_unused_columns=False, save_strategy="no", eval_strategy="epoch",
+        output_dir=str(folder / "checkpoints"),
+        seed=0,
+        use_cpu=True,
+        num_train_epochs=2,
+        per_device_train_batch_size=4,
+        learning_rate=1e-2,
+        logging_steps=1,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        save_strategy="no",
+        eval_strategy="epoch",
         **settings,
-    )  # fmt: skip
+    )
 
     def validate(live):
         seen.append(type(live).__name__)
@@ -47,8 +61,9 @@ def trained(model, folder, seen, **settings):
     model = with_new_lora(model, Lora(r=4), seed=0)
     log = folder / "log.jsonl"
     TreeTrainer(model, arguments, rows, objective, validate, log).go(None)
-    losses = [x["loss"] for x in map(json.loads, log.read_text("utf-8").splitlines())
-              if "loss" in x]  # fmt: skip
+    losses = [
+        x["loss"] for x in map(json.loads, log.read_text("utf-8").splitlines()) if "loss" in x
+    ]
     (best,) = (folder / "checkpoints").glob("best-*")
     return losses, load_file(best / "adapter_model.safetensors")
 

@@ -102,8 +102,9 @@ def test_membership_and_size_equal_loops(seed, temperature):
     log_p, _, _ = draw(seed)
     eta = middle(log_p)
     inside = membership(log_p, eta, temperature).detach()
-    expected = [[membership_loop(v, float(eta), temperature) for v in row]
-                for row in log_p.tolist()]  # fmt: skip
+    expected = [
+        [membership_loop(v, float(eta), temperature) for v in row] for row in log_p.tolist()
+    ]
     np.testing.assert_allclose(inside.numpy(), expected, atol=1e-12)
     assert inside.dtype == log_p.dtype
     assert 0 < float(inside.sum()) < inside.numel()
@@ -196,8 +197,10 @@ def test_smooth_becomes_hard_as_the_temperature_goes_to_0(seed):
         set_size(log_p, hard).item(), abs=1e-6
     )
     for nearest in (1, 3, 20):
-        both = [set_distance(log_p, eta, similarity, is_label, nearest, temperature).item()
-                for eta, temperature in ((hard, None), (smooth, 1e-5))]  # fmt: skip
+        both = [
+            set_distance(log_p, eta, similarity, is_label, nearest, temperature).item()
+            for eta, temperature in ((hard, None), (smooth, 1e-5))
+        ]
         assert both[0] == pytest.approx(both[1], abs=1e-6)
     far = set_size(log_p, log_threshold(log_truth, 0.3, 2.0), 2.0).item()
     assert abs(far - set_size(log_p, hard).item()) > 1e-3
@@ -207,8 +210,9 @@ def test_smooth_becomes_hard_as_the_temperature_goes_to_0(seed):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("rows", [1, 4])
 def test_empty_sets_are_finite_and_have_no_distance(rows, dtype, temperature):
-    log_p, similarity, is_label = (x.detach().to(x.dtype if x.dtype == torch.bool else dtype)
-                                   for x in draw(5, rows))  # fmt: skip
+    log_p, similarity, is_label = (
+        x.detach().to(x.dtype if x.dtype == torch.bool else dtype) for x in draw(5, rows)
+    )
     log_p.requires_grad_()
     similarity.requires_grad_()
     eta = torch.tensor(50.0, dtype=dtype, requires_grad=True)  # above every log-probability
@@ -251,11 +255,16 @@ def test_a_batch_is_the_mean_of_its_rows(temperature):
     log_p, similarity, is_label = draw(6)
     eta = middle(log_p)
     alone = [
-        [set_size(log_p[i : i + 1], eta, temperature).item(),
-         set_distance(log_p[i : i + 1], eta, similarity[i : i + 1], is_label[i : i + 1], 2,
-                      temperature).item()]
+        [
+            set_size(log_p[i : i + 1], eta, temperature).item(),
+            set_distance(
+                log_p[i : i + 1], eta, similarity[i : i + 1], is_label[i : i + 1], 2, temperature
+            ).item(),
+        ]
         for i in range(5)
-    ]  # fmt: skip
-    together = [set_size(log_p, eta, temperature).item(),
-                set_distance(log_p, eta, similarity, is_label, 2, temperature).item()]  # fmt: skip
+    ]
+    together = [
+        set_size(log_p, eta, temperature).item(),
+        set_distance(log_p, eta, similarity, is_label, 2, temperature).item(),
+    ]
     np.testing.assert_allclose(together, np.mean(alone, axis=0), atol=1e-12)

@@ -74,8 +74,9 @@ def loss_and_gradient(model, objective, flats, weights):
 def test_two_branches_are_two_separate_passes(tiny_model, name):
     objective = Objective(name, TitleTrie.from_sequences(COMPLETIONS), COMPLETIONS)
     rows, share = pairs(5), 0.3
-    together = loss_and_gradient(tiny_model, objective, [r.flatten() for r in rows],
-                                 (1 - share, share))  # fmt: skip
+    together = loss_and_gradient(
+        tiny_model, objective, [r.flatten() for r in rows], (1 - share, share)
+    )
     alone = [[row.only([kind]).flatten() for row in rows] for kind in (0, 1)]
     real, own = (loss_and_gradient(tiny_model, objective, flats, (1.0, 1.0)) for flats in alone)
     assert together[0] == pytest.approx((1 - share) * real[0] + share * own[0], abs=1e-5)
@@ -124,8 +125,13 @@ def test_own_answers_must_be_as_many_as_targets():
 
 
 def test_a_target_that_others_follow_is_still_read_when_it_is_not_learned():
-    tree = TokenTree((Segment(COMPLETIONS[0]), Segment(COMPLETIONS[1], 0, 1),
-                      Segment(COMPLETIONS[2], 1, 2, kind=1)))  # fmt: skip
+    tree = TokenTree(
+        (
+            Segment(COMPLETIONS[0]),
+            Segment(COMPLETIONS[1], 0, 1),
+            Segment(COMPLETIONS[2], 1, 2, kind=1),
+        )
+    )
     own = tree.only([1])
     assert [s.target for s in own.segments] == [-1, -1, 2]
     assert own.paths() == [[0, 1, 2]]

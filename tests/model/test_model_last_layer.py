@@ -11,17 +11,35 @@ from llmrec.model.forward import TreeBatch, forward_logits
 from llmrec.model.last_layer import last_block_at
 from llmrec.model.loading import Lora, with_new_lora
 
-FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma3_text", "phi3",
-            "smollm3", "granite", "olmo2"]  # fmt: skip
+FAMILIES = [
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma",
+    "gemma3_text",
+    "phi3",
+    "smollm3",
+    "granite",
+    "olmo2",
+]
 
 
 def tiny(family):
     torch.manual_seed(7)
     config = tf.AutoConfig.for_model(
-        family, vocab_size=90, hidden_size=32, intermediate_size=48, num_hidden_layers=3,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=8, pad_token_id=0,
-        bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
+        family,
+        vocab_size=90,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
     model = with_tree_attention(tf.AutoModelForCausalLM.from_config(config)).eval()
     with torch.no_grad():
         for parameter in model.parameters():

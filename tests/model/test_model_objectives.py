@@ -44,9 +44,9 @@ def test_a_token_with_one_continuation_needs_no_logits():
 
 
 def test_an_inline_title_starts_inside_its_completion():
-    tree = TokenTree((
-        Segment(np.array([3], np.int32)), Segment(COMPLETIONS[2][1:3], 0, target=2, start=1),
-    )).flatten()  # fmt: skip
+    tree = TokenTree(
+        (Segment(np.array([3], np.int32)), Segment(COMPLETIONS[2][1:3], 0, target=2, start=1))
+    ).flatten()
     kept, choices = trie_choices([tree], TRIE, COMPLETIONS)
     assert kept[0].tolist() == [0, 1]
     assert choices.tokens.tolist() == [6, 7, 2, 8]

@@ -26,11 +26,17 @@ def texts(count=23, vocabulary=300):
 
 def one_by_one(model, rows):
     with torch.no_grad():
-        return np.stack([
-            model(input_ids=torch.from_numpy(row.astype(np.int64))[None],
-                  output_hidden_states=True).hidden_states[-1][0, -1].numpy()
-            for row in rows
-        ])  # fmt: skip
+        return np.stack(
+            [
+                model(
+                    input_ids=torch.from_numpy(row.astype(np.int64))[None],
+                    output_hidden_states=True,
+                )
+                .hidden_states[-1][0, -1]
+                .numpy()
+                for row in rows
+            ]
+        )
 
 
 def tuned(model, **lora):

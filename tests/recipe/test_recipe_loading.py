@@ -30,8 +30,17 @@ def errors(file, *overrides):
 
 def test_overrides_beat_the_recipe_and_the_recipe_the_defaults(recipe):
     file = recipe(MINIMAL + "train: {learning_rate: 1e-4, max_steps: 5}\nprompt: {form: chat}\n")
-    loaded = load(file, ["train.learning_rate=2e-4", "decode.beams=20", "model.lora.r=4",
-                         "evaluate.k=[1, 3]", "name=y", "rows.count=null"])  # fmt: skip
+    loaded = load(
+        file,
+        [
+            "train.learning_rate=2e-4",
+            "decode.beams=20",
+            "model.lora.r=4",
+            "evaluate.k=[1, 3]",
+            "name=y",
+            "rows.count=null",
+        ],
+    )
     assert loaded.train["learning_rate"] == 2e-4
     assert loaded.train["max_steps"] == 5
     assert loaded.train["warmup_steps"] == 10

@@ -130,8 +130,15 @@ def test_every_shipped_recipe_loads_and_survives_being_written(name, tmp_path):
 
 
 def _kinds(annotation):
-    plain = {int: "int", float: "float", bool: "bool", str: "str", type(None): "null",
-             list: "list", dict: "mapping"}  # fmt: skip
+    plain = {
+        int: "int",
+        float: "float",
+        bool: "bool",
+        str: "str",
+        type(None): "null",
+        list: "list",
+        dict: "mapping",
+    }
     if annotation in plain:
         return {plain[annotation]}
     origin = typing.get_origin(annotation)
@@ -167,19 +174,33 @@ def test_the_table_of_training_arguments_is_that_of_transformers():
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
     [
-        ("learning_rate", 1, True), ("learning_rate", 1e-4, True), ("learning_rate", -1e-4, False),
-        ("learning_rate", True, False), ("learning_rate", "1e-4", False),
-        ("learning_rate", float("nan"), False), ("learning_rate", None, False),
-        ("max_steps", -1, True), ("max_steps", 1.5, False), ("max_steps", 2.0, False),
-        ("per_device_train_batch_size", 0, False), ("gradient_accumulation_steps", 4, True),
-        ("bf16", True, True), ("bf16", 1, False), ("bf16", "true", False),
-        ("lr_scheduler_type", "cosine", True), ("lr_scheduler_type", "cosin", False),
-        ("eval_strategy", "no", True), ("eval_strategy", False, False),
+        ("learning_rate", 1, True),
+        ("learning_rate", 1e-4, True),
+        ("learning_rate", -1e-4, False),
+        ("learning_rate", True, False),
+        ("learning_rate", "1e-4", False),
+        ("learning_rate", float("nan"), False),
+        ("learning_rate", None, False),
+        ("max_steps", -1, True),
+        ("max_steps", 1.5, False),
+        ("max_steps", 2.0, False),
+        ("per_device_train_batch_size", 0, False),
+        ("gradient_accumulation_steps", 4, True),
+        ("bf16", True, True),
+        ("bf16", 1, False),
+        ("bf16", "true", False),
+        ("lr_scheduler_type", "cosine", True),
+        ("lr_scheduler_type", "cosin", False),
+        ("eval_strategy", "no", True),
+        ("eval_strategy", False, False),
         ("gradient_checkpointing_kwargs", {"use_reentrant": False}, True),
-        ("gradient_checkpointing_kwargs", [1], False), ("report_to", ["wandb"], True),
-        ("report_to", "none", True), ("report_to", 3, False), ("eval_steps", None, True),
+        ("gradient_checkpointing_kwargs", [1], False),
+        ("report_to", ["wandb"], True),
+        ("report_to", "none", True),
+        ("report_to", 3, False),
+        ("eval_steps", None, True),
     ],
-)  # fmt: skip
+)
 def test_values_of_training_arguments_are_checked(name, value, expected):
     assert training_arguments.fits(name, value) is expected
 

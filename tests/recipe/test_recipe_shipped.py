@@ -20,8 +20,14 @@ def test_a_checkout_and_a_wheel_are_told_apart(tmp_path, monkeypatch):
 def test_accelerate_reads_every_file(name):
     config_args = importlib.import_module("accelerate.commands.config.config_args")
     config = config_args.load_config_from_file(str(shipped.found(f"accelerate/{name}")))
-    expected = {"cpu": "NO", "one_gpu": "NO", "ddp": "MULTI_GPU", "fsdp2": "FSDP",
-                "zero2": "DEEPSPEED", "zero3": "DEEPSPEED"}  # fmt: skip
+    expected = {
+        "cpu": "NO",
+        "one_gpu": "NO",
+        "ddp": "MULTI_GPU",
+        "fsdp2": "FSDP",
+        "zero2": "DEEPSPEED",
+        "zero3": "DEEPSPEED",
+    }
     assert config.distributed_type == expected[name]
     assert config.mixed_precision == "no"
     assert config.use_cpu is (name == "cpu")

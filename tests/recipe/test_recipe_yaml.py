@@ -10,16 +10,44 @@ from llmrec.recipe.plain_yaml import read, write
 
 HEAD = "name: x\ndata: {source: x}\n"
 CALLS = [
-    "python/object/apply:os.system", "python/object/apply:builtins.eval",
-    "python/object/apply:subprocess.check_output", "python/object/new:os.system",
-    "python/object/new:type", "python/name:os.system", "python/name:builtins.exec",
-    "python/module:this", "python/module:antigravity", "python/object:collections.Counter",
-    "python/tuple", "python/bytes", "python/complex", "python/dict", "python/unicode",
-    "python/object/apply:time.sleep", "python/object/apply:pathlib.Path.touch",
-]  # fmt: skip
-TAGS = ["!!binary", "!!set", "!!omap", "!!pairs", "!!timestamp", "!!int", "!!str", "!!float",
-        "!!map", "!!seq", "!!merge", "!!value", "!include", "!ENV", "!vault", "!!js/function",
-        "!ruby/object:Gem::Installer", "!<tag:yaml.org,2002:python/name:os.system>"]  # fmt: skip
+    "python/object/apply:os.system",
+    "python/object/apply:builtins.eval",
+    "python/object/apply:subprocess.check_output",
+    "python/object/new:os.system",
+    "python/object/new:type",
+    "python/name:os.system",
+    "python/name:builtins.exec",
+    "python/module:this",
+    "python/module:antigravity",
+    "python/object:collections.Counter",
+    "python/tuple",
+    "python/bytes",
+    "python/complex",
+    "python/dict",
+    "python/unicode",
+    "python/object/apply:time.sleep",
+    "python/object/apply:pathlib.Path.touch",
+]
+TAGS = [
+    "!!binary",
+    "!!set",
+    "!!omap",
+    "!!pairs",
+    "!!timestamp",
+    "!!int",
+    "!!str",
+    "!!float",
+    "!!map",
+    "!!seq",
+    "!!merge",
+    "!!value",
+    "!include",
+    "!ENV",
+    "!vault",
+    "!!js/function",
+    "!ruby/object:Gem::Installer",
+    "!<tag:yaml.org,2002:python/name:os.system>",
+]
 BOMB = "a: &a [x, x]\n" + "\n".join(
     f"{chr(98 + i)}: &{chr(98 + i)} [*{chr(97 + i)}, *{chr(97 + i)}]" for i in range(12)
 )
@@ -73,7 +101,7 @@ HOSTILE = [
     HEAD + "train: {push_to_hub: true}\n",
     HEAD + "train: {output_dir: /etc}\n",
     HEAD + "train: {__init__: 1}\n",
-]  # fmt: skip
+]
 
 
 def test_there_are_enough_files():
@@ -125,13 +153,33 @@ def test_bytes_that_are_no_text_are_refused(content, tmp_path):
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        ("1e-3", 1e-3), ("1E5", 1e5), (".5", 0.5), ("5.", 5.0), ("-3", -3), ("+3", 3),
-        ("010", 10), ("0x10", "0x10"), ("1_000", "1_000"), ("1:30", "1:30"), ("no", "no"),
-        ("yes", "yes"), ("on", "on"), ("true", True), ("FALSE", False), ("null", None),
-        ("~", None), ("", None), ("2020-01-01", "2020-01-01"), ("'1'", "1"), (".inf", ".inf"),
-        ("[1, a, 2.5]", [1, "a", 2.5]), ("{a: }", {"a": None}), ("=", "="), ("<<", "<<"),
+        ("1e-3", 1e-3),
+        ("1E5", 1e5),
+        (".5", 0.5),
+        ("5.", 5.0),
+        ("-3", -3),
+        ("+3", 3),
+        ("010", 10),
+        ("0x10", "0x10"),
+        ("1_000", "1_000"),
+        ("1:30", "1:30"),
+        ("no", "no"),
+        ("yes", "yes"),
+        ("on", "on"),
+        ("true", True),
+        ("FALSE", False),
+        ("null", None),
+        ("~", None),
+        ("", None),
+        ("2020-01-01", "2020-01-01"),
+        ("'1'", "1"),
+        (".inf", ".inf"),
+        ("[1, a, 2.5]", [1, "a", 2.5]),
+        ("{a: }", {"a": None}),
+        ("=", "="),
+        ("<<", "<<"),
     ],
-)  # fmt: skip
+)
 def test_plain_values_follow_yaml_1_2(text, value):
     document = read(f"a: {text}")
     assert document.problems == []

@@ -18,8 +18,9 @@ def log_of(users: list[list[int]]) -> Interactions:
     user = np.repeat(np.arange(len(users)), [len(u) for u in users]).astype(np.int32)
     position = np.array([p for u in users for p in u], np.int32)
     rows = np.arange(len(user))
-    return Interactions(user, position, rows, rows, np.array([f"u{i}" for i in range(len(users))],
-                                                             object))  # fmt: skip
+    return Interactions(
+        user, position, rows, rows, np.array([f"u{i}" for i in range(len(users))], object)
+    )
 
 
 def drawn(seed: int) -> tuple:
@@ -40,8 +41,9 @@ def place_of(found: list[int], snapshots: Snapshots, target: int) -> int | None:
 def test_hits_equal_a_loop():
     _, snapshots, _, targets = drawn(0)
     found = np.random.default_rng(1).integers(-1, len(snapshots), (25, 6))
-    hits = next_item_hits(Neighbours(found, np.zeros(found.shape, np.float32)), snapshots, targets,
-                          (1, 3, 6))  # fmt: skip
+    hits = next_item_hits(
+        Neighbours(found, np.zeros(found.shape, np.float32)), snapshots, targets, (1, 3, 6)
+    )
     for row in range(25):
         place = place_of(found[row].tolist(), snapshots, targets[row])
         assert hits[row].tolist() == [place is not None and place < k for k in (1, 3, 6)]
@@ -91,9 +93,10 @@ def test_rows_of_the_comparison():
     rows = compare_retrievers(snapshots, kinds, queries, targets, {"fitted": mine}, 15)
     each = [*MEASURES, "equal", "fitted"]
     assert [(r.vectors, r.weights) for r in rows] == [
-        ("factors", "random"), *(("factors", name) for name in each),
+        ("factors", "random"),
+        *(("factors", name) for name in each),
         *(("other", name) for name in each),
-    ]  # fmt: skip
+    ]
     by_name = {(r.vectors, r.weights): r for r in rows}
     for kind, vectors in kinds.items():
         retriever = Retriever(snapshots, vectors, mine, 15)

@@ -117,8 +117,9 @@ def test_what_was_written_is_read(index, tmp_path):
     index.write(tmp_path / "index", "these data")
     read = VectorIndex.read(tmp_path / "index", "these data")
     queries, before = clustered(20, 5), np.full(20, 2500)
-    for one, other in zip(index.search(queries, 7, before), read.search(queries, 7, before),
-                          strict=True):  # fmt: skip
+    for one, other in zip(
+        index.search(queries, 7, before), read.search(queries, 7, before), strict=True
+    ):
         np.testing.assert_array_equal(one, other)
     assert (read.kind, read.nprobe, read.recall) == (index.kind, index.nprobe, index.recall)
 

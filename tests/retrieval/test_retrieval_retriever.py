@@ -58,8 +58,9 @@ def test_neighbours_equal_a_loop():
     equal = 0
     for _ in range(30):
         log = drawn_log(rng, 15)
-        retriever = Retriever(snapshots_of(log, WINDOW), cooccurrence_factors(log, ITEMS, 6),
-                              WEIGHTS, coarse=12)  # fmt: skip
+        retriever = Retriever(
+            snapshots_of(log, WINDOW), cooccurrence_factors(log, ITEMS, 6), WEIGHTS, coarse=12
+        )
         queries = drawn_queries(rng, log, 10)
         found = retriever.retrieve(queries, 5).snapshot
         for row in range(10):
@@ -100,8 +101,10 @@ def test_as_many_as_there_are():
     # With one user wanted in the coarse stage five snapshots are searched first, then more.
     retriever = Retriever(snapshots, rng.standard_normal((ITEMS, 5)), {"cosine": 1.0}, coarse=25)
     queries = drawn_queries(rng, log, 60)
-    for neighbours, always in ((retriever.retrieve(queries, 25), False),
-                               (random_neighbours(snapshots, queries, 25, 0), True)):  # fmt: skip
+    for neighbours, always in (
+        (retriever.retrieve(queries, 25), False),
+        (random_neighbours(snapshots, queries, 25, 0), True),
+    ):
         for row, found in enumerate(neighbours.snapshot):
             before = snapshots.before(int(queries.time[row]))
             others = set(snapshots.user[:before].tolist()) - {int(queries.user[row])}
@@ -129,8 +132,13 @@ def test_equal_windows_show_the_later_first():
     count = 40
     user = np.repeat(np.arange(count), 2).astype(np.int32)
     position = np.tile([1, 2], count).astype(np.int32)
-    log = Interactions(user, position, np.arange(2 * count), np.arange(2 * count),
-                       np.array([f"u{i}" for i in range(count)], object))  # fmt: skip
+    log = Interactions(
+        user,
+        position,
+        np.arange(2 * count),
+        np.arange(2 * count),
+        np.array([f"u{i}" for i in range(count)], object),
+    )
     vectors = np.random.default_rng(4).standard_normal((3, 8))
     retriever = Retriever(snapshots_of(log, 3), vectors, {"cosine": 0.3, "dtw": 0.7}, coarse=6)
     queries = queries_of(["u30"], [np.array([1], np.int32)], [70], log, 3)
@@ -167,8 +175,9 @@ def test_what_is_refused():
         with pytest.raises(RecipeError, match=", ".join(MEASURES)):
             Retriever(snapshots, vectors, weights)
     with pytest.raises(ValueError, match="snapshots"):
-        Retriever(snapshots, vectors, WEIGHTS,
-                  index=VectorIndex.build(np.zeros((3, 5), np.float32)))  # fmt: skip
+        Retriever(
+            snapshots, vectors, WEIGHTS, index=VectorIndex.build(np.zeros((3, 5), np.float32))
+        )
     with pytest.raises(ValueError, match="coarse"):
         Retriever(snapshots, vectors, WEIGHTS, 5).retrieve(drawn_queries(rng, log, 1), 6)
 

@@ -76,8 +76,14 @@ def oracle(a: list[int], b: list[int], vectors: np.ndarray) -> list[float]:
     if not a or not b:
         return [0.0] * len(MEASURES)
     lcs = longest_common(a, b) / min(len(a), len(b))
-    return [cosine(a, b, vectors), jaccard(a, b), lcs, recency(a, b), transition(a, b),
-            warping(a, b, vectors)]  # fmt: skip
+    return [
+        cosine(a, b, vectors),
+        jaccard(a, b),
+        lcs,
+        recency(a, b),
+        transition(a, b),
+        warping(a, b, vectors),
+    ]
 
 
 def test_every_measure_equals_a_loop():
@@ -90,8 +96,9 @@ def test_every_measure_equals_a_loop():
     queries, windows = drawn(40), [drawn(25) for _ in range(40)]
     queries[0], windows[1][0] = [], []
     found = measured(padded(*queries), np.stack([padded(*w) for w in windows]), vectors)
-    expected = [[oracle(q, w, vectors) for w in row]
-                for q, row in zip(queries, windows, strict=True)]  # fmt: skip
+    expected = [
+        [oracle(q, w, vectors) for w in row] for q, row in zip(queries, windows, strict=True)
+    ]
     np.testing.assert_allclose(found, expected, atol=2e-6)
     assert found.dtype == np.float32
     assert (found >= 0).all()
@@ -121,9 +128,10 @@ def test_a_window_is_like_itself_and_measures_are_symmetric():
     np.testing.assert_allclose(itself, 1, atol=1e-6)
     others = np.roll(windows, 1, axis=0)
     np.testing.assert_allclose(
-        measured(windows, others[:, None], vectors), measured(others, windows[:, None], vectors),
+        measured(windows, others[:, None], vectors),
+        measured(others, windows[:, None], vectors),
         atol=1e-6,
-    )  # fmt: skip
+    )
 
 
 def test_batches_of_queries_change_no_bit():

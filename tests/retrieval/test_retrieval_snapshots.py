@@ -34,9 +34,16 @@ def looped(log: Interactions, window: int, every: int) -> list[tuple]:
 
 
 def as_tuples(snapshots: Snapshots) -> list[tuple]:
-    return [(int(snapshots.time[i]), int(snapshots.row[i]), int(snapshots.user[i]),
-             snapshots.history(i).tolist(), int(snapshots.chosen[i]))
-            for i in range(len(snapshots))]  # fmt: skip
+    return [
+        (
+            int(snapshots.time[i]),
+            int(snapshots.row[i]),
+            int(snapshots.user[i]),
+            snapshots.history(i).tolist(),
+            int(snapshots.chosen[i]),
+        )
+        for i in range(len(snapshots))
+    ]
 
 
 @pytest.mark.parametrize("every", [1, 2, 3])

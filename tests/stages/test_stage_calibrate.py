@@ -29,10 +29,12 @@ ITEMS, VALID, TEST = 20, 90, 240
 def recipe(**settings):
     asked = settings.pop("calibration", Calibration(alpha=[0.1, 0.4], bins=5, listed=8))
     return Recipe(
-        name="small", data=Data(source="ml-100k"), systems=SYSTEMS,
+        name="small",
+        data=Data(source="ml-100k"),
+        systems=SYSTEMS,
         decode=Decode(beams=10, top_k=10),
         evaluate=Evaluate(k=[1, 5], samples=100, calibration=asked, **settings),
-    )  # fmt: skip
+    )
 
 
 def distributions(examples, seed):
@@ -47,9 +49,14 @@ def examples_of(names, targets):
     histories = [np.arange(1 + u % 7, dtype=np.int32) for u in range(len(names))]
     no = np.zeros(len(names), np.bool_)
     return Examples(
-        np.array(names, object), offsets_of(histories), concatenated(histories), targets,
-        np.arange(len(names), dtype=np.int64), no, no,
-    )  # fmt: skip
+        np.array(names, object),
+        offsets_of(histories),
+        concatenated(histories),
+        targets,
+        np.arange(len(names), dtype=np.int64),
+        no,
+        no,
+    )
 
 
 def write_lists(folder, system, split, stated, names, kept, rows=None, **changes):
@@ -59,8 +66,14 @@ def write_lists(folder, system, split, stated, names, kept, rows=None, **changes
     scores = np.take_along_axis(stated[asked], order, axis=1)
     provenance = {"data": folder.provenance(recipe())["data"]}
     provenance |= {} if rows is None else {"rows": list(rows)}
-    info = SystemInfo(changes.get("said", system), "baseline", True, {}, 1.0,
-                      provenance | changes.get("provenance", {}))  # fmt: skip
+    info = SystemInfo(
+        changes.get("said", system),
+        "baseline",
+        True,
+        {},
+        1.0,
+        provenance | changes.get("provenance", {}),
+    )
     users = np.array(names, object)[asked]
     nll = np.zeros(len(asked))
     Predictions.of(info, users, list(order.astype(np.int32)), list(scores), nll).write(
@@ -80,8 +93,10 @@ def made(root, names=None):
         folder.interactions
     )
     write_json(folder.data / "manifest.json", {"items": ITEMS})
-    named = {"valid": [f"v{u}" for u in range(VALID)],
-             "test": names or [f"u{u}" for u in range(TEST)]}  # fmt: skip
+    named = {
+        "valid": [f"v{u}" for u in range(VALID)],
+        "test": names or [f"u{u}" for u in range(TEST)],
+    }
     for seed, (split, users) in enumerate(named.items()):
         stated, targets = distributions(len(users), seed)
         examples_of(users, targets).write(folder.examples(split))
@@ -90,11 +105,18 @@ def made(root, names=None):
         write_lists(folder, "untuned", split, stated, users, 8, rows)
     test = Examples.read(folder.examples("test"))
     for system in SYSTEMS:
-        info = SystemInfo(system, "language_model" if system == "untuned" else "baseline", True,
-                          {}, 1.0, folder.provenance(recipe()))  # fmt: skip
+        info = SystemInfo(
+            system,
+            "language_model" if system == "untuned" else "baseline",
+            True,
+            {},
+            1.0,
+            folder.provenance(recipe()),
+        )
         lists = [np.arange(8, dtype=np.int32)] * len(test)
-        Predictions.of(info, test.user_ids, lists, [np.zeros(8)] * len(test),
-                       np.full(len(test), 3.0)).write(folder.predictions(system))  # fmt: skip
+        Predictions.of(
+            info, test.user_ids, lists, [np.zeros(8)] * len(test), np.full(len(test), 3.0)
+        ).write(folder.predictions(system))
     return folder
 
 
@@ -133,9 +155,10 @@ def expected(folder, system, share=0.5):
 
 def test_temperature_is_that_of_validation_and_helps(calibrated):
     for system, fitted in (("popularity", VALID), ("untuned", 62)):
-        found, temperature = said_of(calibrated[0])["systems"][system], expected(
-            calibrated[0], system
-        )[0]  # fmt: skip
+        found, temperature = (
+            said_of(calibrated[0])["systems"][system],
+            expected(calibrated[0], system)[0],
+        )
         assert found["temperature"] == temperature == pytest.approx(2, abs=0.5)
         assert found["n_fitted"] == fitted
         stated, scaled = (found[name]["figures"] for name in ("stated", "scaled"))
@@ -188,7 +211,7 @@ def test_sets_come_from_the_users_that_calibrate(calibrated, system):
     activity = {conformal.SHORT, conformal.MIDDLE, conformal.LONG}
     assert groups == {(g, False) for g in activity | {"all", "head", "tail"}} | {
         (g, True) for g in activity
-    }  # fmt: skip
+    }
     parts = {c["group"]: c["coverage"]["n"] for c in found["coverages"]}
     assert parts["head"] + parts["tail"] == sum(parts[g] for g in activity) == parts["all"] == 120
     assert result["scores"] == str(folder.set_scores)
@@ -202,8 +225,9 @@ def test_tables_are_for_people(calibrated):
     assert lines[-1] == "Without lists, so left out: tgh."
     assert "too many targets outside the lists" in result["coverage"]
     assert "the common threshold" not in result["coverage"]
-    assert re.search(r"popularity +lac +0\.90 +120 +0\.\d+ \[0\.\d+, \d\.\d+\].* yes\n",
-                     result["coverage"])  # fmt: skip
+    assert re.search(
+        r"popularity +lac +0\.90 +120 +0\.\d+ \[0\.\d+, \d\.\d+\].* yes\n", result["coverage"]
+    )
     json.dumps(result)
 
 

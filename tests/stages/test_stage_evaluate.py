@@ -25,10 +25,13 @@ USERS, ITEMS = 40, 30
 
 def recipe(**changes):
     return Recipe(
-        name="small", data=Data(source="ml-100k"), systems=changes.pop("systems", SYSTEMS),
-        decode=Decode(beams=10, top_k=10), evaluate=Evaluate(k=[1, 5, 10, 20], samples=200),
+        name="small",
+        data=Data(source="ml-100k"),
+        systems=changes.pop("systems", SYSTEMS),
+        decode=Decode(beams=10, top_k=10),
+        evaluate=Evaluate(k=[1, 5, 10, 20], samples=200),
         **changes,
-    )  # fmt: skip
+    )
 
 
 def examples(users=USERS, title_of=str):
@@ -36,10 +39,14 @@ def examples(users=USERS, title_of=str):
     histories = [np.array([0, 1, 2 + u % 5], np.int32) for u in range(users)]
     index = np.arange(users)
     return Examples(
-        np.array([title_of(u) for u in index], object), offsets_of(histories),
-        concatenated(histories), (10 + index % 20).astype(np.int32), index.astype(np.int64),
-        index % 2 == 0, index % 20 >= 15,
-    )  # fmt: skip
+        np.array([title_of(u) for u in index], object),
+        offsets_of(histories),
+        concatenated(histories),
+        (10 + index % 20).astype(np.int32),
+        index.astype(np.int64),
+        index % 2 == 0,
+        index % 20 >= 15,
+    )
 
 
 def write_data(folder, test, items=ITEMS):
@@ -64,9 +71,13 @@ def answers(folder, test, system, rank, nll, length=10):
             items[rank] = int(target)
         lists.append(np.array(items, np.int32))
     info = SystemInfo(
-        system, "language_model" if "tuned" in system else "baseline", not np.isnan(nll).all(),
-        {"rank": rank}, 1.0, folder.provenance(recipe()),
-    )  # fmt: skip
+        system,
+        "language_model" if "tuned" in system else "baseline",
+        not np.isnan(nll).all(),
+        {"rank": rank},
+        1.0,
+        folder.provenance(recipe()),
+    )
     scores = [-np.arange(len(i), dtype=np.float32) for i in lists]
     return Predictions.of(info, test.user_ids, lists, scores, np.broadcast_to(nll, len(test)))
 
@@ -77,10 +88,12 @@ def made(root, test=None):
     write_data(folder, test)
     wobble = np.random.default_rng(0).normal(0, 0.2, len(test))
     for system, rank, nll in [
-        ("popularity", 9, 4.0 + wobble), ("markov", 0, 2.5 + wobble[::-1]),
-        ("tgh", 4, np.full(len(test), np.nan)), ("untuned", 10, 6.0 + wobble),
+        ("popularity", 9, 4.0 + wobble),
+        ("markov", 0, 2.5 + wobble[::-1]),
+        ("tgh", 4, np.full(len(test), np.nan)),
+        ("untuned", 10, 6.0 + wobble),
         ("tuned", 1, 3.0 - wobble),
-    ]:  # fmt: skip
+    ]:
         answers(folder, test, system, rank, nll).write(folder.predictions(system))
     return folder
 
@@ -115,8 +128,12 @@ def test_metrics_json(evaluated):
     assert (hit["mean"], hit["low"], hit["high"], hit["n"], hit["excluded"]) == (1, 1, 1, 40, 0)
     assert table["systems"]["untuned"]["HR@10"]["all"]["mean"] == 0
     assert table["systems"]["tgh"]["NLL"]["all"] == {
-        "mean": None, "low": None, "high": None, "n": 0, "excluded": 40,
-    }  # fmt: skip
+        "mean": None,
+        "low": None,
+        "high": None,
+        "n": 0,
+        "excluded": 40,
+    }
     assert metrics["evaluate"]["main_k"] == 10
     assert metrics["best_baseline"] == {"NLL": "markov", "NDCG@10": "markov", "HR@10": "popularity"}
     assert metrics["systems"]["tuned"]["nll"] == {"finite": 40, "ruled_out": 0, "undefined": 0}
@@ -127,10 +144,15 @@ def test_metrics_json(evaluated):
 
 def test_every_system_is_tested_against_the_best_baseline_and_tuned_against_untuned(evaluated):
     metrics = json.loads(evaluated[0].metrics.read_text("utf-8"))
-    found = {(c["system"], c["reference"]): c for c in metrics["comparisons"]
-             if c["metric"] == "NLL"}  # fmt: skip
-    assert set(found) == {("popularity", "markov"), ("untuned", "markov"), ("tuned", "markov"),
-                          ("tuned", "untuned")}  # fmt: skip
+    found = {
+        (c["system"], c["reference"]): c for c in metrics["comparisons"] if c["metric"] == "NLL"
+    }
+    assert set(found) == {
+        ("popularity", "markov"),
+        ("untuned", "markov"),
+        ("tuned", "markov"),
+        ("tuned", "untuned"),
+    }
     assert found["tuned", "markov"]["standing"] == "below"
     assert found["tuned", "untuned"]["standing"] == "above"
     assert found["tuned", "markov"]["difference"] == pytest.approx(0.5, abs=0.1)
@@ -193,8 +215,9 @@ def test_users_with_several_examples_are_resampled_whole(tmp_path):
 def test_lists_that_hold_all_there_is_are_complete_at_any_cut_off(tmp_path):
     folder, test = RunFolder(tmp_path), examples()
     write_data(folder, test)
-    everything = [np.array([t, *(i for i in range(3, ITEMS) if i != t)], np.int32)
-                  for t in test.targets]  # fmt: skip
+    everything = [
+        np.array([t, *(i for i in range(3, ITEMS) if i != t)], np.int32) for t in test.targets
+    ]
     short = answers(folder, test, "markov", 0, np.zeros(USERS))
     scores = [np.zeros(len(e), np.float32) for e in everything]
     Predictions.of(short.info, test.user_ids, everything, scores, short.nll).write(
@@ -276,8 +299,11 @@ def test_compare_with_one_reference(evaluated):
     nll = {c["system"]: c for c in said["comparisons"] if c["metric"] == "NLL"}
     assert nll[f"{name}:tuned"]["reference"] == f"{name}:markov"
     # The same test as in metrics.json, in a family of two instead of four.
-    of_run = next(c for c in json.loads(evaluated[0].metrics.read_text("utf-8"))["comparisons"]
-                  if (c["system"], c["reference"]) == ("tuned", "markov"))  # fmt: skip
+    of_run = next(
+        c
+        for c in json.loads(evaluated[0].metrics.read_text("utf-8"))["comparisons"]
+        if (c["system"], c["reference"]) == ("tuned", "markov")
+    )
     ours = nll[f"{name}:tuned"]
     for key in ("difference", "low", "high", "p_value"):
         assert ours[key] == pytest.approx(of_run[key], abs=1e-12)
@@ -360,10 +386,17 @@ def test_report_draws_the_curriculum_of_a_log_that_has_one(evaluated):
 
     plain = [
         {"step": 2, "loss": 5.0, "grad_norm": 1.0, "targets": 8, "seconds": 0.5},
-        {"step": 2, "valid_nll": 3.0, "low": 2.5, "high": 3.5, "valid_hr@10": 0.1,
-         "valid_ndcg@10": 0.05, "score": [-0.05, 3.0]},
+        {
+            "step": 2,
+            "valid_nll": 3.0,
+            "low": 2.5,
+            "high": 3.5,
+            "valid_hr@10": 0.1,
+            "valid_ndcg@10": 0.05,
+            "score": [-0.05, 3.0],
+        },
         {"step": 2, "epoch": 0, "losses": {"real": 5.0, "self": None}},
-    ]  # fmt: skip
+    ]
     assert page(plain).count("<svg ") == 2
     begun = {"step": 0, "epoch": 0, "weights": [0.5, 0.5], "lambda": 0.5}
     fixed = page([begun, *plain])

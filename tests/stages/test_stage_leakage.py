@@ -27,8 +27,10 @@ def log(tmp_path_factory):
     lines = ["user_id,item_id,timestamp,title"]
     for user in range(24):
         start, length = rng.randrange(12), 5 + user % 5
-        lines += [f"u{user},i{(start + step) % 12},{STEP * step},Film {(start + step) % 12}"
-                  for step in range(length)]  # fmt: skip
+        lines += [
+            f"u{user},i{(start + step) % 12},{STEP * step},Film {(start + step) % 12}"
+            for step in range(length)
+        ]
     path = tmp_path_factory.mktemp("leakage") / "log.csv"
     path.write_text("\n".join(lines) + "\n", "utf-8")
     return path
@@ -96,11 +98,16 @@ def test_a_real_run_holds_nothing_of_the_future(finished, log):
     pools = [Pools.read(folder.pools(part)) for part in ("train", "valid", "test")]
     users = [found for of_part in pools for pool in of_part.neighbours for found in pool]
     assert result["checked"] == {
-        "training_interactions": len(training), "train_examples": 24, "valid_examples": 24,
-        "test_examples": 16, "candidates": 4 * (24 + 16), "similar_users": len(users),
+        "training_interactions": len(training),
+        "train_examples": 24,
+        "valid_examples": 24,
+        "test_examples": 16,
+        "candidates": 4 * (24 + 16),
+        "similar_users": len(users),
         "rows_of_similar_users": sum(len(found.rows) for found in users),
-        "prompts_with_similar_users": 2 * 16 + 2 * 16, "index_vectors": len(training) - 24,
-    }  # fmt: skip
+        "prompts_with_similar_users": 2 * 16 + 2 * 16,
+        "index_vectors": len(training) - 24,
+    }
     assert len(users) > 100
     first = min(Examples.read(folder.examples("test")).timestamps)
     later = sum(time > first for rows in rows_of(log).values() for _, _, time in rows[:-2])
@@ -111,11 +118,15 @@ def test_a_real_run_holds_nothing_of_the_future(finished, log):
 def with_rows(folder, *rows):
     """Add (user id, position, time, source row) to the training interactions."""
     table = pq.read_table(folder.interactions)
-    added = dict(zip(("user_id", "position", "timestamp", "source_row"), zip(*rows, strict=True),
-                     strict=True))  # fmt: skip
+    added = dict(
+        zip(
+            ("user_id", "position", "timestamp", "source_row"), zip(*rows, strict=True), strict=True
+        )
+    )
     plain = table.set_column(0, "user_id", table["user_id"].cast(pa.string()))
-    more = pa.table({name: pa.array(added[name], plain.schema.field(name).type)
-                     for name in plain.column_names})  # fmt: skip
+    more = pa.table(
+        {name: pa.array(added[name], plain.schema.field(name).type) for name in plain.column_names}
+    )
     pq.write_table(pa.concat_tables([plain, more.cast(plain.schema)]), folder.interactions)
 
 
@@ -129,8 +140,13 @@ def a_future_row(folder, log):
     row, user = user_without_test(folder)
     source, item, time = rows_of(log)[user][-1]
     with_rows(folder, (user, position_of(folder, item), time, source))
-    return ["interactions.parquet", f"'{user}'", f"time {time}", f"behind the target of "
-            f"valid.parquet row {row}", f"time {time - STEP}"]  # fmt: skip
+    return [
+        "interactions.parquet",
+        f"'{user}'",
+        f"time {time}",
+        f"behind the target of valid.parquet row {row}",
+        f"time {time - STEP}",
+    ]
 
 
 def a_test_target(folder, log):
@@ -143,8 +159,12 @@ def a_test_target(folder, log):
 def a_row_that_is_not_in_the_log(folder, log):
     source, item, time = rows_of(log)["u1"][0]
     with_rows(folder, ("u1", position_of(folder, item), time - 1, source))
-    return ["interactions.parquet row ", "'u1'", f"source row {source}, time {time - 1}",
-            "no such row of the log"]  # fmt: skip
+    return [
+        "interactions.parquet row ",
+        "'u1'",
+        f"source row {source}, time {time - 1}",
+        "no such row of the log",
+    ]
 
 
 def changed_history(folder, part, row, change):
@@ -152,15 +172,26 @@ def changed_history(folder, part, row, change):
     first, end = examples.offsets[row : row + 2]
     positions = examples.positions.copy()
     positions[first:end] = change(positions[first:end], int(examples.targets[row]))
-    Examples(examples.user_ids, examples.offsets, positions, examples.targets, examples.timestamps,
-             examples.tied, examples.cold).write(folder.examples(part))  # fmt: skip
+    Examples(
+        examples.user_ids,
+        examples.offsets,
+        positions,
+        examples.targets,
+        examples.timestamps,
+        examples.tied,
+        examples.cold,
+    ).write(folder.examples(part))
     return examples.user_ids[row], int(examples.timestamps[row])
 
 
 def a_history_with_a_later_item(folder, log):
     user, time = changed_history(folder, "train", 5, lambda old, target: [*old[1:], target])
-    return ["train.parquet row 5", f"'{user}'", f"chosen at time {time}",
-            f"target's time is {time}"]  # fmt: skip
+    return [
+        "train.parquet row 5",
+        f"'{user}'",
+        f"chosen at time {time}",
+        f"target's time is {time}",
+    ]
 
 
 def a_history_with_an_unknown_item(folder, log):
@@ -172,8 +203,15 @@ def a_target_that_nobody_chose(folder, log):
     examples = Examples.read(folder.examples("valid"))
     moved = examples.timestamps.copy()
     moved[2] += 1
-    Examples(examples.user_ids, examples.offsets, examples.positions, examples.targets, moved,
-             examples.tied, examples.cold).write(folder.examples("valid"))  # fmt: skip
+    Examples(
+        examples.user_ids,
+        examples.offsets,
+        examples.positions,
+        examples.targets,
+        moved,
+        examples.tied,
+        examples.cold,
+    ).write(folder.examples("valid"))
     pools = Pools.read(folder.pools("valid"))  # its query is moved with it
     Pools(pools.user_ids, moved, pools.neighbours).write(folder.pools("valid"), {})
     return ["valid.parquet row 2", f"'{examples.user_ids[2]}'", f"time {moved[2]}, the target's"]
@@ -184,8 +222,9 @@ def a_history_longer_than_the_past(folder, log):
     positions = np.concatenate([[test.positions[0]], test.positions]).astype(np.int32)
     offsets = test.offsets + 1
     offsets[0] = 0
-    Examples(test.user_ids, offsets, positions, test.targets, test.timestamps, test.tied,
-             test.cold).write(folder.examples("test"))  # fmt: skip
+    Examples(
+        test.user_ids, offsets, positions, test.targets, test.timestamps, test.tied, test.cold
+    ).write(folder.examples("test"))
     before = len(test.history(0))
     return ["test.parquet row 0", f"history of {before + 1}, and {before} rows"]
 
@@ -206,8 +245,13 @@ def planted_neighbour(folder, part, wanted):
 
 def neighbour_of(folder, name, rows):
     positions = [position_of(folder, item) for _, item, _ in rows]
-    return Neighbour(name, np.array(positions[:-1], np.int32), positions[-1],
-                     np.array([source for source, _, _ in rows]), 0.5)  # fmt: skip
+    return Neighbour(
+        name,
+        np.array(positions[:-1], np.int32),
+        positions[-1],
+        np.array([source for source, _, _ in rows]),
+        0.5,
+    )
 
 
 def other_until(folder, log, after):
@@ -225,14 +269,23 @@ def other_until(folder, log, after):
 
 def a_neighbour_at_the_time(folder, log):
     row, user, time, found = planted_neighbour(folder, "test", other_until(folder, log, 0))
-    return [f"similar/test.parquet row {row}", f"'{user}'", f"query's time {time}",
-            f"'{found.user_id}'", f"row {found.rows[-1]}, whose time {time} is not"]  # fmt: skip
+    return [
+        f"similar/test.parquet row {row}",
+        f"'{user}'",
+        f"query's time {time}",
+        f"'{found.user_id}'",
+        f"row {found.rows[-1]}, whose time {time} is not",
+    ]
 
 
 def a_later_neighbour(folder, log):
     row, user, time, found = planted_neighbour(folder, "train", other_until(folder, log, STEP))
-    return [f"similar/train.parquet row {row}", f"'{user}'", f"query's time {time}",
-            f"source row {found.rows[-1]}, whose time {time + STEP} is not"]  # fmt: skip
+    return [
+        f"similar/train.parquet row {row}",
+        f"'{user}'",
+        f"query's time {time}",
+        f"source row {found.rows[-1]}, whose time {time + STEP} is not",
+    ]
 
 
 def the_own_user(folder, log):
@@ -251,14 +304,19 @@ def a_neighbour_that_does_not_train(folder, log):
         return None
 
     row, _, time, found = planted_neighbour(folder, "test", wanted)
-    return [f"similar/test.parquet row {row}", f"query's time {time}",
-            f"source row {found.rows[-1]}", "no training interaction"]  # fmt: skip
+    return [
+        f"similar/test.parquet row {row}",
+        f"query's time {time}",
+        f"source row {found.rows[-1]}",
+        "no training interaction",
+    ]
 
 
 def changed_neighbour(folder, change):
     pools = Pools.read(folder.pools("test"))
-    row = next(row for row, pool in enumerate(pools.neighbours)
-               if len(pool) > 1 and len(pool[0].rows) > 2)  # fmt: skip
+    row = next(
+        row for row, pool in enumerate(pools.neighbours) if len(pool) > 1 and len(pool[0].rows) > 2
+    )
     old = pools.neighbours[row][0]
     neighbours = [list(pool) for pool in pools.neighbours]
     neighbours[row][0] = change(old, neighbours[row][1])
@@ -271,16 +329,21 @@ def a_chosen_item_of_no_row(folder, log):
     where, user, old = changed_neighbour(
         folder, lambda old, _: Neighbour(old.user_id, old.history, other(old), old.rows, 0.5)
     )
-    return [where, user, f"'{old.user_id}' shows position {other(old)} for source row "
-            f"{old.rows[-1]}", f"has {old.chosen}"]  # fmt: skip
+    return [
+        where,
+        user,
+        f"'{old.user_id}' shows position {other(old)} for source row {old.rows[-1]}",
+        f"has {old.chosen}",
+    ]
 
 
 def a_gap_in_the_rows(folder, log):
     where, user, old = changed_neighbour(
         folder,
-        lambda old, _: Neighbour(old.user_id, np.delete(old.history, -1), old.chosen,
-                                 np.delete(old.rows, -2), 0.5),
-    )  # fmt: skip
+        lambda old, _: Neighbour(
+            old.user_id, np.delete(old.history, -1), old.chosen, np.delete(old.rows, -2), 0.5
+        ),
+    )
     return [where, user, f"'{old.user_id}'", "do not follow one another"]
 
 
@@ -310,8 +373,11 @@ def a_pool_of_another_example(folder, log):
     taken = {found.user_id for found in pools.neighbours[4]}
     names[4] = next(f"u{n}" for n in range(24) if f"u{n}" not in {*taken, names[4]})
     Pools(names, pools.timestamps, pools.neighbours).write(folder.pools("test"), {})
-    return ["similar/test.parquet row 4", f"'{names[4]}'", f"the example is of user "
-            f"'{pools.user_ids[4]}' at time {pools.timestamps[4]}"]  # fmt: skip
+    return [
+        "similar/test.parquet row 4",
+        f"'{names[4]}'",
+        f"the example is of user '{pools.user_ids[4]}' at time {pools.timestamps[4]}",
+    ]
 
 
 def fewer_pools(folder, log):
@@ -326,8 +392,12 @@ def a_training_query_at_a_target(folder, log):
     times = pools.timestamps.copy()
     times[0] = rows_of(log)[user][-1][2]
     Pools(pools.user_ids, times, pools.neighbours).write(folder.pools("train"), {})
-    return ["similar/train.parquet row 0", f"'{user}'", f"query's time {times[0]}",
-            "no training interaction of the user has that time"]  # fmt: skip
+    return [
+        "similar/train.parquet row 0",
+        f"'{user}'",
+        f"query's time {times[0]}",
+        "no training interaction of the user has that time",
+    ]
 
 
 def changed_json(path, change):
@@ -396,21 +466,42 @@ def fewer_candidates(folder, log):
 
 def an_index_of_more(folder, log):
     states = len(Interactions.read(folder.interactions)) - 24
-    changed_json(folder.similar / "index" / "index.json",
-                 lambda said: said.update(vectors=states + 1))  # fmt: skip
+    changed_json(
+        folder.similar / "index" / "index.json", lambda said: said.update(vectors=states + 1)
+    )
     return ["similar/index/index.json", f"{states + 1} states", f"have {states}"]
 
 
 PLANTS = [
-    a_future_row, a_test_target, a_row_that_is_not_in_the_log, a_history_with_a_later_item,
-    a_history_with_an_unknown_item, a_target_that_nobody_chose, a_history_longer_than_the_past,
-    a_neighbour_at_the_time, a_later_neighbour, the_own_user, a_neighbour_that_does_not_train,
-    a_chosen_item_of_no_row, a_gap_in_the_rows, a_row_of_nobody, a_title_without_a_row,
-    a_user_twice, a_pool_of_another_example, fewer_pools, a_training_query_at_a_target,
-    an_index_out_of_the_pool, a_neighbour_shown_twice, a_prompt_without_a_list,
-    a_candidate_of_the_history, a_candidate_twice, the_target_twice,
-    a_candidate_outside_the_catalog, fewer_candidates, an_index_of_more,
-]  # fmt: skip
+    a_future_row,
+    a_test_target,
+    a_row_that_is_not_in_the_log,
+    a_history_with_a_later_item,
+    a_history_with_an_unknown_item,
+    a_target_that_nobody_chose,
+    a_history_longer_than_the_past,
+    a_neighbour_at_the_time,
+    a_later_neighbour,
+    the_own_user,
+    a_neighbour_that_does_not_train,
+    a_chosen_item_of_no_row,
+    a_gap_in_the_rows,
+    a_row_of_nobody,
+    a_title_without_a_row,
+    a_user_twice,
+    a_pool_of_another_example,
+    fewer_pools,
+    a_training_query_at_a_target,
+    an_index_out_of_the_pool,
+    a_neighbour_shown_twice,
+    a_prompt_without_a_list,
+    a_candidate_of_the_history,
+    a_candidate_twice,
+    the_target_twice,
+    a_candidate_outside_the_catalog,
+    fewer_candidates,
+    an_index_of_more,
+]
 
 
 @pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.__name__)
@@ -435,14 +526,18 @@ def test_all_violations_are_counted_and_twenty_told(copied):
 def another_source(folder, log):
     other = folder.root / "other.csv"
     other.write_text(log.read_text("utf-8") + "u1,i1,999,Film 1\n", "utf-8")
-    changed_json(folder.data / "manifest.json",
-                 lambda said: said["settings"]["data"].update(source=str(other)))  # fmt: skip
+    changed_json(
+        folder.data / "manifest.json",
+        lambda said: said["settings"]["data"].update(source=str(other)),
+    )
     return "interactions differ in SHA-256"
 
 
 def no_source(folder, log):
-    changed_json(folder.data / "manifest.json",
-                 lambda said: said["settings"]["data"].update(source="/no/such.csv"))  # fmt: skip
+    changed_json(
+        folder.data / "manifest.json",
+        lambda said: said["settings"]["data"].update(source="/no/such.csv"),
+    )
     return "cannot be read again"
 
 
@@ -473,10 +568,17 @@ def a_list_of_something_else(folder, log):
 
 @pytest.mark.parametrize(
     "damage",
-    [another_source, no_source, no_manifest, a_manifest_of_another_kind, no_examples,
-     a_damaged_list, a_list_of_something_else],
+    [
+        another_source,
+        no_source,
+        no_manifest,
+        a_manifest_of_another_kind,
+        no_examples,
+        a_damaged_list,
+        a_list_of_something_else,
+    ],
     ids=lambda damage: damage.__name__,
-)  # fmt: skip
+)
 def test_what_cannot_be_checked_is_refused(copied, log, damage):
     recipe, folder = copied
     message = damage(folder, log)
@@ -496,10 +598,17 @@ def test_data_alone_is_checked_under_every_split(recipe_of, log, tmp_path, split
         tied.append(f"{user},{item},{int(time) // (2 * STEP)},{title}")
     source.write_text("\n".join([head, *tied]) + "\n", "utf-8")
     recipe, folder = recipe_of(
-        f"data.source={source}", f"data.split={split}", f"data.ties={ties}", "data.window=3",
-        "data.ratios=[0.4,0.3,0.3]", "data.train_users=8", "data.candidates=3",
-        "prompt.task=similar_users", "rows.shape=single", "systems=[popularity]",
-    )  # fmt: skip
+        f"data.source={source}",
+        f"data.split={split}",
+        f"data.ties={ties}",
+        "data.window=3",
+        "data.ratios=[0.4,0.3,0.3]",
+        "data.train_users=8",
+        "data.candidates=3",
+        "prompt.task=similar_users",
+        "rows.shape=single",
+        "systems=[popularity]",
+    )
     prepare.run(recipe, folder)
     result = leakage.run(recipe, folder)
     assert result["examples"] == []
@@ -507,6 +616,7 @@ def test_data_alone_is_checked_under_every_split(recipe_of, log, tmp_path, split
     assert result["checked"]["test_examples"] > 0
     test = Examples.read(folder.examples("test"))
     moved = test.timestamps + 10_000_000
-    Examples(test.user_ids, test.offsets, test.positions, test.targets, moved, test.tied,
-             test.cold).write(folder.examples("test"))  # fmt: skip
+    Examples(
+        test.user_ids, test.offsets, test.positions, test.targets, moved, test.tied, test.cold
+    ).write(folder.examples("test"))
     assert leakage.run(recipe, folder)["violations"] == len(test)

@@ -19,15 +19,24 @@ from llmrec.recipe.data import Data
 from llmrec.runs.folder import RunFolder
 from llmrec.stages import prepare
 
-FILES = {"items.parquet", "interactions.parquet", "train.parquet", "valid.parquet",
-         "test.parquet", "manifest.json"}  # fmt: skip
+FILES = {
+    "items.parquet",
+    "interactions.parquet",
+    "train.parquet",
+    "valid.parquet",
+    "test.parquet",
+    "manifest.json",
+}
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     """Six users with eight rows each over ten items, a tie at the end of user 0."""
-    rows = [f"{u},{(u + 3 * n) % 10},{1 + (u + n) % 5},{100 * n + u}" for u in range(6)
-            for n in range(8)]  # fmt: skip
+    rows = [
+        f"{u},{(u + 3 * n) % 10},{1 + (u + n) % 5},{100 * n + u}"
+        for u in range(6)
+        for n in range(8)
+    ]
     rows[7] = rows[7].rpartition(",")[0] + "," + rows[6].rpartition(",")[2]
     folder = tmp_path / "raw"
     folder.mkdir()
@@ -58,8 +67,12 @@ def test_what_is_written_can_be_read_and_is_described(source: Path, folder: RunF
     assert os.listdir(folder.root) == ["data"]
     catalog = Catalog.read(folder.items)
     assert catalog.item_ids == tuple(str(n) for n in range(10))
-    assert catalog.titles[:4] == ("The Film 0 (1999)", "The Film 0 (1999) (2)",
-                                  "The Film 1 (1999)", "The Film 1 (1999) (2)")  # fmt: skip
+    assert catalog.titles[:4] == (
+        "The Film 0 (1999)",
+        "The Film 0 (1999) (2)",
+        "The Film 1 (1999)",
+        "The Film 1 (1999) (2)",
+    )
     assert catalog.raw_titles[0] == "Film 0, The (1999)"
     train, valid, test = (Examples.read(folder.examples(p)) for p in ("train", "valid", "test"))
     first = list(zip(train, valid, test, strict=True))[1]
@@ -71,10 +84,18 @@ def test_what_is_written_can_be_read_and_is_described(source: Path, folder: RunF
     manifest = json.loads((folder.data / "manifest.json").read_text())
     assert {**manifest, "skipped": False} == result
     assert manifest["counts"] == {
-        "rows_read": 48, "bad_rows": 0, "duplicates_dropped": 0, "users_without_test": 0,
-        "users": 6, "items": 10, "interactions": 48, "train_interactions": 36,
-        "train_examples": 6, "valid_examples": 6, "test_examples": 6,
-    }  # fmt: skip
+        "rows_read": 48,
+        "bad_rows": 0,
+        "duplicates_dropped": 0,
+        "users_without_test": 0,
+        "users": 6,
+        "items": 10,
+        "interactions": 48,
+        "train_interactions": 36,
+        "train_examples": 6,
+        "valid_examples": 6,
+        "test_examples": 6,
+    }
     assert manifest["shares"]["test"] == {"tied": pytest.approx(1 / 6), "cold": 0.0}
     assert manifest["titles"]["duplicates"] == 5
     assert manifest["titles"]["rules"] == {"cleaned": 5, "number_suffix": 5}
@@ -91,8 +112,11 @@ def test_a_second_run_is_skipped_until_something_changes(source: Path, folder: R
     again = prepare.run(recipe(source), folder)
     assert again["skipped"]
     assert folder.items.stat().st_mtime_ns == stamp
-    for changed in (recipe(source, seed=1), recipe(source, ties="item_id"),
-                    recipe(source, min_rating=2.0)):  # fmt: skip
+    for changed in (
+        recipe(source, seed=1),
+        recipe(source, ties="item_id"),
+        recipe(source, min_rating=2.0),
+    ):
         assert not prepare.run(changed, folder)["skipped"]
     assert not prepare.run(recipe(source), folder)["skipped"]
     with (source / "interactions.csv").open("a") as stream:
@@ -108,8 +132,12 @@ def test_a_second_run_is_skipped_until_something_changes(source: Path, folder: R
 @pytest.mark.parametrize("split", ["leave_one_out", "global_time", "sliding_window", "by_user"])
 def test_same_seed_same_bytes_on_shuffled_rows(source: Path, tmp_path: Path, split: str) -> None:
     """The rows of the source in reverse give the same files, but for the source rows kept."""
-    settings: dict[str, Any] = {"split": split, "window": 3, "ties": "item_id",
-                                "ratios": [0.6, 0.2, 0.2]}  # fmt: skip
+    settings: dict[str, Any] = {
+        "split": split,
+        "window": 3,
+        "ties": "item_id",
+        "ratios": [0.6, 0.2, 0.2],
+    }
     one, two, three = (RunFolder(tmp_path / name) for name in ("one", "two", "three"))
     prepare.run(recipe(source, **settings), one)
     prepare.run(recipe(source, **settings), two)
@@ -129,8 +157,9 @@ def test_subsets_are_nested_and_training_users_are_fewer(source: Path, tmp_path:
         data = {"subset": {"train": None, "valid": 1, "test": count}, "train_users": count}
         counts = prepare.run(recipe(source, **data), run)["counts"]
         assert (counts["train_examples"], counts["valid_examples"]) == (count, 1)
-        users[count] = {part: set(Examples.read(run.examples(part)).user_ids)
-                        for part in ("train", "test")}  # fmt: skip
+        users[count] = {
+            part: set(Examples.read(run.examples(part)).user_ids) for part in ("train", "test")
+        }
         trained = Interactions.read(run.interactions)
         assert set(trained.user_ids[trained.user]) == users[count]["train"]
     assert users[2]["test"] < users[4]["test"]
@@ -169,9 +198,15 @@ def _no_space(*_: Any) -> None:
 
 @pytest.mark.parametrize("earlier", [False, True])
 @pytest.mark.parametrize(
-    "target", [(Catalog, "write"), (Interactions, "write"), (Examples, "write"),
-               (prepare, "write_json"), (Path, "rename")]
-)  # fmt: skip
+    "target",
+    [
+        (Catalog, "write"),
+        (Interactions, "write"),
+        (Examples, "write"),
+        (prepare, "write_json"),
+        (Path, "rename"),
+    ],
+)
 def test_a_failing_write_leaves_what_was_there(
     source: Path,
     folder: RunFolder,
@@ -268,8 +303,10 @@ def test_out_of_core_writes_the_same_files(source: Path, tmp_path: Path, titled:
     lines = (source / "interactions.csv").read_text().splitlines()
     if not titled:
         (source / "items.csv").unlink()
-        lines = [f"{line},Film {line.split(',')[1]}" if n else f"{line},title"
-                 for n, line in enumerate(lines)]  # fmt: skip
+        lines = [
+            f"{line},Film {line.split(',')[1]}" if n else f"{line},title"
+            for n, line in enumerate(lines)
+        ]
     lines += [lines[5], "9,7,4,5" + ",One row" * (not titled), "broken"]
     (source / "interactions.csv").write_text("\n".join(lines) + "\n")
     asked = {"k_core": 3, "min_rating": 1.5, "max_bad_rows": 1}
@@ -286,7 +323,8 @@ def test_out_of_core_writes_the_same_files(source: Path, tmp_path: Path, titled:
         assert inside[key] == outside[key]
     assert inside["counts"]["duplicates_dropped"] == inside["counts"]["bad_rows"] == 1
     assert inside["counts"]["outside_k_core"] >= 1
-    log, catalog = prepare.ordered_log(recipe(source, out_of_core=True, **asked).data, 0,
-                                       outside["sources"])  # fmt: skip
+    log, catalog = prepare.ordered_log(
+        recipe(source, out_of_core=True, **asked).data, 0, outside["sources"]
+    )
     assert len(log) == inside["counts"]["interactions"]
     assert catalog.item_ids == Catalog.read(folders[0].items).item_ids

@@ -47,9 +47,12 @@ def test_a_likelihood_of_all_items_sums_to_one(finished):
     """Guidance with weight 0 is the baseline itself, with its very likelihood."""
     recipe, folder = finished
     recipe = recipe.model_copy(
-        update={"decode": recipe.decode.model_copy(
-            update={"guidance": recipe.decode.guidance.model_copy(update={"weight": 0.0})})}
-    )  # fmt: skip
+        update={
+            "decode": recipe.decode.model_copy(
+                update={"guidance": recipe.decode.guidance.model_copy(update={"weight": 0.0})}
+            )
+        }
+    )
     recommend.run(recipe, folder)
     guided = Predictions.read(folder.predictions("tuned_guided"))
     markov = Predictions.read(folder.predictions("markov"))
@@ -94,8 +97,9 @@ def test_every_search_finds_lists_and_says_how_many_are_proven(finished):
         decode = narrow.model_copy(update={"search": search})
         searching = recipe.model_copy(update={"decode": decode})
         assert "tuned_guided" in recommend.run(searching, folder)["written"]
-        found[search] = {s: Predictions.read(folder.predictions(s))
-                         for s in ("untuned", "tuned", "tuned_guided")}  # fmt: skip
+        found[search] = {
+            s: Predictions.read(folder.predictions(s)) for s in ("untuned", "tuned", "tuned_guided")
+        }
     for system, beams in found["beam"].items():
         best = found["best_first"][system]
         assert (best.scores >= beams.scores - 1e-4).all()
@@ -155,10 +159,25 @@ def test_two_processes_give_the_answers_of_one(finished, tmp_path):
     path = tmp_path / "two.yaml"
     path.write_text(dump(recipe), "utf-8")
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2",
-         "--master_port", "29741", "-m", "llmrec", "-q", "recommend", str(path)],
-        capture_output=True, text=True, timeout=300, env={**os.environ, "ACCELERATE_USE_CPU": "1"},
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc_per_node",
+            "2",
+            "--master_port",
+            "29741",
+            "-m",
+            "llmrec",
+            "-q",
+            "recommend",
+            str(path),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "ACCELERATE_USE_CPU": "1"},
+    )
     assert done.returncode == 0, done.stderr
     for system in recipe.systems:
         together = Predictions.read(folder.predictions(system))

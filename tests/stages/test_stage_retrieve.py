@@ -31,10 +31,15 @@ def test_the_report_counts_how_often_a_user_found_chose_the_target(run):
     found = retrieve.run(recipe, folder, ["states"], fit=True)
     valid = Examples.read(folder.examples("valid"))
     pools = SimilarUsers(recipe, folder).of("valid", valid)
-    own = [row for row in found["retrievers"]
-           if (row["vectors"], row["ranked_by"]) == ("factors", "recipe")]  # fmt: skip
-    first = [bool(few) and few[0].chosen == target
-             for few, target in zip(pools.neighbours, valid.targets, strict=True)]  # fmt: skip
+    own = [
+        row
+        for row in found["retrievers"]
+        if (row["vectors"], row["ranked_by"]) == ("factors", "recipe")
+    ]
+    first = [
+        bool(few) and few[0].chosen == target
+        for few, target in zip(pools.neighbours, valid.targets, strict=True)
+    ]
     assert own[0]["hits"]["1"]["mean"] == np.mean(first) > 0
     assert {row["vectors"] for row in found["retrievers"]} == {"factors", "states"}
     assert found["valid"]["prompts"] == found["examples"] == len(valid)
@@ -98,8 +103,9 @@ def test_raw_histories_are_shown_similar_users_but_never_themselves(run):
     finder = SimilarUsers(recipe, folder)
     now = np.array([np.iinfo(np.int64).max])
     no = np.zeros(1, bool)
-    asked = Examples(np.array(["u0"], object), np.array([0, 3]), positions,
-                     np.zeros(1, np.int32), now, no, no)  # fmt: skip
+    asked = Examples(
+        np.array(["u0"], object), np.array([0, 3]), positions, np.zeros(1, np.int32), now, no, no
+    )
     assert "u0" not in [n.user_id for n in finder.find(asked).neighbours[0]]
     assert len(named)
     table = recommender.recommend([history, []], top_k=3)

@@ -91,9 +91,11 @@ def test_the_loss_does_not_depend_on_how_a_step_is_cut(recipe_of):
 def test_accumulation_gives_the_trajectory_of_the_whole_batch(recipe_of):
     whole, folder_a = recipe_of("name=whole", "rows.shape=inline")
     cut, folder_b = recipe_of(
-        "name=cut", "rows.shape=inline", "train.per_device_train_batch_size=2",
+        "name=cut",
+        "rows.shape=inline",
+        "train.per_device_train_batch_size=2",
         "train.gradient_accumulation_steps=2",
-    )  # fmt: skip
+    )
     train.run(whole, folder_a)
     train.run(cut, folder_b)
     losses = [[x["loss"] for x in log_lines(f) if "loss" in x] for f in (folder_a, folder_b)]
@@ -109,8 +111,11 @@ def test_killed_runs_go_on_to_the_very_same_bytes(recipe_of, tmp_path):
     path.write_text(dump(killed), "utf-8")
     rng, landed = random.Random(1), 0
     for attempt in range(12):
-        process = subprocess.Popen([sys.executable, "-m", "llmrec", "-q", "train", str(path)],
-                                   stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)  # fmt: skip
+        process = subprocess.Popen(
+            [sys.executable, "-m", "llmrec", "-q", "train", str(path)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
         if attempt < 3:
             seen = 0
             deadline = time.monotonic() + 60
@@ -178,10 +183,26 @@ def test_two_processes_give_the_trajectory_of_one(recipe_of, tmp_path):
     path = tmp_path / "two.yaml"
     path.write_text(dump(two), "utf-8")
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2",
-         "--master_port", "29731", "-m", "llmrec", "-q", "train", str(path), "--json"],
-        capture_output=True, text=True, timeout=300, env={**os.environ, "ACCELERATE_USE_CPU": "1"},
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc_per_node",
+            "2",
+            "--master_port",
+            "29731",
+            "-m",
+            "llmrec",
+            "-q",
+            "train",
+            str(path),
+            "--json",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "ACCELERATE_USE_CPU": "1"},
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["steps"] == log_lines(folder_a)[-1]["step"]
     ours, theirs = (
@@ -189,6 +210,7 @@ def test_two_processes_give_the_trajectory_of_one(recipe_of, tmp_path):
         for f in (folder_b, folder_a)
     )
     np.testing.assert_allclose(ours, theirs, rtol=1e-4)
-    valid = [[x["valid_nll"] for x in log_lines(f) if "valid_nll" in x]
-             for f in (folder_b, folder_a)]  # fmt: skip
+    valid = [
+        [x["valid_nll"] for x in log_lines(f) if "valid_nll" in x] for f in (folder_b, folder_a)
+    ]
     np.testing.assert_allclose(valid[0], valid[1], rtol=1e-4)

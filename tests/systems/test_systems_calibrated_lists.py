@@ -62,8 +62,10 @@ def test_lists_of_every_system_that_gives_probabilities(recipe_of):
 def test_standing_lists_are_not_written_again(recipe_of):
     recipe, folder = recipe_of("systems=[popularity, markov]", ASKED)
     recommend.run(recipe, folder)
-    before = {p: (p.stat().st_mtime_ns, p.read_bytes())
-              for p in folder.lists("x", "test").parent.iterdir()}  # fmt: skip
+    before = {
+        p: (p.stat().st_mtime_ns, p.read_bytes())
+        for p in folder.lists("x", "test").parent.iterdir()
+    }
     said = recommend.run(recipe, folder)
     assert (said["written"], said["standing"]) == ([], ["popularity", "markov"])
     assert {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in before} == before
@@ -113,8 +115,10 @@ def test_many_validation_examples_are_sampled_by_seed(recipe_of, monkeypatch):
     for i, row in enumerate(rows):
         assert not set(found.ranking(i).tolist()) & set(valid.history(row).tolist())
     assert len(read(folder, "popularity", "test")) == len(Examples.read(folder.examples("test")))
-    others = {tuple(valid_rows(Answering(recipe.model_copy(update={"seed": s}), folder)))
-              for s in range(6)}  # fmt: skip
+    others = {
+        tuple(valid_rows(Answering(recipe.model_copy(update={"seed": s}), folder)))
+        for s in range(6)
+    }
     assert len(others) > 3
 
 

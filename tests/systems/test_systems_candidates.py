@@ -17,8 +17,9 @@ from llmrec.inference.from_recipe import base_of, encoder_of
 from llmrec.inference.grounded import Grounded
 from llmrec.inference.prompting import prompting_of
 from llmrec.methods.validation import validation_of
+from llmrec.model.kept_weights import read_log
 from llmrec.model.loading import load_model
-from llmrec.model.trainer import TreeTrainer, read_log
+from llmrec.model.trainer import TreeTrainer
 from llmrec.stages import evaluate, prepare, recommend, train
 from llmrec.systems.table_rows import named_candidate
 from llmrec.text.encoding import Context
@@ -35,8 +36,10 @@ def test_prepare_draws_the_target_and_unseen_items_and_a_subset_keeps_them(recip
     part, other = recipe_of(*AMONG, "systems=[popularity]", "name=part", f"data.subset.{split}=7")
     prepare.run(part, other)
     known = {}
-    examples, drawn = (Examples.read(folder.examples(split)),
-                       read_candidates(folder.candidates(split)))  # fmt: skip
+    examples, drawn = (
+        Examples.read(folder.examples(split)),
+        read_candidates(folder.candidates(split)),
+    )
     assert drawn.shape == (len(examples), 4)
     places = Counter()
     for example, row in zip(examples, drawn.tolist(), strict=True):
@@ -159,11 +162,18 @@ def test_a_model_that_names_no_candidate_at_all_hits_nobody(recipe_of, monkeypat
 @pytest.mark.parametrize(
     ("text", "candidates", "named"),
     [
-        ("Blue", [0, 2], [0]), (" blue. ", [0, 2], [0]), ("love the end", [2, 0], [2]),
-        ("Amelie", [4, 5], [4]), ("Blue", [1, 2], []), ("Blue Love: the End", [0, 2], []),
-        ("Blu", [0, 2], []), ("", [0, 2], []), ("Red", [1, 0], [1]), ("RED", [1, 3], []),
+        ("Blue", [0, 2], [0]),
+        (" blue. ", [0, 2], [0]),
+        ("love the end", [2, 0], [2]),
+        ("Amelie", [4, 5], [4]),
+        ("Blue", [1, 2], []),
+        ("Blue Love: the End", [0, 2], []),
+        ("Blu", [0, 2], []),
+        ("", [0, 2], []),
+        ("Red", [1, 0], [1]),
+        ("RED", [1, 3], []),
     ],
-)  # fmt: skip
+)
 def test_an_answer_names_one_candidate_or_none(text, candidates, named):
     found = named_candidate(text, np.array(candidates, np.int32), TITLES)
     assert found.tolist() == named
@@ -172,9 +182,15 @@ def test_an_answer_names_one_candidate_or_none(text, candidates, named):
 
 @pytest.mark.parametrize("task", ["similar_users", "next_item"])
 def test_validation_is_among_the_candidates(recipe_of, task):
-    recipe, folder = recipe_of("data.candidates=4", f"prompt.task={task}", "data.subset.valid=6",
-                               "decode.renormalise=false", "validation.k=2",
-                               "validation.metric=hr", "systems=[tuned]")  # fmt: skip
+    recipe, folder = recipe_of(
+        "data.candidates=4",
+        f"prompt.task={task}",
+        "data.subset.valid=6",
+        "decode.renormalise=false",
+        "validation.k=2",
+        "validation.metric=hr",
+        "systems=[tuned]",
+    )
     prepare.run(recipe, folder)
     encoder = encoder_of(recipe, Catalog.read(folder.items))
     model = load_model(base_of(recipe), "cpu")

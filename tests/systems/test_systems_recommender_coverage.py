@@ -83,15 +83,19 @@ def expected(folder, system, alpha):
     whole = calibration.listed(lists.rankings(), scores, Examples.read(test).targets)
     said = json.loads(folder.calibration.read_text("utf-8"))["systems"][system]
     scaled = calibration.temperature_scaled(whole, said["temperature"])
-    kept = [row["score"] for row in pq.read_table(folder.set_scores).to_pylist()
-            if (row["system"], row["method"]) == (system, "lac")]  # fmt: skip
+    kept = [
+        row["score"]
+        for row in pq.read_table(folder.set_scores).to_pylist()
+        if (row["system"], row["method"]) == (system, "lac")
+    ]
     limit, ids = conformal.threshold(np.array(kept), alpha), Catalog.read(folder.items).item_ids
     assert np.isfinite(limit)
     return {
         user: [ids[p] for p, given in zip(ranking, row, strict=False) if 1 - given <= limit]
-        for user, ranking, row in zip(lists.user_ids, lists.rankings(), scaled.probabilities,
-                                      strict=True)
-    }  # fmt: skip
+        for user, ranking, row in zip(
+            lists.user_ids, lists.rankings(), scaled.probabilities, strict=True
+        )
+    }
 
 
 @pytest.mark.parametrize("system", ["network", "network_ce", "network_cpft"])
@@ -180,8 +184,11 @@ def test_lists_too_short_for_the_targets_promise_nothing(copied, caplog):
     assert set(map(len, found(table).values())) == {2}
     [warning] = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     rows = pq.read_table(copied.set_scores).to_pylist()
-    outside = sum(row["score"] == np.inf for row in rows
-                  if (row["system"], row["method"]) == ("network", "lac"))  # fmt: skip
+    outside = sum(
+        row["score"] == np.inf
+        for row in rows
+        if (row["system"], row["method"]) == ("network", "lac")
+    )
     assert f"too many targets outside the lists: {outside} of 30" in warning
 
 
@@ -222,8 +229,12 @@ def test_the_command_passes_coverage_on(finished, tmp_path):
 
 
 def test_a_language_model_gives_the_sets_it_was_calibrated_with(recipe_of):
-    recipe, folder = recipe_of("systems=[untuned]", "evaluate.calibration.alpha=[0.3]",
-                               "decode.beams=12", "decode.top_k=12")  # fmt: skip
+    recipe, folder = recipe_of(
+        "systems=[untuned]",
+        "evaluate.calibration.alpha=[0.3]",
+        "decode.beams=12",
+        "decode.top_k=12",
+    )
     recommend.run(recipe, folder)
     calibrate.run(recipe, folder)
     folder.keep(recipe)

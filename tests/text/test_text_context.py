@@ -18,8 +18,20 @@ from llmrec.text.templates import PromptTemplate
 SHIPPED = sorted((shipped.prompts() / "similar_users").glob("*.jinja"))
 MOVIE = PromptTemplate.from_file(shipped.prompts() / "similar_users" / "movie.jinja")
 PLAIN = PromptTemplate.from_file(shipped.prompts() / "next_item" / "movie.jinja")
-TITLES = ["The Man", "The Man II", "Dark City", "A Star", "Last Summer", "Love", "River: the End",
-          "Blue", "Red", "The World", "Night of the Dead", "Love, Love, Love, Love"]  # fmt: skip
+TITLES = [
+    "The Man",
+    "The Man II",
+    "Dark City",
+    "A Star",
+    "Last Summer",
+    "Love",
+    "River: the End",
+    "Blue",
+    "Red",
+    "The World",
+    "Night of the Dead",
+    "Love, Love, Love, Love",
+]
 
 
 def encoder_for(tokenizer, template=MOVIE, titles=TITLES, **options):
@@ -77,15 +89,24 @@ def test_the_question_shows_both_histories_and_nothing_of_one_in_the_other(path)
     template = PromptTemplate.from_file(path)
     spans = template.selection(["A", "B"], ["C"])
     assert [(s.text, s.title) for s in spans if s.title is not None] == [
-        ("A", 0), ("B", 1), ("C", 2),
-    ]  # fmt: skip
+        ("A", 0),
+        ("B", 1),
+        ("C", 2),
+    ]
     assert "1 (not at all)" in text_of(spans)
     assert text_of(spans).endswith("JSON:\n")
 
 
 def test_a_title_in_any_place_is_never_a_control_token_or_template_code(tokenizer):
-    pieces = ["The Man", "{{ demonstrations }}", "{% endblock %}", "\n", "Similar user 1", "é",
-              *tokenizer.all_special_tokens]  # fmt: skip
+    pieces = [
+        "The Man",
+        "{{ demonstrations }}",
+        "{% endblock %}",
+        "\n",
+        "Similar user 1",
+        "é",
+        *tokenizer.all_special_tokens,
+    ]
     rng = random.Random(3)
     hostile = [clean_title("".join(rng.choices(pieces, k=rng.randint(1, 5)))) for _ in range(60)]
     titles = ["Harmless", *(title or "x" for title in hostile)]
@@ -156,8 +177,10 @@ def test_the_budget_holds_and_leaves_out_by_the_rule(tokenizer, data):
     assert shown == expected[1]
     again = wide.prompt(expected[0], context_of(expected[1]))
     assert prompt.ids.tolist() == again.ids.tolist()
-    titles = [tokenizer.decode(prompt.ids[a:b])
-              for a, b in zip(prompt.title_starts, prompt.title_ends, strict=True)]  # fmt: skip
+    titles = [
+        tokenizer.decode(prompt.ids[a:b])
+        for a, b in zip(prompt.title_starts, prompt.title_ends, strict=True)
+    ]
     assert titles == [TITLES[i] for i in expected[0]]
     for (before, chosen), (kept, of) in zip(others, shown, strict=False):  # whole, the last first
         assert (before[-len(kept) :], chosen) == (kept, of)
@@ -180,13 +203,16 @@ def test_padding_or_a_position_outside_becomes_no_title(tokenizer, wrong, place)
         (PLAIN.source, "candidates", r"'prompt' shows the titles \[0\] of two candidates"),
         (PLAIN.source, "selection", "no block 'selection'"),
         (MOVIE.source.replace("{{ person.chosen }}", ""), "demonstrations", "then `chosen`"),
-        (MOVIE.source.replace("{{ person.chosen }}", "{{ person.chosen }}{{ person.chosen }}"),
-         "demonstrations", "each once"),
+        (
+            MOVIE.source.replace("{{ person.chosen }}", "{{ person.chosen }}{{ person.chosen }}"),
+            "demonstrations",
+            "each once",
+        ),
         (MOVIE.source.replace("in candidates", "in candidates[:1]"), "candidates", r"\[0, 1, 2\]"),
         (MOVIE.source.replace("in other", "in history"), "selection", "then `other`"),
         (MOVIE.source.replace("person.chosen", "person.next"), "demonstrations", "next"),
     ],
-)  # fmt: skip
+)
 def test_a_template_that_shows_too_little_is_refused(source, wanted, said):
     template = PromptTemplate(source, "mine.jinja")
     asked = dict.fromkeys(("demonstrations", "candidates", "selection"), False)
@@ -217,8 +243,9 @@ def test_a_question_is_its_trunk_and_its_branch(tokenizer, form):
             for title in [s.text for s in spans if s.title is not None]:
                 between, rest = rest.split(title, 1)
                 for text, untrusted in ((between, False), (title, True)):
-                    expected += tokenizer(text, add_special_tokens=False,
-                                          split_special_tokens=untrusted)["input_ids"]  # fmt: skip
+                    expected += tokenizer(
+                        text, add_special_tokens=False, split_special_tokens=untrusted
+                    )["input_ids"]
             expected += tokenizer(rest, add_special_tokens=False)["input_ids"]
             assert question.tolist() == expected
 

@@ -54,8 +54,10 @@ def test_a_prompt_reads_as_its_template_and_knows_its_titles(tokenizer):
         "Someone watched these movies, oldest first:\nDark City\nThe Man\n"
         "The movie they watched next:\n"
     )
-    shown = [tokenizer.decode(prompt.ids[a:b])
-             for a, b in zip(prompt.title_starts, prompt.title_ends, strict=True)]  # fmt: skip
+    shown = [
+        tokenizer.decode(prompt.ids[a:b])
+        for a, b in zip(prompt.title_starts, prompt.title_ends, strict=True)
+    ]
     assert shown == ["Dark City", "The Man"]
 
 

@@ -13,9 +13,9 @@ def ids(*values):
 
 
 def test_two_branches_on_a_trunk_worked_by_hand():
-    flat = TokenTree((
-        Segment(ids(10, 11)), Segment(ids(20, 21), 0, target=4), Segment(ids(30), 0, target=6),
-    )).flatten()  # fmt: skip
+    flat = TokenTree(
+        (Segment(ids(10, 11)), Segment(ids(20, 21), 0, target=4), Segment(ids(30), 0, target=6))
+    ).flatten()
     assert flat.input_ids.tolist() == [10, 11, 20, 21, 30]
     assert flat.position_ids.tolist() == [0, 1, 2, 3, 2]
     assert flat.mask.astype(int).tolist() == [
@@ -51,9 +51,9 @@ def test_a_token_sees_exactly_its_path(data):
 
 
 def test_an_empty_segment_leaves_the_predictor_to_its_parent():
-    flat = TokenTree((
-        Segment(ids(1, 2)), Segment(ids(), 0), Segment(ids(3), 1, target=0),
-    )).flatten()  # fmt: skip
+    flat = TokenTree(
+        (Segment(ids(1, 2)), Segment(ids(), 0), Segment(ids(3), 1, target=0))
+    ).flatten()
     assert flat.predictors.tolist() == [1]
 
 

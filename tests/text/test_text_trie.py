@@ -150,9 +150,16 @@ def test_children_of_many_nodes_come_end_to_end():
 
 @pytest.mark.parametrize(
     ("prefix", "named"),
-    [([1, 3, 4], r"\[1, 3\]"), ([1, 2, 3], r"\[1, 2, 3\]"), ([0], r"\[0\]"), ([9], r"\[9\]"),
-     ([5, 8], r"\[5, 8\]"), ([-1], r"\[-1\]"), ([1, 2, -1], r"\[1, 2, -1\]")],
-)  # fmt: skip
+    [
+        ([1, 3, 4], r"\[1, 3\]"),
+        ([1, 2, 3], r"\[1, 2, 3\]"),
+        ([0], r"\[0\]"),
+        ([9], r"\[9\]"),
+        ([5, 8], r"\[5, 8\]"),
+        ([-1], r"\[-1\]"),
+        ([1, 2, -1], r"\[1, 2, -1\]"),
+    ],
+)
 def test_an_unreachable_prefix_raises_and_names_itself(prefix, named):
     trie = TitleTrie.from_sequences([[1, 2], [5, 6], [5, 7], [5]])
     with pytest.raises(UnreachablePrefixError, match=named):
@@ -169,10 +176,16 @@ def test_what_is_no_trie_is_refused(sequences, message):
 
 @pytest.mark.parametrize(
     ("tokens", "offsets", "message"),
-    [([1, 2], [0], "none"), ([1, 2], [0, 1], "end at 2"), ([1, 2], [1, 2], "start at 0"),
-     ([1, 2], [0, 2, 2], "sequence 1"), ([1, 2], [0, 2, 1, 2], "sequence 1"),
-     ([1, 2**31], [0, 2], "not below"), ([1, -1], [0, 2], "negative")],
-)  # fmt: skip
+    [
+        ([1, 2], [0], "none"),
+        ([1, 2], [0, 1], "end at 2"),
+        ([1, 2], [1, 2], "start at 0"),
+        ([1, 2], [0, 2, 2], "sequence 1"),
+        ([1, 2], [0, 2, 1, 2], "sequence 1"),
+        ([1, 2**31], [0, 2], "not below"),
+        ([1, -1], [0, 2], "negative"),
+    ],
+)
 def test_a_flat_form_that_is_none_is_refused(tokens, offsets, message):
     with pytest.raises(ValueError, match=message):
         TitleTrie.from_flat(np.array(tokens), np.array(offsets))

@@ -96,9 +96,14 @@ def test_another_array_is_refused_without_its_hash_too(folder, array):
 
 @pytest.mark.parametrize(
     "change",
-    [lambda m: m.pop("key"), lambda m: m.update(format=2), lambda m: m.update(arrays=[]),
-     lambda m: m["arrays"].pop("begin"), lambda m: m["arrays"]["begin"].pop("sha256")],
-)  # fmt: skip
+    [
+        lambda m: m.pop("key"),
+        lambda m: m.update(format=2),
+        lambda m: m.update(arrays=[]),
+        lambda m: m["arrays"].pop("begin"),
+        lambda m: m["arrays"]["begin"].pop("sha256"),
+    ],
+)
 def test_a_manifest_that_lacks_something_is_refused(folder, change):
     manifest = json.loads((folder / "trie.json").read_text("utf-8"))
     change(manifest)

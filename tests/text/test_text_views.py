@@ -10,8 +10,18 @@ from llmrec.text.rows import single, two_views, widened, with_candidates
 from llmrec.text.templates import PromptTemplate
 
 MOVIE = PromptTemplate.from_file(shipped.prompts() / "next_item" / "movie.jinja")
-TITLES = ["The Man", "The Man II", "Dark City", "A Star", "Last Summer", "Love", "River: the End",
-          "Blue", "Red", "The World"]  # fmt: skip
+TITLES = [
+    "The Man",
+    "The Man II",
+    "Dark City",
+    "A Star",
+    "Last Summer",
+    "Love",
+    "River: the End",
+    "Blue",
+    "Red",
+    "The World",
+]
 
 
 def paths_of(tree):
@@ -61,8 +71,9 @@ def test_what_the_budget_drops_is_missing_in_both_views(tokenizer):
             assert first.tolist() == tight.prompt([0, 1, 2]).ids.tolist()
             assert len(views.trunk) == 0
         tree = with_candidates(views, whole.completions, [3], [5])
-        read = [np.concatenate([p, whole.completions[i]]).tolist()
-                for p, i in ((first, 3), (second, 5))]  # fmt: skip
+        read = [
+            np.concatenate([p, whole.completions[i]]).tolist() for p, i in ((first, 3), (second, 5))
+        ]
         assert [ids for ids, _, _ in paths_of(tree)] == read
         flat = tree.flatten()
         for branch, path in enumerate(read):
@@ -73,9 +84,11 @@ def test_what_the_budget_drops_is_missing_in_both_views(tokenizer):
 
 
 def test_a_template_that_counts_titles_is_refused(tokenizer):
-    text = ("{% block prompt %}{{ history|length }} movies:{% for t in history %} {{ t }}"
-            "{% endfor %}:{% endblock %}"
-            "{% block completion %}{{ target }}{% endblock %}")  # fmt: skip
+    text = (
+        "{% block prompt %}{{ history|length }} movies:{% for t in history %} {{ t }}"
+        "{% endfor %}:{% endblock %}"
+        "{% block completion %}{{ target }}{% endblock %}"
+    )
     encoder = PromptEncoder(PromptTemplate(text, "counting"), tokenizer, TITLES, max_history=1)
     with pytest.raises(RecipeError, match="beginning"):
         widened(encoder, 2)

@@ -16,16 +16,34 @@ def bench(monkeypatch):
 
 
 def test_figures_stand_beside_their_goals_and_those_behind_are_bold(bench):
-    decode = bench.Section("decode", "# Decoding, in short\n\nText.\n", [
-        {"figure": "search", "beams": 10, "softmax": "whole", "title_tokens": 11.6, "ratio": 7.5,
-         "ratio_range": [7.0, 8.0], "goal": 6.0, "repeats": 3},
-        {"figure": "search", "beams": 20, "ratio": 8.5, "goal": 9.0, "repeats": 2},
-        {"figure": "no goal", "ratio": 1.0, "goal": None},
-    ], 61.0)  # fmt: skip
-    trie = bench.Section("trie", "# Trie\n", [
-        {"figure": "bytes", "titles": 1000, "llmrec": 151.0, "ratio": 40.0, "goal": 150.0},
-        {"figure": "bytes", "titles": 2000, "llmrec": 149.0, "goal": 150.0},
-    ], 59.0)  # fmt: skip
+    decode = bench.Section(
+        "decode",
+        "# Decoding, in short\n\nText.\n",
+        [
+            {
+                "figure": "search",
+                "beams": 10,
+                "softmax": "whole",
+                "title_tokens": 11.6,
+                "ratio": 7.5,
+                "ratio_range": [7.0, 8.0],
+                "goal": 6.0,
+                "repeats": 3,
+            },
+            {"figure": "search", "beams": 20, "ratio": 8.5, "goal": 9.0, "repeats": 2},
+            {"figure": "no goal", "ratio": 1.0, "goal": None},
+        ],
+        61.0,
+    )
+    trie = bench.Section(
+        "trie",
+        "# Trie\n",
+        [
+            {"figure": "bytes", "titles": 1000, "llmrec": 151.0, "ratio": 40.0, "goal": 150.0},
+            {"figure": "bytes", "titles": 2000, "llmrec": 149.0, "goal": 150.0},
+        ],
+        59.0,
+    )
     failed = bench.Section("soft", None, [], 0.0)
     lines = bench.page([decode, trie, failed], "page.svg").split("\n")
 
@@ -44,8 +62,15 @@ def test_figures_stand_beside_their_goals_and_those_behind_are_bold(bench):
 
 
 def test_two_goals_of_a_line_are_two_rows(bench):
-    line = {"figure": "HR", "peer": "other", "ratio": 60.0, "goal": 50.0, "llmrec": 0.6,
-            "goal_seconds": 0.5, "repeats": 5}  # fmt: skip
+    line = {
+        "figure": "HR",
+        "peer": "other",
+        "ratio": 60.0,
+        "goal": 50.0,
+        "llmrec": 0.6,
+        "goal_seconds": 0.5,
+        "repeats": 5,
+    }
     rows = bench.told(bench.Section("metrics", "# M\n", [line], 1.0))
 
     assert [row[1:3] for row in rows] == [["60.0x", "at least 50x"], ["**0.6**", "at most 0.5"]]

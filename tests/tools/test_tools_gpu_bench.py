@@ -37,10 +37,17 @@ def test_every_part_gives_a_figure(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     names = [f["figure"] for f in figures]
     assert {name: names.count(name) for name in names} == {
-        "equal searches": 1, "equal graphs": 1, "equal gradients": 1, "decode 2": 2,
-        "best-first 2": 1, "own answers": 2, "memory": 1, "pairs": 1, "decode 3": 2,
+        "equal searches": 1,
+        "equal graphs": 1,
+        "equal gradients": 1,
+        "decode 2": 2,
+        "best-first 2": 1,
+        "own answers": 2,
+        "memory": 1,
+        "pairs": 1,
+        "decode 3": 2,
         "best-first 3": 1,
-    }  # fmt: skip
+    }
     assert not [f for f in figures if "failed" in f or "skipped" in f]
     assert all(f["equal"] for f in figures[:3])
     for figure in figures:

@@ -47,22 +47,50 @@ class Section:
 
 
 SCRIPTS = {
-    "decode": Bench(("--shapes", "10", "10-allowed", "10-long", "20", "--repeats", "3", "2"),
-                    ("beams", "softmax", "title_tokens")),
-    "exact": Bench(("--users", "8", "--checked", "1", "--softmax", "allowed"),
-                   ("beams", "softmax"), at_most=True),
-    "train": Bench(("--only", "rows", "pairs", "msl", "sets", "padding", "--targets", "1", "5",
-                    "20", "--repeats", "2", "--long-repeats", "1", "--rejected", "3"),
-                   ("peer", "titles", "targets", "rejected", "prompt_tokens")),
-    "soft": Bench(("--pairs", "2", "--history", "25", "--users", "4", "--repeats", "2", "--peers",
-                   "batched"), ("answers", "softmax", "prompt_tokens")),
+    "decode": Bench(
+        ("--shapes", "10", "10-allowed", "10-long", "20", "--repeats", "3", "2"),
+        ("beams", "softmax", "title_tokens"),
+    ),
+    "exact": Bench(
+        ("--users", "8", "--checked", "1", "--softmax", "allowed"),
+        ("beams", "softmax"),
+        at_most=True,
+    ),
+    "train": Bench(
+        (
+            "--only",
+            "rows",
+            "pairs",
+            "msl",
+            "sets",
+            "padding",
+            "--targets",
+            "1",
+            "5",
+            "20",
+            "--repeats",
+            "2",
+            "--long-repeats",
+            "1",
+            "--rejected",
+            "3",
+        ),
+        ("peer", "titles", "targets", "rejected", "prompt_tokens"),
+    ),
+    "soft": Bench(
+        ("--pairs", "2", "--history", "25", "--users", "4", "--repeats", "2", "--peers", "batched"),
+        ("answers", "softmax", "prompt_tokens"),
+    ),
     "candidates": Bench(("--users", "1", "--repeats", "3", "--titles", "with-year"), ("softmax",)),
-    "catalog": Bench(("--sizes", "1e3", "1e5", "1e6", "--beams", "5", "20", "--prompts", "75",
-                      "300"), (), at_most=True),
+    "catalog": Bench(
+        ("--sizes", "1e3", "1e5", "1e6", "--beams", "5", "20", "--prompts", "75", "300"),
+        (),
+        at_most=True,
+    ),
     "trie": Bench(("--sizes", "1e3", "1e5", "1e6"), ("titles",), "llmrec", at_most=True),
     "metrics": Bench((), ("peer",)),
     "prepare": Bench((), ()),
-}  # fmt: skip
+}
 
 
 def main() -> None:
@@ -106,13 +134,17 @@ def page(sections: Sequence[Section], picture: str | None) -> str:
     took = ", ".join(f"{part.name} {part.seconds:.0f} s" for part in sections)
     rows = [row for part in sections for row in told(part)]
     lines = [
-        "# Speed on a CPU", "",
+        "# Speed on a CPU",
+        "",
         f"`python tools/bench/all.py`, {minutes:.0f} minutes in all ({took}). Ratios are of two "
         "sides that ran in turns on the same machine and are equal in what they return: medians "
-        "of so many repeats, and their range. What is behind its goal is bold.", "",
-        "| figure | measured | goal | repeats | section |", "|---|---|---|---|---|",
-        *(f"| {' | '.join(row)} |" for row in rows), "",
-    ]  # fmt: skip
+        "of so many repeats, and their range. What is behind its goal is bold.",
+        "",
+        "| figure | measured | goal | repeats | section |",
+        "|---|---|---|---|---|",
+        *(f"| {' | '.join(row)} |" for row in rows),
+        "",
+    ]
     if picture:
         lines += [f"![How the cost of decoding and training grows]({picture})", ""]
     for part in sections:
@@ -138,10 +170,15 @@ def told(part: Section) -> list[list[str]]:
             if unit and "ratio_range" in line:
                 shown += " ({} to {})".format(*line["ratio_range"])
             behind = line[value] > goal if at_most else line[value] < goal
-            rows.append([", ".join([line["figure"], *told_by]),
-                         f"**{shown}**" if behind else shown,
-                         f"at {'most' if at_most else 'least'} {goal:g}{unit}",
-                         str(line.get("repeats", 1)), link])  # fmt: skip
+            rows.append(
+                [
+                    ", ".join([line["figure"], *told_by]),
+                    f"**{shown}**" if behind else shown,
+                    f"at {'most' if at_most else 'least'} {goal:g}{unit}",
+                    str(line.get("repeats", 1)),
+                    link,
+                ]
+            )
     return rows
 
 

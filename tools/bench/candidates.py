@@ -51,8 +51,12 @@ def main() -> None:
     options.add_argument("--repeats", type=int, default=5)
     options.add_argument("--count", type=int, default=20, help="candidates of a user")
     options.add_argument("--prompt-tokens", type=int, default=300, help="at most, in a prompt")
-    options.add_argument("--titles", nargs="+", choices=("with-year", "without-year"),
-                         default=["with-year", "without-year"])  # fmt: skip
+    options.add_argument(
+        "--titles",
+        nargs="+",
+        choices=("with-year", "without-year"),
+        default=["with-year", "without-year"],
+    )
     options.add_argument("--out", type=Path)
     given = options.parse_args()
     catalog, test = movies()
@@ -104,8 +108,9 @@ def compared(model, prompts, completions, drawn, repeats: int) -> Iterator[dict]
             expected, found = scores[softmax], mine[0][1][softmax]
             apart[softmax][name] = float(f"{np.abs(np.array(expected) - found).max():.1e}")
             if not np.allclose(found, expected, rtol=1e-5, atol=1e-4):
-                sys.exit(f"scores lie up to {apart[softmax][name]} nats from {name}; nothing is "
-                         "timed")  # fmt: skip
+                sys.exit(
+                    f"scores lie up to {apart[softmax][name]} nats from {name}; nothing is timed"
+                )
     peer = min(others, key=lambda name: others[name][0][0][False])  # the other is not run again
     for _ in range(repeats - 1):  # alternating, so that a slow spell of the machine hits both
         mine.append(ours(model, prompts, completions, drawn))
@@ -115,20 +120,28 @@ def compared(model, prompts, completions, drawn, repeats: int) -> Iterator[dict]
     columns = float(np.mean([branches(answers) for answers in texts]))
     count = drawn.shape[1]
     for softmax, name in SOFTMAXES.items():
-        seconds = {"llmrec": [s[softmax] for s, _ in mine],
-                   **{n: [s[softmax] for s, _ in runs] for n, runs in others.items()}}  # fmt: skip
+        seconds = {
+            "llmrec": [s[softmax] for s, _ in mine],
+            **{n: [s[softmax] for s, _ in runs] for n, runs in others.items()},
+        }
         ratios = [t / o for o, t in zip(seconds["llmrec"], seconds[peer], strict=True)]
         yield {
             "figure": f"ranking {count} candidates given a prompt, users per second",
             "softmax": name,
             **{n: round(len(prompts) / statistics.median(s), 3) for n, s in seconds.items()},
-            "peer": peer, "ratio": round(statistics.median(ratios), 2),
-            "ratio_range": [round(min(ratios), 2), round(max(ratios), 2)], "goal": 10.0,
+            "peer": peer,
+            "ratio": round(statistics.median(ratios), 2),
+            "ratio_range": [round(min(ratios), 2), round(max(ratios), 2)],
+            "goal": 10.0,
             "limit": round(count * (length + title - 1) / (length + columns), 2),
-            "apart": apart[softmax], "users": len(prompts), "repeats": repeats,
-            "prompt_tokens": round(length, 1), "title_tokens": round(title, 1),
-            "branch_tokens": round(columns, 1), **provenance(),
-        }  # fmt: skip
+            "apart": apart[softmax],
+            "users": len(prompts),
+            "repeats": repeats,
+            "prompt_tokens": round(length, 1),
+            "title_tokens": round(title, 1),
+            "branch_tokens": round(columns, 1),
+            **provenance(),
+        }
 
 
 def ours(model, prompts, completions, drawn) -> tuple[dict, dict]:
@@ -136,9 +149,10 @@ def ours(model, prompts, completions, drawn) -> tuple[dict, dict]:
     seconds, scores = {}, {}
     for softmax in SOFTMAXES:
         begun = time.perf_counter()
-        scores[softmax] = [candidate_scores(SharedPrompt(model, [prompt]), completions, row[None],
-                                            softmax)[0]
-                           for prompt, row in zip(prompts, drawn, strict=True)]  # fmt: skip
+        scores[softmax] = [
+            candidate_scores(SharedPrompt(model, [prompt]), completions, row[None], softmax)[0]
+            for prompt, row in zip(prompts, drawn, strict=True)
+        ]
         seconds[softmax] = time.perf_counter() - begun
     return seconds, scores
 
@@ -163,8 +177,11 @@ def one_at_a_time(model, prompt, answers) -> list[torch.Tensor]:
     for answer in answers:
         ids = np.concatenate([prompt, answer[:-1]]).astype(np.int64)
         with torch.inference_mode():
-            found.append(model(torch.from_numpy(ids)[None], use_cache=False,
-                               logits_to_keep=len(answer)).logits[0])  # fmt: skip
+            found.append(
+                model(
+                    torch.from_numpy(ids)[None], use_cache=False, logits_to_keep=len(answer)
+                ).logits[0]
+            )
     return found
 
 
@@ -178,8 +195,12 @@ def batched(model, prompt, answers) -> list[torch.Tensor]:
         end = len(prompt) + len(answer) - 1
         ids[row, len(prompt) : end], seen[row, :end] = answer[:-1], 1
     with torch.inference_mode():
-        logits = model(torch.from_numpy(ids), attention_mask=torch.from_numpy(seen),
-                       use_cache=False, logits_to_keep=width).logits  # fmt: skip
+        logits = model(
+            torch.from_numpy(ids),
+            attention_mask=torch.from_numpy(seen),
+            use_cache=False,
+            logits_to_keep=width,
+        ).logits
     return [logits[row, : len(answer)] for row, answer in enumerate(answers)]
 
 
@@ -194,10 +215,12 @@ def scored(logits: list[torch.Tensor], answers, renormalise: bool) -> list[float
     for rows, answer, end in zip(logits, answers, ending, strict=True):
         own = rows.gather(1, torch.from_numpy(answer.astype(np.int64))[:, None])[:, 0]
         if renormalise:
-            normaliser = torch.stack([
-                rows[place, sorted(following[answer[:place].tobytes()])].logsumexp(0)
-                for place in range(len(answer))
-            ])  # fmt: skip
+            normaliser = torch.stack(
+                [
+                    rows[place, sorted(following[answer[:place].tobytes()])].logsumexp(0)
+                    for place in range(len(answer))
+                ]
+            )
         else:
             normaliser = rows.logsumexp(-1)
         shared = np.log(ending.count(end)) if renormalise else 0.0

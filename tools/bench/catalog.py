@@ -87,8 +87,12 @@ def main() -> None:
     options.add_argument("--sizes", type=float, nargs="+", default=(1e3, 1e4, 1e5, 1e6))
     options.add_argument("--beams", type=int, nargs="*", default=(5, 20, 50))
     options.add_argument("--prompts", type=int, nargs="*", default=(75, 300, 600))
-    options.add_argument("--repeats", type=int, default=5,
-                         help=f"of the smallest and the largest size; {FEW} of others")  # fmt: skip
+    options.add_argument(
+        "--repeats",
+        type=int,
+        default=5,
+        help=f"of the smallest and the largest size; {FEW} of others",
+    )
     options.add_argument("--out", type=Path)
     given = options.parse_args()
     model = load_model(BaseModel(str(model_path(MODEL))), "cpu")
@@ -125,8 +129,10 @@ def measured(model, given: argparse.Namespace):
     if len(ends) == 2:
         yield against(sizes[0], sizes[-1], even[sizes[0]], even[sizes[-1]])
     shared = [search[:FEW] for search in found[sizes[0]]]
-    for swept, base, points in (("beams", BEAMS, given.beams),
-                                ("prompt tokens", PROMPT, given.prompts)):  # fmt: skip
+    for swept, base, points in (
+        ("beams", BEAMS, given.beams),
+        ("prompt tokens", PROMPT, given.prompts),
+    ):
         for value in sorted({base, *points}) if points else ():
             beams, tokens = (value, PROMPT) if swept == "beams" else (BEAMS, value)
             both = shared if value == base else ([], [])
@@ -149,20 +155,30 @@ def searched(model, trie: TitleTrie, prompts, beams: int) -> Search:
     begun = time.perf_counter()
     shared = TimedPrompt(model, prompts)
     read = time.perf_counter()
-    rankings = beam.beam_search(shared, open_items, beams=beams, top_k=beams,
-                                scoring=beam.Scoring(renormalise=False))  # fmt: skip
+    rankings = beam.beam_search(
+        shared, open_items, beams=beams, top_k=beams, scoring=beam.Scoring(renormalise=False)
+    )
     done = time.perf_counter()
-    return Search(done - begun, done - read, shared.steps, sum(step[2] for step in shared.steps),
-                  unconstrained(shared.logits, beams, len(shared.steps)),
-                  sum(ranking.certified for ranking in rankings))  # fmt: skip
+    return Search(
+        done - begun,
+        done - read,
+        shared.steps,
+        sum(step[2] for step in shared.steps),
+        unconstrained(shared.logits, beams, len(shared.steps)),
+        sum(ranking.certified for ranking in rankings),
+    )
 
 
 def best_found(model, trie: TitleTrie, prompts, top_k: int) -> tuple[float, float]:
     """Seconds of a best-first search over the allowed tokens, and the tokens it read a user."""
     open_items = OpenItems(trie, [NOTHING] * USERS)
     begun = time.perf_counter()
-    found = best_first(SharedPrompt(model, prompts), open_items, top_k=top_k,
-                       scoring=beam.Scoring(renormalise=True))  # fmt: skip
+    found = best_first(
+        SharedPrompt(model, prompts),
+        open_items,
+        top_k=top_k,
+        scoring=beam.Scoring(renormalise=True),
+    )
     return time.perf_counter() - begun, float(found.columns.mean())
 
 
@@ -182,10 +198,15 @@ def growth(swept: str, items: int, beams: int, tokens: int, searches, best) -> d
     columns = [step[0] for search in searches for step in search.steps]
     step = statistics.median(1000 * s.behind / len(s.steps) for s in searches)
     return {
-        "figure": "growth of decoding", "swept": swept, "items": items, "beams": beams,
-        "prompt_tokens": tokens, "users": USERS,
+        "figure": "growth of decoding",
+        "swept": swept,
+        "items": items,
+        "beams": beams,
+        "prompt_tokens": tokens,
+        "users": USERS,
         "beams_users_per_second": round(USERS / statistics.median(s.seconds for s in searches), 3),
-        "step_ms": round(step, 1), "passes": round(float(np.mean(passes)), 1),
+        "step_ms": round(step, 1),
+        "passes": round(float(np.mean(passes)), 1),
         "columns": round(float(np.mean(columns)), 1),
         "column_ms": round(step / float(np.mean(columns)), 2),
         "constraint": round(statistics.median(map(share, searches)), 3),
@@ -193,7 +214,7 @@ def growth(swept: str, items: int, beams: int, tokens: int, searches, best) -> d
         "best_first_users_per_second": round(USERS / statistics.median(b[0] for b in best), 3),
         "best_first_columns": round(float(np.mean([b[1] for b in best])), 1),
         "repeats": len(searches),
-    }  # fmt: skip
+    }
 
 
 def share(search: Search) -> float:
@@ -203,8 +224,12 @@ def share(search: Search) -> float:
 
 def constraint(items: int, searches: Sequence[Search]) -> dict:
     """What the constraint costs in a step of the largest catalog."""
-    return {"figure": "a step of the beams over an unconstrained one", "items": items,
-            **middle([share(search) for search in searches]), "goal": 1.03}  # fmt: skip
+    return {
+        "figure": "a step of the beams over an unconstrained one",
+        "items": items,
+        **middle([share(search) for search in searches]),
+        "goal": 1.03,
+    }
 
 
 def against(few: int, many: int, small: Sequence[Search], large: Sequence[Search]) -> dict:
@@ -217,18 +242,27 @@ def against(few: int, many: int, small: Sequence[Search], large: Sequence[Search
         ratios.append(sum(b[1] for _, b in same) / sum(a[1] for a, _ in same))
         other += [(a[1] - a[2], b[1] - b[2]) for a, b in same]
     return {
-        "figure": f"a step with {many:,} items over one with {few:,}", "items": [few, many],
-        **middle(ratios), "goal": 1.15,
-        "beside_the_pass_ms": [round(1000 * statistics.mean(x), 2)
-                               for x in zip(*other, strict=True)],
-        "steps": steps, "steps_of_other_width": unequal, "beams": BEAMS, "users": USERS,
-    }  # fmt: skip
+        "figure": f"a step with {many:,} items over one with {few:,}",
+        "items": [few, many],
+        **middle(ratios),
+        "goal": 1.15,
+        "beside_the_pass_ms": [
+            round(1000 * statistics.mean(x), 2) for x in zip(*other, strict=True)
+        ],
+        "steps": steps,
+        "steps_of_other_width": unequal,
+        "beams": BEAMS,
+        "users": USERS,
+    }
 
 
 def middle(ratios: list[float]) -> dict:
     """Median and range."""
-    return {"ratio": round(statistics.median(ratios), 3), "repeats": len(ratios),
-            "ratio_range": [round(min(ratios), 3), round(max(ratios), 3)]}  # fmt: skip
+    return {
+        "ratio": round(statistics.median(ratios), 3),
+        "repeats": len(ratios),
+        "ratio_range": [round(min(ratios), 3), round(max(ratios), 3)],
+    }
 
 
 def page(figures: list[dict]) -> str:
@@ -236,23 +270,31 @@ def page(figures: list[dict]) -> str:
     on = figures[0]
     keys = COLUMNS.split()
     lines = [
-        "# How the cost of decoding grows", "",
+        "# How the cost of decoding grows",
+        "",
         f"`{command()}`: {on['model']}, float32, {on['threads']} CPU threads ({on['machine']}), "
         f"torch {on['torch']}; drawn titles and prompts, {on['users']} users a batch, medians over "
         f"as many batches as the last column says; all sizes are in memory and answer each batch "
         "in turns. Beams under the softmax over the vocabulary; best-first under that over the "
         "allowed tokens, as many items as beams. Constraint: a step of the beams over an "
         "unconstrained one whose pass is the same. Columns: tokens a user in a pass, filled with "
-        "forced ones that later steps need.", "",
-    ]  # fmt: skip
+        "forced ones that later steps need.",
+        "",
+    ]
     cells = [[key.replace("_", " ") for key in keys], ["---"] * len(keys)]
-    cells += [[f"{f[key]:,}" if key == "items" else str(f[key]) for key in keys]
-              for f in figures if "swept" in f]  # fmt: skip
+    cells += [
+        [f"{f[key]:,}" if key == "items" else str(f[key]) for key in keys]
+        for f in figures
+        if "swept" in f
+    ]
     lines += [*(f"| {' | '.join(row)} |" for row in cells), ""]
     for f in (f for f in figures if "goal" in f):
         low, high = f["ratio_range"]
-        lines += [f"- {f['figure']}: {f['ratio']} ({low} to {high}), goal {f['goal']} at most"
-                  + told(f) + "."]  # fmt: skip
+        lines += [
+            f"- {f['figure']}: {f['ratio']} ({low} to {high}), goal {f['goal']} at most"
+            + told(f)
+            + "."
+        ]
     return "\n".join([*lines, ""])
 
 

@@ -54,11 +54,15 @@ class Shape:
 
 
 SHAPES = {
-    "10": Shape(10, False, False, 6.0), "10-allowed": Shape(10, True, False, 6.0),
-    "20": Shape(20, False, False, 9.0), "50": Shape(50, False, False, 14.0),
-    "10-long": Shape(10, False, True, 4.0), "10-long-allowed": Shape(10, True, True, 7.0),
-    "20-long": Shape(20, False, True, 5.0), "20-long-allowed": Shape(20, True, True, 11.0),
-}  # fmt: skip
+    "10": Shape(10, False, False, 6.0),
+    "10-allowed": Shape(10, True, False, 6.0),
+    "20": Shape(20, False, False, 9.0),
+    "50": Shape(50, False, False, 14.0),
+    "10-long": Shape(10, False, True, 4.0),
+    "10-long-allowed": Shape(10, True, True, 7.0),
+    "20-long": Shape(20, False, True, 5.0),
+    "20-long-allowed": Shape(20, True, True, 11.0),
+}
 
 
 def main() -> None:
@@ -67,10 +71,20 @@ def main() -> None:
     options.add_argument("--users", type=int, default=8, help="users in a batch of llmrec's")
     options.add_argument("--peer-users", type=int, default=1, help="users that the peer answers")
     options.add_argument("--history", type=int, default=25, help="titles in a prompt")
-    options.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES),
-                         help="beams, long titles, softmax over the allowed tokens")  # fmt: skip
-    options.add_argument("--repeats", type=int, nargs="+", default=[3],
-                         help="of each shape in turn, the last of the rest")  # fmt: skip
+    options.add_argument(
+        "--shapes",
+        nargs="+",
+        choices=SHAPES,
+        default=list(SHAPES),
+        help="beams, long titles, softmax over the allowed tokens",
+    )
+    options.add_argument(
+        "--repeats",
+        type=int,
+        nargs="+",
+        default=[3],
+        help="of each shape in turn, the last of the rest",
+    )
     options.add_argument("--out", type=Path)
     given = options.parse_args()
     model = load_model(BaseModel(str(model_path(MODEL))), "cpu")
@@ -127,13 +141,17 @@ def figure(model, encoder, prompts, shape: Shape, peers: int, repeats: int) -> d
     item_of = {tuple(ids.tolist()): i for i, ids in enumerate(encoder.completions)}
 
     def theirs(asked, beams):
-        return [hugging_face(model, p, dict_trie, encoder, beams, shape.renormalise)
-                for p in asked]  # fmt: skip
+        return [hugging_face(model, p, dict_trie, encoder, beams, shape.renormalise) for p in asked]
 
     def ours(asked, beams):
         open_items = OpenItems(encoder.trie, [NOTHING] * len(asked))
-        return beam_search(SharedPrompt(model, asked), open_items, beams=beams, top_k=beams,
-                           scoring=Scoring(shape.renormalise))  # fmt: skip
+        return beam_search(
+            SharedPrompt(model, asked),
+            open_items,
+            beams=beams,
+            top_k=beams,
+            scoring=Scoring(shape.renormalise),
+        )
 
     sides = {"llmrec": (ours, prompts), "hugging_face": (theirs, prompts[:peers])}
     for run, asked in sides.values():
@@ -147,8 +165,9 @@ def figure(model, encoder, prompts, shape: Shape, peers: int, repeats: int) -> d
             seconds[name].append((time.perf_counter() - begun) / len(asked))
         if number == 0:
             answered, equal = answers["llmrec"], 0
-            for (sequences, scores), ranking in zip(answers["hugging_face"], answered,
-                                                    strict=False):  # fmt: skip
+            for (sequences, scores), ranking in zip(
+                answers["hugging_face"], answered, strict=False
+            ):
                 same = [item_of.get(s) for s in sequences] == ranking.positions.tolist()
                 equal += same and np.allclose(scores, ranking.scores, rtol=1e-5, atol=1e-4)
             if equal < len(answers["hugging_face"]):
@@ -158,19 +177,29 @@ def figure(model, encoder, prompts, shape: Shape, peers: int, repeats: int) -> d
     tokens = float(np.mean([len(c) for c in encoder.completions]))
     length = float(np.mean([len(p) for p in prompts]))
     return {
-        "figure": "constrained beam search, users per second", "beams": shape.beams,
+        "figure": "constrained beam search, users per second",
+        "beams": shape.beams,
         "softmax": "allowed tokens" if shape.renormalise else "whole vocabulary",
-        "prompt_tokens": round(length, 1), "title_tokens": round(tokens, 1),
-        "hugging_face": round(rate["hugging_face"], 3), "llmrec": round(rate["llmrec"], 3),
+        "prompt_tokens": round(length, 1),
+        "title_tokens": round(tokens, 1),
+        "hugging_face": round(rate["hugging_face"], 3),
+        "llmrec": round(rate["llmrec"], 3),
         "ratio": round(statistics.median(ratios), 2),
-        "ratio_range": [round(min(ratios), 2), round(max(ratios), 2)], "goal": shape.goal,
+        "ratio_range": [round(min(ratios), 2), round(max(ratios), 2)],
+        "goal": shape.goal,
         "sharing_limit": round(limit(length, tokens, shape.beams), 2),
-        "peer_users": equal, "users": len(prompts),
-        "certified": sum(ranking.certified for ranking in answered), "repeats": repeats,
-        "items": len(encoder.titles), "model": MODEL, "dtype": "float32",
-        "threads": torch.get_num_threads(), "torch": torch.__version__,
-        "transformers": transformers.__version__, "machine": platform.machine(),
-    }  # fmt: skip
+        "peer_users": equal,
+        "users": len(prompts),
+        "certified": sum(ranking.certified for ranking in answered),
+        "repeats": repeats,
+        "items": len(encoder.titles),
+        "model": MODEL,
+        "dtype": "float32",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "machine": platform.machine(),
+    }
 
 
 def limit(prompt: float, title: float, beams: int) -> float:
@@ -200,12 +229,21 @@ def hugging_face(model, prompt, trie, encoder, beams, renormalise):
 
     with torch.inference_mode():
         out = model.generate(
-            torch.from_numpy(prompt.astype(np.int64))[None], do_sample=False, num_beams=beams,
-            attention_mask=torch.ones(1, len(prompt), dtype=torch.long), length_penalty=0.0,
-            num_return_sequences=beams, max_new_tokens=max(map(len, encoder.completions)),
-            pad_token_id=end, eos_token_id=end, prefix_allowed_tokens_fn=allowed, use_cache=True,
-            renormalize_logits=renormalise, return_dict_in_generate=True, output_scores=True,
-        )  # fmt: skip
+            torch.from_numpy(prompt.astype(np.int64))[None],
+            do_sample=False,
+            num_beams=beams,
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            length_penalty=0.0,
+            num_return_sequences=beams,
+            max_new_tokens=max(map(len, encoder.completions)),
+            pad_token_id=end,
+            eos_token_id=end,
+            prefix_allowed_tokens_fn=allowed,
+            use_cache=True,
+            renormalize_logits=renormalise,
+            return_dict_in_generate=True,
+            output_scores=True,
+        )
     sequences = []
     for ids in out.sequences[:, len(prompt) :].tolist():
         sequences.append(tuple(ids[: ids.index(end) + 1]) if end in ids else tuple(ids))
@@ -242,8 +280,9 @@ def page(figures: list[dict]) -> str:
         "",
         "Ratios can pass the limit of sharing alone: over the allowed tokens forced tokens need "
         "no forward pass, and over the vocabulary they are read several at once, users are read "
-        "together, and no cache is reordered.", "",
-    ]  # fmt: skip
+        "together, and no cache is reordered.",
+        "",
+    ]
     return "\n".join(lines)
 
 

@@ -53,8 +53,12 @@ def main() -> None:
     options.add_argument("--top-k", type=int, default=10)
     options.add_argument("--beams", type=int, default=10)
     options.add_argument("--expand", type=int, default=16, help="places read on from at a time")
-    options.add_argument("--softmax", choices=SOFTMAXES, default="both",
-                         help="over the vocabulary an untuned model needs minutes")  # fmt: skip
+    options.add_argument(
+        "--softmax",
+        choices=SOFTMAXES,
+        default="both",
+        help="over the vocabulary an untuned model needs minutes",
+    )
     options.add_argument("--checked", type=int, default=2, help="users whose lists are checked")
     options.add_argument("--check-all", action="store_true", help="against all open titles")
     options.add_argument("--out", type=Path)
@@ -95,8 +99,9 @@ def figure(model, encoder, asked, renormalise, given) -> dict:
     scoring, top_k = Scoring(renormalise), given.top_k
     prompts = [encoder.prompt(h).ids for h in asked.histories()]
     warm = SharedPrompt(model, [prompts[0][:16]])
-    beam_search(warm, OpenItems(encoder.trie, [asked.history(0)]), beams=2, top_k=2,
-                scoring=scoring)  # fmt: skip
+    beam_search(
+        warm, OpenItems(encoder.trie, [asked.history(0)]), beams=2, top_k=2, scoring=scoring
+    )
     seconds, lists = {"beams": [], "best_first": []}, {"beams": [], "best_first": []}
     columns, passes = [], []
     for begin in range(0, len(prompts), given.batch):
@@ -106,26 +111,36 @@ def figure(model, encoder, asked, renormalise, given) -> dict:
             shared = SharedPrompt(model, prompts[part])
             open_items = OpenItems(encoder.trie, asked.histories()[part])
             if name == "beams":
-                lists[name] += beam_search(shared, open_items, beams=given.beams, top_k=top_k,
-                                           scoring=scoring)  # fmt: skip
+                lists[name] += beam_search(
+                    shared, open_items, beams=given.beams, top_k=top_k, scoring=scoring
+                )
             else:
-                found = best_first(shared, open_items, top_k=top_k, scoring=scoring,
-                                   expand=given.expand)  # fmt: skip
+                found = best_first(
+                    shared, open_items, top_k=top_k, scoring=scoring, expand=given.expand
+                )
                 lists[name] += found.rankings
                 columns += found.columns.tolist()
                 passes.append(found.passes)
             seconds[name].append((time.perf_counter() - started) / len(prompts[part]))
     for user in range(min(given.checked, len(prompts))):
-        check(model, encoder, prompts[user], asked.history(user), renormalise,
-              lists["best_first"][user], given.check_all)  # fmt: skip
+        check(
+            model,
+            encoder,
+            prompts[user],
+            asked.history(user),
+            renormalise,
+            lists["best_first"][user],
+            given.check_all,
+        )
     true = [set(r.positions.tolist()) for r in lists["best_first"]]
     beam = [set(r.positions.tolist()) for r in lists["beams"]]
     missed = [len(t - b) / len(t) for t, b in zip(true, beam, strict=True)]
     users = np.arange(len(prompts))
     shown = {}
     for name, metric in ((f"HR@{top_k}", hit_rate), (f"NDCG@{top_k}", ndcg)):
-        values = {n: metric([r.positions for r in of], asked.targets, top_k)
-                  for n, of in lists.items()}  # fmt: skip
+        values = {
+            n: metric([r.positions for r in of], asked.targets, top_k) for n, of in lists.items()
+        }
         test = paired_test(values["best_first"], values["beams"], users)
         shown[name] = {n: round(float(v.mean()), 4) for n, v in values.items()} | {
             "difference": [round(x, 4) for x in (test.difference, test.low, test.high)],
@@ -134,19 +149,28 @@ def figure(model, encoder, asked, renormalise, given) -> dict:
     lost = mean_interval(np.array(missed), users)
     return {
         "softmax": "allowed tokens" if renormalise else "whole vocabulary",
-        "users": len(prompts), "items": len(encoder.titles), "top_k": top_k,
-        "beams": given.beams, "expand": given.expand, "batch": given.batch,
+        "users": len(prompts),
+        "items": len(encoder.titles),
+        "top_k": top_k,
+        "beams": given.beams,
+        "expand": given.expand,
+        "batch": given.batch,
         "prompt_tokens": round(float(np.mean([len(p) for p in prompts])), 1),
         "title_tokens": round(float(np.mean([len(c) for c in encoder.completions])), 1),
         "beams_users_per_second": round(1 / float(np.mean(seconds["beams"])), 3),
         "best_first_users_per_second": round(1 / float(np.mean(seconds["best_first"])), 3),
         "ratio": round(float(np.sum(seconds["best_first"]) / np.sum(seconds["beams"])), 2),
-        "goal": 1.5, "repeats": 1, "proven": 1.0, "checked": min(given.checked, len(prompts)),
+        "goal": 1.5,
+        "repeats": 1,
+        "proven": 1.0,
+        "checked": min(given.checked, len(prompts)),
         "proven_by_beams": round(float(np.mean([r.certified for r in lists["beams"]])), 3),
         "missed_by_beams": [round(x, 3) for x in (lost.mean, lost.low, lost.high)],
-        "columns": round(float(np.mean(columns)), 1), "passes": round(float(np.mean(passes)), 1),
-        **shown, **provenance(),
-    }  # fmt: skip
+        "columns": round(float(np.mean(columns)), 1),
+        "passes": round(float(np.mean(passes)), 1),
+        **shown,
+        **provenance(),
+    }
 
 
 def check(model, encoder, prompt, history, renormalise, ranking, every: bool) -> None:
@@ -167,8 +191,9 @@ def check(model, encoder, prompt, history, renormalise, ranking, every: bool) ->
 
 def over_vocabulary(model, encoder, prompt, _, asked) -> np.ndarray:
     """(C,) scores of titles under the whole vocabulary, all as branches behind one prompt."""
-    return candidate_scores(SharedPrompt(model, [prompt]), encoder.completions, asked[None],
-                            renormalise=False)[0]  # fmt: skip
+    return candidate_scores(
+        SharedPrompt(model, [prompt]), encoder.completions, asked[None], renormalise=False
+    )[0]
 
 
 def over_children(model, encoder, prompt, history, asked) -> np.ndarray:
@@ -195,25 +220,53 @@ def page(figures: list[dict], given: argparse.Namespace) -> str:
         + " other open titles score above the last."
     )
     lines = [
-        "# The true best items, and what beams miss", "",
+        "# The true best items, and what beams miss",
+        "",
         f"`{command()}`: {first['threads']} CPU threads, torch {first['torch']}, transformers "
         f"{first['transformers']}, float32; "
         f"{first['users']} users of MovieLens-100K in batches of {first['batch']}, prompts of "
         f"{first['prompt_tokens']} tokens, {first['items']} titles of {first['title_tokens']}; "
         f"{first['beams']} beams, {first['top_k']} items, {first['expand']} places read on from at "
-        f"a time; every user is answered once by both. {checked} Intervals are over users.", "",
-    ]  # fmt: skip
-    header = ["model", "softmax", "beams, users/s", "best-first, users/s", "time (goal 1.5)",
-              "true items that beams miss", "proven by beams", "tokens read", "passes",
-              f"{hit}: beams, best-first", "difference", f"{gain}: beams, best-first",
-              "difference"]  # fmt: skip
+        f"a time; every user is answered once by both. {checked} Intervals are over users.",
+        "",
+    ]
+    header = [
+        "model",
+        "softmax",
+        "beams, users/s",
+        "best-first, users/s",
+        "time (goal 1.5)",
+        "true items that beams miss",
+        "proven by beams",
+        "tokens read",
+        "passes",
+        f"{hit}: beams, best-first",
+        "difference",
+        f"{gain}: beams, best-first",
+        "difference",
+    ]
     rows = [
-        [f["system"], f["softmax"], f["beams_users_per_second"], f["best_first_users_per_second"],
-         f["ratio"], _interval(f["missed_by_beams"]), f["proven_by_beams"], f["columns"],
-         f["passes"], *(text for name in (hit, gain) for text in (
-             f"{f[name]['beams']}, {f[name]['best_first']}", _interval(f[name]["difference"])))]
+        [
+            f["system"],
+            f["softmax"],
+            f["beams_users_per_second"],
+            f["best_first_users_per_second"],
+            f["ratio"],
+            _interval(f["missed_by_beams"]),
+            f["proven_by_beams"],
+            f["columns"],
+            f["passes"],
+            *(
+                text
+                for name in (hit, gain)
+                for text in (
+                    f"{f[name]['beams']}, {f[name]['best_first']}",
+                    _interval(f[name]["difference"]),
+                )
+            ),
+        ]
         for f in figures
-    ]  # fmt: skip
+    ]
     cells = [header, ["---"] * len(header), *rows]
     return "\n".join([*lines, *(f"| {' | '.join(map(str, line))} |" for line in cells), ""])
 

@@ -49,21 +49,52 @@ from gpu_sides import (
     searched,
     sharing,
     tuned,
-)  # fmt: skip
+)
 
 OWN_BEAMS = 4
 FULL = Plan(
-    (Size("Llama-3.2-3B", 3072, 28, 24, 8, 8192, 128256, pairs=16, goals=(
-        ("decode 10", 8.0), ("decode 20", 12.0), ("own answers", 6.0), ("pairs", 2.2))),
-     Size("SmolLM2-135M", 576, 30, 9, 3, 1536, 49152, pairs=32)),
-    Size("small", 256, 4, 8, 2, 512, 4096), "cuda", torch.bfloat16, prompt=300, spread=20, title=10,
-    items=4000, users=64, batches=(8, 32, 64), peers=8, beams=(10, 20, 50), needed=45.0,
-)  # fmt: skip
+    (
+        Size(
+            "Llama-3.2-3B",
+            3072,
+            28,
+            24,
+            8,
+            8192,
+            128256,
+            pairs=16,
+            goals=(("decode 10", 8.0), ("decode 20", 12.0), ("own answers", 6.0), ("pairs", 2.2)),
+        ),
+        Size("SmolLM2-135M", 576, 30, 9, 3, 1536, 49152, pairs=32),
+    ),
+    Size("small", 256, 4, 8, 2, 512, 4096),
+    "cuda",
+    torch.bfloat16,
+    prompt=300,
+    spread=20,
+    title=10,
+    items=4000,
+    users=64,
+    batches=(8, 32, 64),
+    peers=8,
+    beams=(10, 20, 50),
+    needed=45.0,
+)
 SMOKE = Plan(
     (Size("tiny", 64, 2, 4, 2, 128, 512, pairs=2, goals=(("decode 2", 8.0), ("pairs", 2.2))),),
-    Size("tiny", 64, 2, 4, 2, 128, 512), "cpu", torch.float32, prompt=24, spread=4, title=5,
-    items=60, users=4, batches=(2, 4), peers=2, beams=(2, 3), needed=1.0,
-)  # fmt: skip
+    Size("tiny", 64, 2, 4, 2, 128, 512),
+    "cpu",
+    torch.float32,
+    prompt=24,
+    spread=4,
+    title=5,
+    items=60,
+    users=4,
+    batches=(2, 4),
+    peers=2,
+    beams=(2, 3),
+    needed=1.0,
+)
 
 
 def main() -> None:
@@ -103,13 +134,17 @@ def parts(plan: Plan, clock: Clock) -> Iterator[tuple[str, Callable[[], dict]]]:
                 yield name, partial(decoding, bench, clock, name, beams, renormalise)
             yield f"best-first {beams}", partial(exact, bench, clock, beams)
         for renormalise in (False, True):
-            yield "own answers", partial(decoding, bench, clock, "own answers", OWN_BEAMS,
-                                         renormalise)  # fmt: skip
+            yield (
+                "own answers",
+                partial(decoding, bench, clock, "own answers", OWN_BEAMS, renormalise),
+            )
         yield "memory", partial(memory, bench, narrow[-1])
         yield "pairs", partial(pairs, Bench(plan, size), clock)  # it puts an adapter on its model
         for renormalise in (False, True):
-            yield f"decode {wide}", partial(decoding, bench, clock, f"decode {wide}", wide,
-                                            renormalise)  # fmt: skip
+            yield (
+                f"decode {wide}",
+                partial(decoding, bench, clock, f"decode {wide}", wide, renormalise),
+            )
         yield f"best-first {wide}", partial(exact, bench, clock, wide)
 
 
@@ -142,17 +177,24 @@ def equal_searches(bench: Bench) -> dict:
     beams, asked, equal = bench.plan.beams[0], bench.prompts[: bench.plan.peers], {}
     for renormalise in (False, True):
         mode = softmax(renormalise)
-        theirs = batched(asked, 1, partial(generated, bench, beams=beams, renormalise=renormalise,
-                                           scored=True))  # fmt: skip
+        theirs = batched(
+            asked, 1, partial(generated, bench, beams=beams, renormalise=renormalise, scored=True)
+        )
         for batch in (1, len(asked)):
-            ours = batched(asked, batch, partial(searched, bench,
-                                                 search=by_beams(beams, renormalise)))  # fmt: skip
+            ours = batched(
+                asked, batch, partial(searched, bench, search=by_beams(beams, renormalise))
+            )
             equal[f"beams, {mode}, batch {batch}"] = alike(ours, theirs)
         ours = searched(bench, asked[:2], by_best_first(beams, renormalise))
         true = [best_of_all(bench, prompt, beams, renormalise) for prompt in asked[:2]]
         equal[f"best-first, {mode}"] = alike(ours, true)
-    return {"equal": all(equal.values()), **equal, "beams": beams, "users": len(asked),
-            **bench.provenance()}  # fmt: skip
+    return {
+        "equal": all(equal.values()),
+        **equal,
+        "beams": beams,
+        "users": len(asked),
+        **bench.provenance(),
+    }
 
 
 def equal_graphs(bench: Bench) -> dict:
@@ -160,14 +202,21 @@ def equal_graphs(bench: Bench) -> dict:
     beams, asked, equal = bench.plan.beams[0], bench.prompts[: bench.plan.users], {}
     size = -(-2 * len(asked) // 3)  # the second batch is a smaller one
     for renormalise in (False, True):
-        for name, search in (("beams", by_beams(beams, renormalise)),
-                             ("best-first", by_best_first(beams, renormalise))):  # fmt: skip
+        for name, search in (
+            ("beams", by_beams(beams, renormalise)),
+            ("best-first", by_best_first(beams, renormalise)),
+        ):
             plain = batched(asked, size, partial(searched, bench, search=search))
             run = graphed(bench, search)
             twice = [batched(asked, size, run) for _ in range(2)]  # captured, then replayed
             equal[f"{name}, {softmax(renormalise)}"] = all(alike(g, plain) for g in twice)
-    return {"equal": all(equal.values()), **equal, "beams": beams, "users": len(asked),
-            **bench.provenance()}  # fmt: skip
+    return {
+        "equal": all(equal.values()),
+        **equal,
+        "beams": beams,
+        "users": len(asked),
+        **bench.provenance(),
+    }
 
 
 def equal_gradients(bench: Bench) -> dict:
@@ -176,12 +225,17 @@ def equal_gradients(bench: Bench) -> dict:
     step = PairStep(bench, model)
     for run in (step.one_pass, step.two_passes):
         losses.append(run())
-        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()
-                                    if p.requires_grad]))  # fmt: skip
+        gradients.append(
+            torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
+        )
     loss = abs(losses[0] / losses[1] - 1)
     most = float((gradients[0] - gradients[1]).abs().max() / gradients[1].abs().max())
-    return {"equal": loss <= 1e-5 and most <= 1e-5, "loss_apart": float(f"{loss:.1e}"),
-            "gradients_apart": float(f"{most:.1e}"), **bench.provenance()}  # fmt: skip
+    return {
+        "equal": loss <= 1e-5 and most <= 1e-5,
+        "loss_apart": float(f"{loss:.1e}"),
+        "gradients_apart": float(f"{most:.1e}"),
+        **bench.provenance(),
+    }
 
 
 # Figures
@@ -201,30 +255,45 @@ def decoding(bench: Bench, clock: Clock, name: str, beams: int, renormalise: boo
     peer = min(once, key=once.get)
     graphs = Graphs(bench, search, users)
     (mine, peers, *captured), ratio = side_by_side(
-        bench, clock, (len(users), partial(batched, users, batch, ours)),
-        (len(asked), partial(batched, asked, peer, theirs)), *graphs.side,
-    )  # fmt: skip
+        bench,
+        clock,
+        (len(users), partial(batched, users, batch, ours)),
+        (len(asked), partial(batched, asked, peer, theirs)),
+        *graphs.side,
+    )
     if renormalise:
         bench.peer_rates[beams] = peers
     passes, rows = read_behind(bench, users[:batch], search)
     read = min(rows, beams * (bench.plan.title - 1))
     limit = roofline(bench, read)
     return {
-        "softmax": softmax(renormalise), "beams": beams, "hugging_face": round(peers, 2),
-        "llmrec": round(mine, 2), **ratio, **graphs.figures(captured, peers, answers[1]),
+        "softmax": softmax(renormalise),
+        "beams": beams,
+        "hugging_face": round(peers, 2),
+        "llmrec": round(mine, 2),
+        **ratio,
+        **graphs.figures(captured, peers, answers[1]),
         "goal": dict(bench.size.goals).get(name),
-        "sharing_limit": round(sharing(bench, beams), 2), "roofline": round(limit, 1),
+        "sharing_limit": round(sharing(bench, beams), 2),
+        "roofline": round(limit, 1),
         "roofline_share": round(mine / limit, 3),
         "batch_roofline_share": round(mine / roofline(bench, read, batch, passes), 3),
-        "llmrec_by_batch": rates, "batch": batch, "passes_behind": passes,
+        "llmrec_by_batch": rates,
+        "batch": batch,
+        "passes_behind": passes,
         "rows_behind": round(rows, 1),
         "hugging_face_by_batch": {size: round(len(asked) / s, 2) for size, s in once.items()},
-        "peer_batch": peer, "valid": all(len(set(items)) == beams for items, _ in found),
-        "same_lists": same_lists(found, answers[1]), "same_items": shared(found, answers[1]),
+        "peer_batch": peer,
+        "valid": all(len(set(items)) == beams for items, _ in found),
+        "same_lists": same_lists(found, answers[1]),
+        "same_items": shared(found, answers[1]),
         "peer_same_items": shared(answers[len(asked)], answers[1]),
-        "prompt_tokens": round(bench.length, 1), "title_tokens": bench.plan.title,
-        "users": bench.plan.users, "peer_users": len(asked), **bench.provenance(),
-    }  # fmt: skip
+        "prompt_tokens": round(bench.length, 1),
+        "title_tokens": bench.plan.title,
+        "users": bench.plan.users,
+        "peer_users": len(asked),
+        **bench.provenance(),
+    }
 
 
 def exact(bench: Bench, clock: Clock, beams: int) -> dict:
@@ -237,22 +306,36 @@ def exact(bench: Bench, clock: Clock, beams: int) -> dict:
     of_beams, _, _ = measured(bench, partial(batched, asked, batch, by))
     graphs = Graphs(bench, search, asked)
     (mine, others, *captured), ratio = side_by_side(
-        bench, clock, (len(asked), partial(batched, asked, batch, ours)),
-        (len(asked), partial(batched, asked, batch, by)), *graphs.side,
-    )  # fmt: skip
+        bench,
+        clock,
+        (len(asked), partial(batched, asked, batch, ours)),
+        (len(asked), partial(batched, asked, batch, by)),
+        *graphs.side,
+    )
     passes, rows = read_behind(bench, asked[:batch], search)
     limit, peers = roofline(bench, rows), bench.peer_rates.get(beams)
     return {
-        "softmax": softmax(True), "beams": beams, "llmrec_beams": round(others, 2),
-        "best_first": round(mine, 2), **ratio, **graphs.figures(captured, peers, found),
+        "softmax": softmax(True),
+        "beams": beams,
+        "llmrec_beams": round(others, 2),
+        "best_first": round(mine, 2),
+        **ratio,
+        **graphs.figures(captured, peers, found),
         "hugging_face": peers and round(peers, 2),
         "ratio_to_hugging_face": peers and round(mine / peers, 2),
-        "goal": dict(bench.size.goals).get(f"decode {beams}"), "roofline": round(limit, 1),
-        "roofline_share": round(mine / limit, 3), "by_batch": rates, "batch": batch,
-        "passes_behind": passes, "rows_behind": round(rows, 1),
-        "found_by_beams": shared(of_beams, found), "prompt_tokens": round(bench.length, 1),
-        "title_tokens": bench.plan.title, "users": len(asked), **bench.provenance(),
-    }  # fmt: skip
+        "goal": dict(bench.size.goals).get(f"decode {beams}"),
+        "roofline": round(limit, 1),
+        "roofline_share": round(mine / limit, 3),
+        "by_batch": rates,
+        "batch": batch,
+        "passes_behind": passes,
+        "rows_behind": round(rows, 1),
+        "found_by_beams": shared(of_beams, found),
+        "prompt_tokens": round(bench.length, 1),
+        "title_tokens": bench.plan.title,
+        "users": len(asked),
+        **bench.provenance(),
+    }
 
 
 def memory(bench: Bench, beams: int) -> dict:
@@ -268,16 +351,23 @@ def memory(bench: Bench, beams: int) -> dict:
     mib = {n: round(p / len(asked) / 2**20, 2) if p else None for n, p in peaks.items()}
     width = torch.finfo(bench.plan.dtype).bits // 8
     token = 2 * size.layers * size.kv_heads * (size.hidden // size.heads) * width / 2**20
-    kept = {"hugging_face": beams * (bench.length + title - 1),
-            "llmrec": bench.length + beams * (title - 1)}  # fmt: skip
+    kept = {
+        "hugging_face": beams * (bench.length + title - 1),
+        "llmrec": bench.length + beams * (title - 1),
+    }
     return {
-        "softmax": softmax(False), "beams": beams, **mib,
+        "softmax": softmax(False),
+        "beams": beams,
+        **mib,
         "ratio": round(mib["hugging_face"] / mib["llmrec"], 2) if mib["llmrec"] else None,
         "limit": round(kept["hugging_face"] / kept["llmrec"], 2),
         "keys_and_values": {n: round(tokens * token, 2) for n, tokens in kept.items()},
-        "unit": "MiB a user", "batch": len(asked), "prompt_tokens": round(bench.length, 1),
-        "title_tokens": title, **bench.provenance(),
-    }  # fmt: skip
+        "unit": "MiB a user",
+        "batch": len(asked),
+        "prompt_tokens": round(bench.length, 1),
+        "title_tokens": title,
+        **bench.provenance(),
+    }
 
 
 def pairs(bench: Bench, clock: Clock) -> dict:
@@ -291,26 +381,36 @@ def pairs(bench: Bench, clock: Clock) -> dict:
         loss, _, peak = measured(bench, run)
         losses.append(loss)
         peaks.append(peak)
-    (mine, peers), ratio = side_by_side(bench, clock, (count, step.one_pass),
-                                        (count, step.two_passes))  # fmt: skip
+    (mine, peers), ratio = side_by_side(
+        bench, clock, (count, step.one_pass), (count, step.two_passes)
+    )
     tokens, learned = sum(len(r.input_ids) for r in rows), sum(len(r.labels) for r in rows)
-    padded = [sum(count * max(map(len, some)) for some in step.paths),
-              count * max(len(r.input_ids) for r in rows)]  # fmt: skip
+    padded = [
+        sum(count * max(map(len, some)) for some in step.paths),
+        count * max(len(r.input_ids) for r in rows),
+    ]
     # Forward and backward cost alike, since frozen weights get no gradient.
     work = 4 * (tokens * body + learned * head)
     gib = [round(p / 2**30, 2) if p else None for p in peaks]
     return {
-        "hugging_face": round(peers, 2), "llmrec": round(mine, 2), **ratio,
+        "hugging_face": round(peers, 2),
+        "llmrec": round(mine, 2),
+        **ratio,
         "goal": dict(bench.size.goals).get("pairs"),
         "limit": round(padded[0] * (body + head) / (padded[1] * body + learned * head), 2),
-        "tokens_per_s": round(mine * tokens / count), "peak_share": round(
-            mine / count * work / PEAK, 3),
-        "llmrec_gib": gib[0], "hugging_face_gib": gib[1],
-        "loss_apart": float(f"{abs(losses[0] / losses[1] - 1):.1e}"), "pairs": count,
+        "tokens_per_s": round(mine * tokens / count),
+        "peak_share": round(mine / count * work / PEAK, 3),
+        "llmrec_gib": gib[0],
+        "hugging_face_gib": gib[1],
+        "loss_apart": float(f"{abs(losses[0] / losses[1] - 1):.1e}"),
+        "pairs": count,
         "prompt_tokens": round(float(np.mean([len(p) for p in step.prompts])), 1),
-        "title_tokens": bench.plan.title, "body_tokens": padded, "head_positions": [
-            padded[0], learned], "lora": "r 8, all-linear", **bench.provenance(),
-    }  # fmt: skip
+        "title_tokens": bench.plan.title,
+        "body_tokens": padded,
+        "head_positions": [padded[0], learned],
+        "lora": "r 8, all-linear",
+        **bench.provenance(),
+    }
 
 
 def softmax(renormalise: bool) -> str:

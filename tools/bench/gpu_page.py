@@ -1,25 +1,43 @@
 """The Markdown page of the GPU figures. Knows nothing but their keys."""
 
-SHOWN = ("device", "dtype", "prompt_tokens", "title_tokens", "items", "python", "torch",
-         "transformers")  # fmt: skip
+SHOWN = (
+    "device",
+    "dtype",
+    "prompt_tokens",
+    "title_tokens",
+    "items",
+    "python",
+    "torch",
+    "transformers",
+)
 TABLES = {  # by the beginning of a figure's name: heading and columns
-    "decode": ("Decoding, users per second",
-               "model beams softmax hugging_face llmrec ratio graphs graphs_ratio goal "
-               "sharing_limit roofline roofline_share batch same_lists graphs_same_lists "
-               "same_items graphs_same_items peer_same_items"),
-    "own answers": ("Own answers, prompts per second",
-                    "model beams softmax hugging_face llmrec ratio graphs graphs_ratio goal "
-                    "sharing_limit roofline_share same_items graphs_same_items"),
-    "best-first": ("Best-first search over the allowed tokens, users per second; ratio: to beams",
-                   "model beams best_first llmrec_beams ratio graphs hugging_face "
-                   "ratio_to_hugging_face graphs_ratio goal roofline_share rows_behind "
-                   "passes_behind found_by_beams graphs_same_lists"),
-    "memory": ("Memory of decoding above the weights, MiB a user; limit: of keys and values",
-               "model beams hugging_face llmrec ratio limit"),
-    "pairs": ("Training on SOFT pairs, pairs per second; peak memory above the weights",
-              "model pairs hugging_face llmrec ratio goal limit tokens_per_s peak_share "
-              "hugging_face_gib llmrec_gib loss_apart"),
-}  # fmt: skip
+    "decode": (
+        "Decoding, users per second",
+        "model beams softmax hugging_face llmrec ratio graphs graphs_ratio goal "
+        "sharing_limit roofline roofline_share batch same_lists graphs_same_lists "
+        "same_items graphs_same_items peer_same_items",
+    ),
+    "own answers": (
+        "Own answers, prompts per second",
+        "model beams softmax hugging_face llmrec ratio graphs graphs_ratio goal "
+        "sharing_limit roofline_share same_items graphs_same_items",
+    ),
+    "best-first": (
+        "Best-first search over the allowed tokens, users per second; ratio: to beams",
+        "model beams best_first llmrec_beams ratio graphs hugging_face "
+        "ratio_to_hugging_face graphs_ratio goal roofline_share rows_behind "
+        "passes_behind found_by_beams graphs_same_lists",
+    ),
+    "memory": (
+        "Memory of decoding above the weights, MiB a user; limit: of keys and values",
+        "model beams hugging_face llmrec ratio limit",
+    ),
+    "pairs": (
+        "Training on SOFT pairs, pairs per second; peak memory above the weights",
+        "model pairs hugging_face llmrec ratio goal limit tokens_per_s peak_share "
+        "hugging_face_gib llmrec_gib loss_apart",
+    ),
+}
 
 
 def page(figures: list[dict], arguments: list[str]) -> str:

@@ -88,10 +88,14 @@ class Graphs:
         if not rates:
             names = ("graphs", "graphs_ratio", "graphs_same_lists", "graphs_same_items")
             return {**dict.fromkeys(names), "graphs_failed": self._failed}
-        return {"graphs": round(rates[0], 2), "graphs_ratio": peers and round(rates[0] / peers, 2),
-                "graphs_by_batch": self._rates, "graphs_batch": self._batch,
-                "graphs_same_lists": same_lists(self._found, others),
-                "graphs_same_items": shared(self._found, others)}  # fmt: skip
+        return {
+            "graphs": round(rates[0], 2),
+            "graphs_ratio": peers and round(rates[0] / peers, 2),
+            "graphs_by_batch": self._rates,
+            "graphs_batch": self._batch,
+            "graphs_same_lists": same_lists(self._found, others),
+            "graphs_same_items": shared(self._found, others),
+        }
 
 
 def side_by_side(
@@ -106,9 +110,10 @@ def side_by_side(
         rates.append([count / measured(bench, run)[1] for count, run in sides])
     ratios = [round(ours / theirs, 2) for ours, theirs, *_ in rates]
     return [statistics.median(r) for r in zip(*rates, strict=True)], {
-        "ratio": round(statistics.median(ratios), 2), "ratio_range": [min(ratios), max(ratios)],
+        "ratio": round(statistics.median(ratios), 2),
+        "ratio_range": [min(ratios), max(ratios)],
         "repeats": len(rates),
-    }  # fmt: skip
+    }
 
 
 def same_lists(some: Answers, others: Answers) -> float:
@@ -118,5 +123,11 @@ def same_lists(some: Answers, others: Answers) -> float:
 
 def shared(some: Answers, others: Answers) -> float:
     """Mean share of a user's items that are in both lists."""
-    return round(float(np.mean([len({*a} & {*b}) / len(b) for (a, _), (b, _) in
-                                zip(some, others, strict=False)])), 3)  # fmt: skip
+    return round(
+        float(
+            np.mean(
+                [len({*a} & {*b}) / len(b) for (a, _), (b, _) in zip(some, others, strict=False)]
+            )
+        ),
+        3,
+    )

@@ -77,8 +77,10 @@ class Bench:
         rng = np.random.default_rng(SEED)
         self.titles = titles(plan.items, plan.title, size.vocabulary, rng)
         low, high = plan.prompt - plan.spread, plan.prompt + plan.spread + 1
-        self.prompts = [rng.integers(0, size.vocabulary - 1, n).astype(np.int32)
-                        for n in rng.integers(low, high, max(plan.users, size.pairs))]  # fmt: skip
+        self.prompts = [
+            rng.integers(0, size.vocabulary - 1, n).astype(np.int32)
+            for n in rng.integers(low, high, max(plan.users, size.pairs))
+        ]
         self.trie, self.nested = TitleTrie.from_sequences(self.titles), nested(self.titles)
         self.item_of = {tuple(title.tolist()): i for i, title in enumerate(self.titles)}
         self.length = float(np.mean([len(p) for p in self.prompts[: plan.users]]))
@@ -90,16 +92,24 @@ class Bench:
         torch.manual_seed(SEED)
         s = self.size
         config = LlamaConfig(
-            hidden_size=s.hidden, num_hidden_layers=s.layers, num_attention_heads=s.heads,
-            num_key_value_heads=s.kv_heads, intermediate_size=s.intermediate,
-            vocab_size=s.vocabulary, tie_word_embeddings=True, max_position_embeddings=4096,
-            bos_token_id=0, eos_token_id=s.vocabulary - 1,
-        )  # fmt: skip
+            hidden_size=s.hidden,
+            num_hidden_layers=s.layers,
+            num_attention_heads=s.heads,
+            num_key_value_heads=s.kv_heads,
+            intermediate_size=s.intermediate,
+            vocab_size=s.vocabulary,
+            tie_word_embeddings=True,
+            max_position_embeddings=4096,
+            bos_token_id=0,
+            eos_token_id=s.vocabulary - 1,
+        )
         # Searches may ask for it first, and what is made in their mode could not be trained.
         with torch.inference_mode(False), torch.device(self.plan.device):
-            model = with_tree_attention(AutoModelForCausalLM.from_config(
-                config, dtype=self.plan.dtype, attn_implementation="sdpa"
-            ))  # fmt: skip
+            model = with_tree_attention(
+                AutoModelForCausalLM.from_config(
+                    config, dtype=self.plan.dtype, attn_implementation="sdpa"
+                )
+            )
         with torch.inference_mode(False), torch.no_grad():
             model.model.norm.weight.fill_(SHARP / (config.initializer_range * s.hidden**0.5))
         return model.eval()
@@ -114,13 +124,17 @@ class Bench:
         """What every figure ran on."""
         cuda = self.plan.device == "cuda"
         return {
-            "items": len(self.titles), "model": f"{self.size.name} shapes, random weights",
+            "items": len(self.titles),
+            "model": f"{self.size.name} shapes, random weights",
             "device": torch.cuda.get_device_name() if cuda else "cpu",
-            "dtype": str(self.plan.dtype).removeprefix("torch."), "seed": SEED,
-            "threads": torch.get_num_threads(), "python": platform.python_version(),
-            "torch": torch.__version__, "transformers": transformers.__version__,
+            "dtype": str(self.plan.dtype).removeprefix("torch."),
+            "seed": SEED,
+            "threads": torch.get_num_threads(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
             "machine": platform.machine(),
-        }  # fmt: skip
+        }
 
 
 def titles(count: int, length: int, vocabulary: int, rng: np.random.Generator) -> list[np.ndarray]:
@@ -176,12 +190,21 @@ def generated(
     on = bench.plan.device
     with torch.inference_mode():
         out = bench.model.generate(
-            torch.from_numpy(ids).to(on), attention_mask=torch.from_numpy(seen).to(on),
-            do_sample=False, num_beams=beams, num_return_sequences=beams, length_penalty=0.0,
-            max_new_tokens=bench.plan.title, pad_token_id=end, eos_token_id=end, use_cache=True,
-            prefix_allowed_tokens_fn=allowed, renormalize_logits=renormalise,
-            return_dict_in_generate=True, output_scores=scored,
-        )  # fmt: skip
+            torch.from_numpy(ids).to(on),
+            attention_mask=torch.from_numpy(seen).to(on),
+            do_sample=False,
+            num_beams=beams,
+            num_return_sequences=beams,
+            length_penalty=0.0,
+            max_new_tokens=bench.plan.title,
+            pad_token_id=end,
+            eos_token_id=end,
+            use_cache=True,
+            prefix_allowed_tokens_fn=allowed,
+            renormalize_logits=renormalise,
+            return_dict_in_generate=True,
+            output_scores=scored,
+        )
     items = [bench.item_of.get(tuple(row)) for row in out.sequences[:, width:].tolist()]
     scores = out.sequences_scores.tolist() if scored else [0.0] * len(items)
     return [(items[i : i + beams], scores[i : i + beams]) for i in range(0, len(items), beams)]
@@ -210,8 +233,9 @@ def by_best_first(top_k: int, renormalise: bool) -> Callable:
     """Best-first search likewise. Reading wide costs a GPU less than one more pass."""
 
     def search(prompts, open_items):
-        return best_first(prompts, open_items, top_k=top_k, scoring=Scoring(renormalise),
-                          expand=max(10, top_k)).rankings  # fmt: skip
+        return best_first(
+            prompts, open_items, top_k=top_k, scoring=Scoring(renormalise), expand=max(10, top_k)
+        ).rankings
 
     return search
 
@@ -262,16 +286,27 @@ class PairStep:
         self.objective = Objective("sft", bench.trie, bench.titles)
         rng = np.random.default_rng(SEED)
         self.drawn = [rng.choice(len(bench.titles), 2, replace=False) for _ in self.prompts]
-        self.paths = [[np.concatenate([prompt, bench.titles[pair[kind]]])
-                       for prompt, pair in zip(self.prompts, self.drawn, strict=True)]
-                      for kind in (0, 1)]  # fmt: skip
+        self.paths = [
+            [
+                np.concatenate([prompt, bench.titles[pair[kind]]])
+                for prompt, pair in zip(self.prompts, self.drawn, strict=True)
+            ]
+            for kind in (0, 1)
+        ]
 
     def rows(self) -> list[FlatTree]:
         """A tree for each pair: the prompt, and behind it the real title and the own one."""
         answers = self.objective.completions
-        return [TokenTree((Segment(prompt), Segment(answers[real], 0, int(real)),
-                           Segment(answers[own], 0, int(own), kind=1))).flatten()
-                for prompt, (real, own) in zip(self.prompts, self.drawn, strict=True)]  # fmt: skip
+        return [
+            TokenTree(
+                (
+                    Segment(prompt),
+                    Segment(answers[real], 0, int(real)),
+                    Segment(answers[own], 0, int(own), kind=1),
+                )
+            ).flatten()
+            for prompt, (real, own) in zip(self.prompts, self.drawn, strict=True)
+        ]
 
     def one_pass(self) -> float:
         """The loss of the trees, after their gradients."""
@@ -293,12 +328,16 @@ class PairStep:
             for row, (prompt, path) in enumerate(zip(self.prompts, some, strict=True)):
                 ids[row, : len(path)], seen[row, : len(path)] = path, 1
                 labels[row, len(prompt) : len(path)] = path[len(prompt) :]
-            batch = {name: torch.from_numpy(array).to(self.plan.device) for name, array in
-                     (("input_ids", ids), ("attention_mask", seen),
-                      ("labels", labels))}  # fmt: skip
+            batch = {
+                name: torch.from_numpy(array).to(self.plan.device)
+                for name, array in (
+                    ("input_ids", ids),
+                    ("attention_mask", seen),
+                    ("labels", labels),
+                )
+            }
             with self._precision():
-                loss = self.model(**batch, use_cache=False,
-                                  num_items_in_batch=2 * len(some)).loss  # fmt: skip
+                loss = self.model(**batch, use_cache=False, num_items_in_batch=2 * len(some)).loss
             loss.backward()
             total += float(loss.detach())
         return total
@@ -311,8 +350,10 @@ class PairStep:
 
 def alike(ours: Answers, theirs: Answers) -> bool:
     """Whether all lists are equal in items and order, and in scores within 1e-4."""
-    return all(mine == peers and np.allclose(s, t, rtol=1e-5, atol=1e-4)
-               for (mine, s), (peers, t) in zip(ours, theirs, strict=True))  # fmt: skip
+    return all(
+        mine == peers and np.allclose(s, t, rtol=1e-5, atol=1e-4)
+        for (mine, s), (peers, t) in zip(ours, theirs, strict=True)
+    )
 
 
 def best_of_all(bench: Bench, prompt: np.ndarray, top_k: int, renormalise: bool) -> tuple:

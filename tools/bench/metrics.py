@@ -77,15 +77,22 @@ def figure(rankings, targets, name: str, peer, users: int, repeats: int) -> dict
         peers.append(seconds(lambda: peer(*some)) * len(targets) / users)
     ratios = [p / m for p, m in zip(peers, mine, strict=True)]
     return {
-        "figure": "HR and NDCG at five cut-offs, seconds", "peer": name,
-        "llmrec": round(statistics.median(mine), 3), "goal_seconds": SECONDS,
+        "figure": "HR and NDCG at five cut-offs, seconds",
+        "peer": name,
+        "llmrec": round(statistics.median(mine), 3),
+        "goal_seconds": SECONDS,
         "peer_projected": round(statistics.median(peers), 1),
         "ratio": round(statistics.median(ratios), 1),
         "ratio_range": [round(min(ratios), 1), round(max(ratios), 1)],
         "goal": RATIO if name == "torchmetrics" else None,
-        "largest_difference": float(f"{apart:.1e}"), "users": len(targets), "peer_users": users,
-        "ks": list(KS), "length": LENGTH, "repeats": repeats, **provenance(),
-    }  # fmt: skip
+        "largest_difference": float(f"{apart:.1e}"),
+        "users": len(targets),
+        "peer_users": users,
+        "ks": list(KS),
+        "length": LENGTH,
+        "repeats": repeats,
+        **provenance(),
+    }
 
 
 def seconds(run) -> float:

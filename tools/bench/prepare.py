@@ -154,9 +154,13 @@ def against_dicts(rows: int, repeats: int) -> dict:
         "dicts": round(rows / statistics.median(peers)),
         "llmrec": round(rows / statistics.median(mine)),
         "ratio": round(statistics.median(ratios), 1),
-        "ratio_range": [round(min(ratios), 1), round(max(ratios), 1)], "goal": RATIO,
-        "test_users": len(split.test), "repeats": repeats, **shape(rows), **provenance(),
-    }  # fmt: skip
+        "ratio_range": [round(min(ratios), 1), round(max(ratios), 1)],
+        "goal": RATIO,
+        "test_users": len(split.test),
+        "repeats": repeats,
+        **shape(rows),
+        **provenance(),
+    }
 
 
 def arrays_alone(rows: int, repeats: int) -> dict:
@@ -170,11 +174,15 @@ def arrays_alone(rows: int, repeats: int) -> dict:
     rate = rows / statistics.median(taken)
     return {
         "figure": "duplicates, 5-core, order and leave-one-out in memory, rows per second",
-        "llmrec": round(rate), "bytes_per_row": round(per_row, 1),
-        "projected_rows": LARGEST, "projected_minutes": round(LARGEST / rate / 60, 1),
-        "projected_gb": round(LARGEST * per_row / 1e9, 1), "repeats": repeats,
-        **shape(rows), **provenance(),
-    }  # fmt: skip
+        "llmrec": round(rate),
+        "bytes_per_row": round(per_row, 1),
+        "projected_rows": LARGEST,
+        "projected_minutes": round(LARGEST / rate / 60, 1),
+        "projected_gb": round(LARGEST * per_row / 1e9, 1),
+        "repeats": repeats,
+        **shape(rows),
+        **provenance(),
+    }
 
 
 def in_process(run, *arguments):
@@ -202,14 +210,24 @@ def seconds(run) -> float:
 
 def shape(rows: int) -> dict:
     """What the drawn log looks like."""
-    return {"rows": rows, "users": rows // ROWS_OF_A_USER, "items": rows // ROWS_OF_AN_ITEM,
-            "zipf": [0.8, 1.0], "k_core": CORE}  # fmt: skip
+    return {
+        "rows": rows,
+        "users": rows // ROWS_OF_A_USER,
+        "items": rows // ROWS_OF_AN_ITEM,
+        "zipf": [0.8, 1.0],
+        "k_core": CORE,
+    }
 
 
 def provenance() -> dict:
     """What every figure ran on."""
-    return {"numpy": np.__version__, "pyarrow": pa.__version__, "duckdb": version("duckdb"),
-            "threads": os.cpu_count(), "machine": platform.machine()}  # fmt: skip
+    return {
+        "numpy": np.__version__,
+        "pyarrow": pa.__version__,
+        "duckdb": version("duckdb"),
+        "threads": os.cpu_count(),
+        "machine": platform.machine(),
+    }
 
 
 def out_of_core(rows: int, memory_mb: int | None) -> dict:
@@ -229,14 +247,20 @@ def out_of_core(rows: int, memory_mb: int | None) -> dict:
     memory, disk, taken = found["peak_memory"], found["peak_disk"], found["seconds"]
     return {
         "figure": "duplicates, 5-core and order out of memory, rows per second",
-        "llmrec": round(rows / taken), "kept": found["kept"], "memory_limit_mb": limit,
-        "peak_mb": round(memory / 1e6), "source_mb": round(size / 1e6),
-        "disk_bytes_per_row": round(disk / rows, 1), "projected_rows": LARGEST,
+        "llmrec": round(rows / taken),
+        "kept": found["kept"],
+        "memory_limit_mb": limit,
+        "peak_mb": round(memory / 1e6),
+        "source_mb": round(size / 1e6),
+        "disk_bytes_per_row": round(disk / rows, 1),
+        "projected_rows": LARGEST,
         "projected_minutes": round(LARGEST * taken / rows / 60, 1),
         "projected_disk_gb": round(LARGEST * disk / rows / 1e9, 1),
-        "projected_gb": round(projected(memory, limit, rows) / 1e9, 1), "within_gb": 16,
-        **shape(rows), **provenance(),
-    }  # fmt: skip
+        "projected_gb": round(projected(memory, limit, rows) / 1e9, 1),
+        "within_gb": 16,
+        **shape(rows),
+        **provenance(),
+    }
 
 
 def projected(memory: int, limit: int, rows: int) -> float:
@@ -255,8 +279,10 @@ def written(folder: Path, rows: int) -> Path:
     with pq.ParquetWriter(path, pa.schema(list(zip(names, kinds, strict=True)))) as file:
         for begin in range(0, rows, ROW_GROUP):
             some = slice(begin, begin + ROW_GROUP)
-            ids = [[f"{letter}{code:08d}" for code in codes[some].tolist()]
-                   for letter, codes in (("U", log.user), ("B", log.position))]  # fmt: skip
+            ids = [
+                [f"{letter}{code:08d}" for code in codes[some].tolist()]
+                for letter, codes in (("U", log.user), ("B", log.position))
+            ]
             table = pa.table([*ids, log.timestamp[some]], names)
             file.write_table(table)
     return path
@@ -292,16 +318,24 @@ def filtered(source: Path, folder: Path, memory_limit: str) -> dict:
     try:
         begun = time.perf_counter()
         kept, _ = out_of_core_filtered(
-            recognise(source), folder / "kept", BadRows(), k_core=CORE,
-            memory_limit=memory_limit, scratch=scratch,
-        )  # fmt: skip
+            recognise(source),
+            folder / "kept",
+            BadRows(),
+            k_core=CORE,
+            memory_limit=memory_limit,
+            scratch=scratch,
+        )
         taken = time.perf_counter() - begun
     finally:
         done.set()
         watcher.join()
     rows = pq.ParquetFile(kept.interactions.path).metadata.num_rows
-    return {"seconds": taken, "kept": rows, "peak_memory": peak_bytes() - before,
-            "peak_disk": max(peaks)}  # fmt: skip
+    return {
+        "seconds": taken,
+        "kept": rows,
+        "peak_memory": peak_bytes() - before,
+        "peak_disk": max(peaks),
+    }
 
 
 def size_of(folder: Path) -> int:
@@ -338,16 +372,22 @@ def said(figure: dict) -> str:
     """One figure in words."""
     if "dicts" in figure:
         low, high = figure["ratio_range"]
-        return (f"dicts {figure['dicts']:,}, llmrec {figure['llmrec']:,}, ratio "
-                f"{figure['ratio']} ({low} to {high})")  # fmt: skip
+        return (
+            f"dicts {figure['dicts']:,}, llmrec {figure['llmrec']:,}, ratio "
+            f"{figure['ratio']} ({low} to {high})"
+        )
     if "bytes_per_row" in figure:
-        return (f"{figure['llmrec']:,}, peak {figure['bytes_per_row']} bytes a row with the log; "
-                f"projected {figure['projected_minutes']} minutes and "
-                f"{figure['projected_gb']} GB")  # fmt: skip
-    return (f"{figure['llmrec']:,} with {figure['memory_limit_mb']} MB for DuckDB, peak "
-            f"{figure['peak_mb']:,} MB in all, {figure['disk_bytes_per_row']} bytes a row on disk; "
-            f"projected {figure['projected_minutes']} minutes, {figure['projected_gb']} GB (of "
-            f"{figure['within_gb']}) and {figure['projected_disk_gb']} GB of disk")  # fmt: skip
+        return (
+            f"{figure['llmrec']:,}, peak {figure['bytes_per_row']} bytes a row with the log; "
+            f"projected {figure['projected_minutes']} minutes and "
+            f"{figure['projected_gb']} GB"
+        )
+    return (
+        f"{figure['llmrec']:,} with {figure['memory_limit_mb']} MB for DuckDB, peak "
+        f"{figure['peak_mb']:,} MB in all, {figure['disk_bytes_per_row']} bytes a row on disk; "
+        f"projected {figure['projected_minutes']} minutes, {figure['projected_gb']} GB (of "
+        f"{figure['within_gb']}) and {figure['projected_disk_gb']} GB of disk"
+    )
 
 
 if __name__ == "__main__":

@@ -94,16 +94,25 @@ def index_figure(users: int, repeats: int) -> dict:
         rates.append((one, other))
     ratios = [round(other / one, 1) for one, other in rates]
     return {
-        "figure": "similar users, queries per second", "users": users, "dimensions": DIMENSIONS,
+        "figure": "similar users, queries per second",
+        "users": users,
+        "dimensions": DIMENSIONS,
         "flat": round(statistics.median(r[0] for r in rates), 1),
         "ivf_sq8": round(statistics.median(r[1] for r in rates), 1),
-        "ratio": statistics.median(ratios), "ratio_range": [min(ratios), max(ratios)],
+        "ratio": statistics.median(ratios),
+        "ratio_range": [min(ratios), max(ratios)],
         "goal": 20 if users >= 10**6 else None,
-        "recall_at_10": round(float(recall), 4), "goal_recall": 0.95,
-        "bytes_per_user": round(index.bytes_per_vector, 1), "goal_bytes": 450,
-        "flat_bytes": 4 * DIMENSIONS, "nprobe": index.nprobe, "build_seconds": round(built, 1),
-        "batch": BATCH, "repeats": repeats, **provenance(),
-    }  # fmt: skip
+        "recall_at_10": round(float(recall), 4),
+        "goal_recall": 0.95,
+        "bytes_per_user": round(index.bytes_per_vector, 1),
+        "goal_bytes": 450,
+        "flat_bytes": 4 * DIMENSIONS,
+        "nprobe": index.nprobe,
+        "build_seconds": round(built, 1),
+        "batch": BATCH,
+        "repeats": repeats,
+        **provenance(),
+    }
 
 
 def measures_figures(users: int, asked: int, pairs: int) -> Iterator[dict]:
@@ -112,8 +121,13 @@ def measures_figures(users: int, asked: int, pairs: int) -> Iterator[dict]:
     of_item = np.sort(rng.integers(0, FEW_TASTES, FEW_ITEMS))
     windows = histories(rng, users, of_item)
     rows = np.arange(windows.size)
-    log = Interactions(np.repeat(np.arange(users), HISTORY).astype(np.int32), windows.ravel(), rows,
-                       rows, np.arange(users).astype(object))  # fmt: skip
+    log = Interactions(
+        np.repeat(np.arange(users), HISTORY).astype(np.int32),
+        windows.ravel(),
+        rows,
+        rows,
+        np.arange(users).astype(object),
+    )
     items = cooccurrence_factors(log, FEW_ITEMS, FACTORS)
     code = np.arange(users, dtype=np.int32)
     long = code.astype(np.int64)
@@ -140,21 +154,31 @@ def measures_figures(users: int, asked: int, pairs: int) -> Iterator[dict]:
             best = np.array([best_of_all(retriever, query) for query in some.tolist()])
             all_pairs = (time.perf_counter() - begun) * users / asked
         yield {
-            "figure": "most alike user by six measures", "users": users, "coarse": coarse,
-            "llmrec_seconds": round(took, 1), "arrays_seconds": round(all_pairs),
+            "figure": "most alike user by six measures",
+            "users": users,
+            "coarse": coarse,
+            "llmrec_seconds": round(took, 1),
+            "arrays_seconds": round(all_pairs),
             "arrays_ratio": round(all_pairs / took, 1),
             # All measures are symmetric, so loops need each pair once.
-            "loops_seconds": round(computed[1] * half), "goal": 1000,
+            "loops_seconds": round(computed[1] * half),
+            "goal": 1000,
             "loops_ratio": round(computed[1] * half / took),
             "table_loops_seconds": round(looked_up[1] * half),
             "table_loops_ratio": round(looked_up[1] * half / took),
-            "microseconds_a_pair": {"loops": round(1e6 * computed[1], 1),
-                                    "table_loops": round(1e6 * looked_up[1], 1),
-                                    "arrays": round(1e6 * all_pairs / users**2, 2)},
+            "microseconds_a_pair": {
+                "loops": round(1e6 * computed[1], 1),
+                "table_loops": round(1e6 * looked_up[1], 1),
+                "arrays": round(1e6 * all_pairs / users**2, 2),
+            },
             "top_1_as_good": float((found.score[some, 0] >= best - 1e-4).mean().round(4)),
-            "goal_top_1": 0.95, "timed_pairs": pairs, "timed_queries": asked,
-            "items": FEW_ITEMS, "dimensions": FACTORS, **provenance(),
-        }  # fmt: skip
+            "goal_top_1": 0.95,
+            "timed_pairs": pairs,
+            "timed_queries": asked,
+            "items": FEW_ITEMS,
+            "dimensions": FACTORS,
+            **provenance(),
+        }
 
 
 def histories(rng: np.random.Generator, users: int, of_item: np.ndarray) -> np.ndarray:
@@ -196,9 +220,16 @@ def looped(
             cost = [[0.0 if x == y else (1 - float(items[x] @ items[y])) / 2 for y in b] for x in a]
         else:
             cost = [[0.0 if x == y else (1 - products[x][y]) / 2 for y in b] for x in a]
-        values.append([max(0.0, float(means[i] @ means[j])), len({*a} & {*b}) / len({*a} | {*b}),
-                       common(a, b) / min(len(a), len(b)), recency(a, b), moves(a, b),
-                       1 - warped(cost) / (len(a) + len(b))])  # fmt: skip
+        values.append(
+            [
+                max(0.0, float(means[i] @ means[j])),
+                len({*a} & {*b}) / len({*a} | {*b}),
+                common(a, b) / min(len(a), len(b)),
+                recency(a, b),
+                moves(a, b),
+                1 - warped(cost) / (len(a) + len(b)),
+            ]
+        )
     return np.array(values), (time.perf_counter() - begun) / len(drawn)
 
 
@@ -248,9 +279,15 @@ def seconds(run: Callable) -> float:
 
 def provenance() -> dict:
     """What every figure ran on."""
-    return {"seed": SEED, "threads": faiss.omp_get_max_threads(), "faiss": faiss.__version__,
-            "numpy": np.__version__, "scipy": scipy.__version__,
-            "python": platform.python_version(), "machine": platform.machine()}  # fmt: skip
+    return {
+        "seed": SEED,
+        "threads": faiss.omp_get_max_threads(),
+        "faiss": faiss.__version__,
+        "numpy": np.__version__,
+        "scipy": scipy.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    }
 
 
 def page(figures: list[dict], given: argparse.Namespace) -> str:
@@ -270,8 +307,10 @@ def page(figures: list[dict], given: argparse.Namespace) -> str:
         "users asked at a time. Against faiss's flat search over the same vectors; medians of "
         f"{given.repeats} alternating repeats. Bytes are of the whole index; goals: {20} times the "
         "rate at 1,000,000 users, recall 0.95, 450 bytes.\n",
-        *table(indexed, "users flat ivf_sq8 ratio recall_at_10 bytes_per_user flat_bytes nprobe "
-                        "build_seconds"),
+        *table(
+            indexed,
+            "users flat ivf_sq8 ratio recall_at_10 bytes_per_user flat_bytes nprobe build_seconds",
+        ),
         f"## Six measures\n\nSeconds until each of {alike['users']:,} users has the user most "
         "alike by equal weights. llmrec: index, nearest users by cosine (coarse), ranked by "
         f"arrays. Arrays: the same code over all pairs, from {alike['timed_queries']} users. "
@@ -279,10 +318,13 @@ def page(figures: list[dict], given: argparse.Namespace) -> str:
         "table loops look the items' products up in a list made before. Values equal within 1e-5. "
         "Top 1 as good: how often llmrec's user scores what the best of all pairs does (1e-4). "
         "Goals: 1,000 times the loops, 0.95.\n",
-        *table(measured_users, "users coarse llmrec_seconds arrays_seconds arrays_ratio "
-                        "loops_seconds loops_ratio table_loops_seconds table_loops_ratio "
-                               "top_1_as_good"),
-    ]  # fmt: skip
+        *table(
+            measured_users,
+            "users coarse llmrec_seconds arrays_seconds arrays_ratio "
+            "loops_seconds loops_ratio table_loops_seconds table_loops_ratio "
+            "top_1_as_good",
+        ),
+    ]
     return "\n".join(lines)
 
 

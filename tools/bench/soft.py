@@ -53,11 +53,17 @@ def main() -> None:
     options.add_argument("--pairs", type=int, default=4, help="pairs in a step; 0: none")
     options.add_argument("--users", type=int, default=8, help="prompts answered; 0: none")
     options.add_argument("--repeats", type=int, default=5)
-    options.add_argument("--history", type=int, nargs="+", default=(10, 25),
-                         help="titles in the prompts of pairs")  # fmt: skip
+    options.add_argument(
+        "--history", type=int, nargs="+", default=(10, 25), help="titles in the prompts of pairs"
+    )
     options.add_argument("--asked-history", type=int, default=10, help="in prompts answered")
-    options.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS),
-                         help="of the answers; they must equal those of the first")  # fmt: skip
+    options.add_argument(
+        "--peers",
+        nargs="+",
+        choices=PEERS,
+        default=list(PEERS),
+        help="of the answers; they must equal those of the first",
+    )
     options.add_argument("--out", type=Path)
     given = options.parse_args()
     pairs = (pair_figure(given.pairs, history, given.repeats) for history in given.history)
@@ -76,24 +82,34 @@ def pair_figure(pairs: int, history: int, repeats: int) -> dict:
     model = tuned()
     rng = np.random.default_rng(SEED)
     drawn = [rng.choice(len(encoder.titles), 2, replace=False).tolist() for _ in prompts]
-    paths = [[np.concatenate([prompt, encoder.completions[pair[kind]]])
-              for prompt, pair in zip(prompts, drawn, strict=True)] for kind in (0, 1)]  # fmt: skip
-    runs = (lambda: one_pass(model, encoder, pair_rows(encoder, prompts, drawn)),
-            lambda: two_passes(model, prompts, paths))  # fmt: skip
+    paths = [
+        [
+            np.concatenate([prompt, encoder.completions[pair[kind]]])
+            for prompt, pair in zip(prompts, drawn, strict=True)
+        ]
+        for kind in (0, 1)
+    ]
+    runs = (
+        lambda: one_pass(model, encoder, pair_rows(encoder, prompts, drawn)),
+        lambda: two_passes(model, prompts, paths),
+    )
     one_pass(model, encoder, pair_rows(encoder, [prompts[0][:16]], drawn[:1]))  # both warm
     two_passes(model, [prompts[0][:16]], [[prompts[0][:32]]])
     losses, gradients, seconds = [], [], []
     for run in runs:
         took, loss = timed(run)
         losses.append(loss)
-        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()
-                                    if p.requires_grad]))  # fmt: skip
+        gradients.append(
+            torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
+        )
         seconds.append(took)
     apart = abs(losses[0] / losses[1] - 1)
     gradients_apart = float((gradients[0] - gradients[1]).abs().max() / gradients[1].abs().max())
     if not (apart <= 1e-5 and gradients_apart <= 1e-5):
-        sys.exit(f"losses {losses} differ by {apart:.1e} of one, gradients by "
-                 f"{gradients_apart:.1e} of the largest; nothing is timed")  # fmt: skip
+        sys.exit(
+            f"losses {losses} differ by {apart:.1e} of one, gradients by "
+            f"{gradients_apart:.1e} of the largest; nothing is timed"
+        )
     mine, peers, ratio = side_by_side(*runs, repeats, tuple(seconds))
     rows = pair_rows(encoder, prompts, drawn)
     theirs = sum(pairs * max(map(len, one)) for one in paths)
@@ -101,18 +117,25 @@ def pair_figure(pairs: int, history: int, repeats: int) -> dict:
     learned = sum(len(row.labels) for row in rows)
     return {
         "figure": "training on SOFT pairs, forward and backward, pairs per second",
-        "hugging_face": round(pairs / peers, 3), "llmrec": round(pairs / mine, 3), **ratio,
+        "hugging_face": round(pairs / peers, 3),
+        "llmrec": round(pairs / mine, 3),
+        **ratio,
         "goal": 2.0,
         "limit": round(cost(model, theirs, theirs) / cost(model, ours, learned), 2),
         "tokens_ratio": round(theirs / ours, 2),
-        "body_tokens": [theirs, ours], "head_positions": [theirs, learned],
-        "loss": round(losses[0], 6), "loss_apart": float(f"{apart:.1e}"),
+        "body_tokens": [theirs, ours],
+        "head_positions": [theirs, learned],
+        "loss": round(losses[0], 6),
+        "loss_apart": float(f"{apart:.1e}"),
         "gradients_apart": float(f"{gradients_apart:.1e}"),
-        "pairs": pairs, "repeats": repeats, "history": history,
+        "pairs": pairs,
+        "repeats": repeats,
+        "history": history,
         "prompt_tokens": round(float(np.mean([len(p) for p in prompts])), 1),
         "title_tokens": round(learned / pairs / 2, 1),
-        "lora": "r 8, all-linear", **provenance(),
-    }  # fmt: skip
+        "lora": "r 8, all-linear",
+        **provenance(),
+    }
 
 
 def tuned():
@@ -158,8 +181,10 @@ def two_passes(model, prompts, paths) -> float:
             labels[row, len(prompt) : len(path)] = path[len(prompt) :]
         tensors = {"input_ids": ids, "attention_mask": seen, "labels": labels}
         # Hugging Face's own loss; it divides by the number of titles, as llmrec's does.
-        loss = model(**{name: torch.from_numpy(array) for name, array in tensors.items()},
-                     num_items_in_batch=2 * len(prompts)).loss  # fmt: skip
+        loss = model(
+            **{name: torch.from_numpy(array) for name, array in tensors.items()},
+            num_items_in_batch=2 * len(prompts),
+        ).loss
         loss.backward()
         total += float(loss.detach())
     return total
@@ -185,32 +210,53 @@ def answer_figures(users: int, history: int, peers: list[str], repeats: int) -> 
 
     def constrained(some, renormalise):
         open_items = OpenItems(encoder.trie, [NOTHING] * len(some))
-        found = beam_search(SharedPrompt(model, some), open_items, beams=BEAMS, top_k=BEAMS,
-                            scoring=Scoring(renormalise))  # fmt: skip
-        return [([tuple(completions[p][:-1].tolist()) for p in r.positions], r.scores)
-                for r in found]  # fmt: skip
+        found = beam_search(
+            SharedPrompt(model, some),
+            open_items,
+            beams=BEAMS,
+            top_k=BEAMS,
+            scoring=Scoring(renormalise),
+        )
+        return [
+            ([tuple(completions[p][:-1].tolist()) for p in r.positions], r.scores) for r in found
+        ]
 
     def free(some, _):
-        found = free_beam_search(SharedPrompt(model, some), beams=BEAMS, end=end,
-                                 max_new_tokens=NEW_TOKENS)  # fmt: skip
+        found = free_beam_search(
+            SharedPrompt(model, some), beams=BEAMS, end=end, max_new_tokens=NEW_TOKENS
+        )
         return [([tuple(w.tokens.tolist()) for w in one], [w.score for w in one]) for one in found]
 
     for ours, renormalise in ((constrained, False), (constrained, True), (free, False)):
         trie, tokens = (dict_trie, title) if ours is constrained else (None, NEW_TOKENS)
-        theirs = {
-            "length_penalty": 0.0, "renormalize_logits": renormalise, "max_new_tokens": longest,
-        } if trie else {"max_new_tokens": NEW_TOKENS}  # fmt: skip
+        theirs = (
+            {"length_penalty": 0.0, "renormalize_logits": renormalise, "max_new_tokens": longest}
+            if trie
+            else {"max_new_tokens": NEW_TOKENS}
+        )
         yield {
-            "figure": "own answers, prompts per second", "answers": ours.__name__,
+            "figure": "own answers, prompts per second",
+            "answers": ours.__name__,
             "softmax": "allowed tokens" if renormalise else "whole vocabulary",
-            **compared(prompts, lambda some, f=ours, r=renormalise: f(some, r),
-                       lambda some, t=trie, s=theirs: generated(model, some, end, t, s), peers,
-                       repeats),
-            "goal": 3.0, "limit": round(limit(length, tokens, BEAMS), 2),
-            "users": users, "repeats": repeats, "history": history, "beams": BEAMS, "batch": BATCH,
-            "prompt_tokens": round(length, 1), "answer_tokens": round(tokens, 1),
-            "items": len(encoder.titles), **provenance(),
-        }  # fmt: skip
+            **compared(
+                prompts,
+                lambda some, f=ours, r=renormalise: f(some, r),
+                lambda some, t=trie, s=theirs: generated(model, some, end, t, s),
+                peers,
+                repeats,
+            ),
+            "goal": 3.0,
+            "limit": round(limit(length, tokens, BEAMS), 2),
+            "users": users,
+            "repeats": repeats,
+            "history": history,
+            "beams": BEAMS,
+            "batch": BATCH,
+            "prompt_tokens": round(length, 1),
+            "answer_tokens": round(tokens, 1),
+            "items": len(encoder.titles),
+            **provenance(),
+        }
 
 
 def compared(prompts, ours: Callable, theirs: Callable, peers: Sequence[str], repeats: int) -> dict:
@@ -226,20 +272,25 @@ def compared(prompts, ours: Callable, theirs: Callable, peers: Sequence[str], re
     for name, run in runs.items():
         once[name], found[name] = timed(run)
     equal = {
-        name: sum(mine == other and np.allclose(scores, other_scores, rtol=1e-5, atol=1e-4)
-                  for (mine, scores), (other, other_scores)
-                  in zip(found["llmrec"], found[name], strict=True))
+        name: sum(
+            mine == other and np.allclose(scores, other_scores, rtol=1e-5, atol=1e-4)
+            for (mine, scores), (other, other_scores) in zip(
+                found["llmrec"], found[name], strict=True
+            )
+        )
         for name in peers
-    }  # fmt: skip
+    }
     if equal[peers[0]] < len(prompts):
         sys.exit(f"prompts with equal answers: {equal} of {len(prompts)}; nothing is timed")
     peer = min(peers, key=once.get)  # the other is not run again
     first = (once["llmrec"], once[peer])
     once["llmrec"], once[peer], ratio = side_by_side(runs["llmrec"], runs[peer], repeats, first)
     return {
-        **{name: round(len(prompts) / s, 3) for name, s in once.items()}, "peer": peer, **ratio,
+        **{name: round(len(prompts) / s, 3) for name, s in once.items()},
+        "peer": peer,
+        **ratio,
         **{f"equal_{name}": number for name, number in equal.items()},
-    }  # fmt: skip
+    }
 
 
 def generated(model, prompts, end: int, trie: dict | None, settings: dict) -> list[Answers]:
@@ -258,11 +309,19 @@ def generated(model, prompts, end: int, trie: dict | None, settings: dict) -> li
 
     with torch.inference_mode():
         out = model.generate(
-            torch.from_numpy(ids), attention_mask=torch.from_numpy(seen), do_sample=False,
-            num_beams=BEAMS, num_return_sequences=BEAMS, pad_token_id=end, eos_token_id=end,
-            prefix_allowed_tokens_fn=allowed if trie else None, use_cache=True,
-            return_dict_in_generate=True, output_scores=True, **settings,
-        )  # fmt: skip
+            torch.from_numpy(ids),
+            attention_mask=torch.from_numpy(seen),
+            do_sample=False,
+            num_beams=BEAMS,
+            num_return_sequences=BEAMS,
+            pad_token_id=end,
+            eos_token_id=end,
+            prefix_allowed_tokens_fn=allowed if trie else None,
+            use_cache=True,
+            return_dict_in_generate=True,
+            output_scores=True,
+            **settings,
+        )
     rows = [tuple(r[: r.index(end)] if end in r else r) for r in out.sequences[:, width:].tolist()]
     scores = out.sequences_scores.tolist()
     return [(rows[i : i + BEAMS], scores[i : i + BEAMS]) for i in range(0, len(rows), BEAMS)]
@@ -280,8 +339,11 @@ def side_by_side(
         seconds.append((timed(ours)[0], timed(theirs)[0]))
     ratios = [round(t / o, 2) for o, t in seconds]
     mine, peers = (statistics.median(s) for s in zip(*seconds, strict=True))
-    return mine, peers, {"ratio": round(statistics.median(ratios), 2),
-                         "ratio_range": [min(ratios), max(ratios)]}  # fmt: skip
+    return (
+        mine,
+        peers,
+        {"ratio": round(statistics.median(ratios), 2), "ratio_range": [min(ratios), max(ratios)]},
+    )
 
 
 def timed(run: Callable) -> tuple[float, object]:
@@ -294,8 +356,14 @@ def timed(run: Callable) -> tuple[float, object]:
 def provenance() -> dict:
     """What every figure ran on."""
     versions = {module.__name__: module.__version__ for module in (torch, transformers, peft)}
-    return {"model": MODEL, "dtype": "float32", "seed": SEED, "threads": torch.get_num_threads(),
-            **versions, "machine": platform.machine()}  # fmt: skip
+    return {
+        "model": MODEL,
+        "dtype": "float32",
+        "seed": SEED,
+        "threads": torch.get_num_threads(),
+        **versions,
+        "machine": platform.machine(),
+    }
 
 
 def page(figures: list[dict], given: argparse.Namespace) -> str:

@@ -50,22 +50,40 @@ PARTS = {
     "padding": "shape batch rows row_tokens waste waste_unordered most_tokens",
 }
 SECTIONS = {
-    "rows": ("All targets of a user in one row", "Targets per second. Padded: a row for each "
-             f"target with the history before it, {AT_ONCE} rows of like length at once, logits at "
-             "the title's positions only."),
-    "pairs": ("SOFT pairs", "Pairs per second. The peers read two rows for each pair, padded, with "
-              "the head at completion positions only: TRL's own SFTTrainer on the doubled data, "
-              "and the same step restated here."),
-    "msl": ("The softmax over continuations", "Seconds of a step on the same rows; ratio: "
-            "cross-entropy over msl. Head positions: of msl, of cross-entropy, in the first row."),
-    "sets": ("A chosen title and rejected ones", "Prompts per second. Padded: a row for each "
-             "title; the loss is a logistic one of their log-probabilities."),
-    "processes": ("Two processes on two cores", "Rows per second of the trainer with the same "
-                  "optimiser steps, one thread a process; share: of twice the speed. Megabytes: "
-                  "reduced over processes in a step, and held by the gradients of the adapter."),
-    "padding": ("Padding", "Share of an epoch's tokens that are padding when rows of like length "
-                "share a step, and in a drawn order; the most tokens of a micro-batch."),
-}  # fmt: skip
+    "rows": (
+        "All targets of a user in one row",
+        "Targets per second. Padded: a row for each "
+        f"target with the history before it, {AT_ONCE} rows of like length at once, logits at "
+        "the title's positions only.",
+    ),
+    "pairs": (
+        "SOFT pairs",
+        "Pairs per second. The peers read two rows for each pair, padded, with "
+        "the head at completion positions only: TRL's own SFTTrainer on the doubled data, "
+        "and the same step restated here.",
+    ),
+    "msl": (
+        "The softmax over continuations",
+        "Seconds of a step on the same rows; ratio: "
+        "cross-entropy over msl. Head positions: of msl, of cross-entropy, in the first row.",
+    ),
+    "sets": (
+        "A chosen title and rejected ones",
+        "Prompts per second. Padded: a row for each "
+        "title; the loss is a logistic one of their log-probabilities.",
+    ),
+    "processes": (
+        "Two processes on two cores",
+        "Rows per second of the trainer with the same "
+        "optimiser steps, one thread a process; share: of twice the speed. Megabytes: "
+        "reduced over processes in a step, and held by the gradients of the adapter.",
+    ),
+    "padding": (
+        "Padding",
+        "Share of an epoch's tokens that are padding when rows of like length "
+        "share a step, and in a drawn order; the most tokens of a micro-batch.",
+    ),
+}
 Path_ = tuple[np.ndarray, np.ndarray]  # a prompt, and the completion to learn behind it
 
 
@@ -76,8 +94,13 @@ def main() -> None:
     options.add_argument("--repeats", type=int, default=3)
     options.add_argument("--long-repeats", type=int, default=2, help="of rows of long titles")
     options.add_argument("--users", type=int, default=1, help="rows, pairs and sets in a step")
-    options.add_argument("--targets", nargs="+", type=int, default=[1, 2, 5, 10, 20],
-                         help="titles in a row, each followed by a target")  # fmt: skip
+    options.add_argument(
+        "--targets",
+        nargs="+",
+        type=int,
+        default=[1, 2, 5, 10, 20],
+        help="titles in a row, each followed by a target",
+    )
     options.add_argument("--history", type=int, default=10, help="titles before sets")
     options.add_argument("--pair-history", type=int, default=25, help="titles before pairs")
     options.add_argument("--rejected", nargs="+", type=int, default=[1, 3, 7])
@@ -102,8 +125,15 @@ def measured(given: argparse.Namespace) -> Iterator[dict]:
         for count in given.targets:  # the goal is one of many targets
             goal = 3.0 if count == max(given.targets) else None
             yield row_figure(model, films, "MovieLens", given.users, count, given.repeats, goal)
-        yield row_figure(model, long_titles(films), "two or three of MovieLens joined",
-                         given.users, max(given.targets), given.long_repeats, 5.0)  # fmt: skip
+        yield row_figure(
+            model,
+            long_titles(films),
+            "two or three of MovieLens joined",
+            given.users,
+            max(given.targets),
+            given.long_repeats,
+            5.0,
+        )
     if "pairs" in given.only:
         paired = prompts_of(2 * given.users, given.pair_history)
         yield from pair_figures(model, *paired, given.repeats)
@@ -129,8 +159,9 @@ def mean_loss(values: torch.Tensor) -> torch.Tensor:
     return -values.mean()
 
 
-def ours(model, encoder, rows: Sequence[TokenTree], loss_of: Callable = mean_loss,
-         objective: str = "sft") -> float:  # fmt: skip
+def ours(
+    model, encoder, rows: Sequence[TokenTree], loss_of: Callable = mean_loss, objective: str = "sft"
+) -> float:
     """Forward and backward over one row a tree, laid out anew; the loss."""
     made = Objective(objective, encoder.trie, encoder.completions)
     batch = made.prepare([row.flatten() for row in rows])
@@ -198,18 +229,24 @@ def compared(
             apart = abs(loss / same - 1)
             gradients_apart = float((gradient - gradients).abs().max() / gradients.abs().max())
             if not (apart <= close and gradients_apart <= close):
-                sys.exit(f"losses {loss} and {same}, gradients {gradients_apart:.1e} of the "
-                         "largest apart; nothing is timed")  # fmt: skip
+                sys.exit(
+                    f"losses {loss} and {same}, gradients {gradients_apart:.1e} of the "
+                    "largest apart; nothing is timed"
+                )
         seconds.append(spent)
     ratios = [t / o for o, t in seconds]
-    told = {"loss_apart": float(f"{apart:.1e}"),
-            "gradients_apart": float(f"{gradients_apart:.1e}")} if close else {}  # fmt: skip
+    told = (
+        {"loss_apart": float(f"{apart:.1e}"), "gradients_apart": float(f"{gradients_apart:.1e}")}
+        if close
+        else {}
+    )
     return {
         "seconds": [round(statistics.median(s), 3) for s in zip(*seconds, strict=True)],
         "ratio": round(statistics.median(ratios), 2),
         "ratio_range": [round(min(ratios), 2), round(max(ratios), 2)],
-        "repeats": repeats, **told,
-    }  # fmt: skip
+        "repeats": repeats,
+        **told,
+    }
 
 
 def rates(found: dict, count: int) -> dict:
@@ -252,17 +289,24 @@ def row_figure(model, encoder, titles, users, count, repeats, goal) -> dict:
     """All targets of a user in one row against a padded row for each."""
     rows = drawn_rows(encoder, users, count)
     paths = [path for row in rows for path in paths_of(row)]
-    found = compared(model, lambda: ours(model, encoder, rows),
-                     lambda: theirs_by_length(model, paths), repeats)  # fmt: skip
+    found = compared(
+        model, lambda: ours(model, encoder, rows), lambda: theirs_by_length(model, paths), repeats
+    )
     return {
-        "part": "rows", "figure": "all targets of a user in one row, targets per second",
-        "titles": titles, "targets": count, "history": count, "users": users,
+        "part": "rows",
+        "figure": "all targets of a user in one row, targets per second",
+        "titles": titles,
+        "targets": count,
+        "history": count,
+        "users": users,
         "row_tokens": round(float(np.mean([len(row) for row in rows])), 1),
         "tokens": [sum(map(len, rows)), padded_tokens(batches(paths))],
         "title_tokens": round(float(np.mean([len(c) for _, c in paths])), 1),
-        **rates(found, len(paths)), **found, "goal": goal,
+        **rates(found, len(paths)),
+        **found,
+        "goal": goal,
         "limit": limit_of(model, rows, batches(paths)),
-    }  # fmt: skip
+    }
 
 
 def long_titles(films: PromptEncoder) -> PromptEncoder:
@@ -270,8 +314,10 @@ def long_titles(films: PromptEncoder) -> PromptEncoder:
     rng = np.random.default_rng(SEED)
     titles = list(films.titles)
     more = [rng.choice(len(titles), 1 + n % 2, replace=False) for n in range(len(titles))]
-    joined = [": ".join([title, *(titles[i] for i in some)])
-              for title, some in zip(titles, more, strict=True)]  # fmt: skip
+    joined = [
+        ": ".join([title, *(titles[i] for i in some)])
+        for title, some in zip(titles, more, strict=True)
+    ]
     template = PromptTemplate.from_file(shipped.prompts() / "next_item" / "movie.jinja")
     tokenizer = load_tokenizer(BaseModel(str(model_path(MODEL))))
     return PromptEncoder(template, tokenizer, joined, max_history=20, max_tokens=4096)
@@ -280,34 +326,55 @@ def long_titles(films: PromptEncoder) -> PromptEncoder:
 def pair_figures(model, encoder, prompts, repeats) -> Iterator[dict]:
     """A prompt with two titles as one tree against the doubled data of trainers of single rows."""
     rng = np.random.default_rng(SEED)
-    rows = [tree(p, [encoder.completions[i] for i in rng.choice(len(encoder.titles), 2, False)])
-            for p in prompts]  # fmt: skip
+    rows = [
+        tree(p, [encoder.completions[i] for i in rng.choice(len(encoder.titles), 2, False)])
+        for p in prompts
+    ]
     paths = [path for row in rows for path in paths_of(row)]
     tokens = sum(len(completion) for _, completion in paths)
-    found = {"padded rows": compared(model, lambda: ours(model, encoder, rows),
-                                     lambda: theirs_by_length(model, paths), repeats)}  # fmt: skip
+    found = {
+        "padded rows": compared(
+            model,
+            lambda: ours(model, encoder, rows),
+            lambda: theirs_by_length(model, paths),
+            repeats,
+        )
+    }
     other = tuned()  # TRL changes the model's forward
     if step := trl_step(other, encoder, paths):
         found[f"TRL {version('trl')}"] = compared(
-            other, lambda: ours(other, encoder, rows, lambda values: -values.sum() / tokens), step,
-            repeats, close=2e-4,
-        )  # fmt: skip
+            other,
+            lambda: ours(other, encoder, rows, lambda values: -values.sum() / tokens),
+            step,
+            repeats,
+            close=2e-4,
+        )
     else:
         print("no TRL, no figure against it: pip install 'llmrec[bench]'", file=sys.stderr)
     for peer, figure in found.items():
         yield {
-            "part": "pairs", "figure": "SOFT pairs against the doubled data, pairs per second",
-            "peer": peer, "pairs": len(rows), **lengths(rows), **rates(figure, len(rows)), **figure,
-            "goal": 1.6, "limit": limit_of(model, rows, batches(paths)),
-        }  # fmt: skip
+            "part": "pairs",
+            "figure": "SOFT pairs against the doubled data, pairs per second",
+            "peer": peer,
+            "pairs": len(rows),
+            **lengths(rows),
+            **rates(figure, len(rows)),
+            **figure,
+            "goal": 1.6,
+            "limit": limit_of(model, rows, batches(paths)),
+        }
 
 
 def set_figure(model, encoder, prompts, rejected, repeats) -> dict:
     """A chosen title and `rejected` others behind a prompt: one tree against padded rows."""
     rng = np.random.default_rng(SEED)
-    rows = [tree(p, [encoder.completions[i]
-                     for i in rng.choice(len(encoder.titles), rejected + 1, False)])
-            for p in prompts]  # fmt: skip
+    rows = [
+        tree(
+            p,
+            [encoder.completions[i] for i in rng.choice(len(encoder.titles), rejected + 1, False)],
+        )
+        for p in prompts
+    ]
     paths = [path for row in rows for path in paths_of(row)]
 
     def preference(values: torch.Tensor) -> torch.Tensor:
@@ -315,20 +382,32 @@ def set_figure(model, encoder, prompts, rejected, repeats) -> dict:
         others = torch.logsumexp(BETA * (each[:, 1:] - each[:, :1]), 1)
         return -torch.nn.functional.logsigmoid(-others).mean()
 
-    found = compared(model, lambda: ours(model, encoder, rows, preference),
-                     lambda: theirs(model, paths, preference), repeats)  # fmt: skip
+    found = compared(
+        model,
+        lambda: ours(model, encoder, rows, preference),
+        lambda: theirs(model, paths, preference),
+        repeats,
+    )
     return {
-        "part": "sets", "figure": "a chosen title and rejected ones, prompts per second",
-        "rejected": rejected, "prompts": len(rows), **lengths(rows), **rates(found, len(rows)),
-        **found, "goal": "its limit", "limit": limit_of(model, rows, [paths]),
-    }  # fmt: skip
+        "part": "sets",
+        "figure": "a chosen title and rejected ones, prompts per second",
+        "rejected": rejected,
+        "prompts": len(rows),
+        **lengths(rows),
+        **rates(found, len(rows)),
+        **found,
+        "goal": "its limit",
+        "limit": limit_of(model, rows, [paths]),
+    }
 
 
 def lengths(rows: Sequence[TokenTree]) -> dict:
     """Mean tokens of prompts and of titles."""
     titles = [len(s.ids) for row in rows for s in row.segments[1:]]
-    return {"prompt_tokens": round(float(np.mean([len(r.segments[0].ids) for r in rows])), 1),
-            "title_tokens": round(float(np.mean(titles)), 1)}  # fmt: skip
+    return {
+        "prompt_tokens": round(float(np.mean([len(r.segments[0].ids) for r in rows])), 1),
+        "title_tokens": round(float(np.mean(titles)), 1),
+    }
 
 
 def msl_figure(model, encoder, users, count, repeats) -> dict:
@@ -338,8 +417,15 @@ def msl_figure(model, encoder, users, count, repeats) -> dict:
         made = Objective("sft", encoder.trie, encoder.completions)
         batch = made.prepare([rows[0].flatten()])
         with head_at(model, batch["at"]):
-            logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"],
-                           attention_mask=batch["mask"]).logits[0].numpy()  # fmt: skip
+            logits = (
+                model(
+                    input_ids=batch["input_ids"],
+                    position_ids=batch["position_ids"],
+                    attention_mask=batch["mask"],
+                )
+                .logits[0]
+                .numpy()
+            )
         expected, token = 0.0, 0
         for _, completion in paths_of(rows[0]):
             for depth, label in enumerate(completion):
@@ -351,15 +437,26 @@ def msl_figure(model, encoder, users, count, repeats) -> dict:
         total = -float(one.branch_log_probabilities(model, asked).sum())
     if abs(total / expected - 1) > 1e-5:
         sys.exit(f"msl is {total}, by a loop over the trie {expected}; nothing is timed")
-    found = compared(model, lambda: ours(model, encoder, rows, objective="msl"),
-                     lambda: ours(model, encoder, rows), repeats, close=None)  # fmt: skip
+    found = compared(
+        model,
+        lambda: ours(model, encoder, rows, objective="msl"),
+        lambda: ours(model, encoder, rows),
+        repeats,
+        close=None,
+    )
     seconds = found["seconds"]
     return {
-        "part": "msl", "figure": "seconds of a step: cross-entropy over msl, on the same rows",
-        "rows": users, "targets_per_row": count, "msl": seconds[0], "sft": seconds[1],
-        "head_positions": [len(asked["at"]), len(batch["at"])], **found, "goal": 1.0,
+        "part": "msl",
+        "figure": "seconds of a step: cross-entropy over msl, on the same rows",
+        "rows": users,
+        "targets_per_row": count,
+        "msl": seconds[0],
+        "sft": seconds[1],
+        "head_positions": [len(asked["at"]), len(batch["at"])],
+        **found,
+        "goal": 1.0,
         "row_tokens": round(float(np.mean([len(row) for row in rows])), 1),
-    }  # fmt: skip
+    }
 
 
 def page(figures: list[dict]) -> str:
@@ -377,8 +474,10 @@ def page(figures: list[dict]) -> str:
     for part, (title, note) in SECTIONS.items():
         some = [f for f in figures if f["part"] == part]
         if some:
-            ranged = [{"ratio_range": [f["ratio"], f["ratio"]], **f, "goal": f.get("goal") or "-"}
-                      for f in some]  # fmt: skip
+            ranged = [
+                {"ratio_range": [f["ratio"], f["ratio"]], **f, "goal": f.get("goal") or "-"}
+                for f in some
+            ]
             lines += [f"## {title}\n\n{note}\n", *table(ranged, PARTS[part])]
     return "\n".join(lines)
 

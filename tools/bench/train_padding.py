@@ -36,12 +36,19 @@ def padding_figures() -> Iterator[dict]:
         drawn = np.random.default_rng(SEED).permutation(len(sizes))
         (waste, most), (unordered, _) = (padded_share(sizes[o], batch) for o in (grouped, drawn))
         yield {
-            "part": "padding", "figure": "share of an epoch's tokens that are padding",
-            "recipe": recipe.name, "shape": shape, "rows": len(sizes), "batch": batch,
-            "rows_a_step": step, "row_tokens": round(float(sizes.mean()), 1),
-            "waste": round(waste, 4), "waste_unordered": round(unordered, 4),
-            "most_tokens": most, "ratio": round((1 - waste) / (1 - unordered), 3),
-        }  # fmt: skip
+            "part": "padding",
+            "figure": "share of an epoch's tokens that are padding",
+            "recipe": recipe.name,
+            "shape": shape,
+            "rows": len(sizes),
+            "batch": batch,
+            "rows_a_step": step,
+            "row_tokens": round(float(sizes.mean()), 1),
+            "waste": round(waste, 4),
+            "waste_unordered": round(unordered, 4),
+            "most_tokens": most,
+            "ratio": round((1 - waste) / (1 - unordered), 3),
+        }
 
 
 def padded_share(sizes: np.ndarray, batch: int) -> tuple[float, int]:

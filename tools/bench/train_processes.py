@@ -32,16 +32,26 @@ SEED = 0
 def process_figure(encoder, prompts, steps: int) -> dict:
     """The same optimiser steps by one process of one thread and by two; equal losses first."""
     rng = np.random.default_rng(SEED)
-    rows = [(p.tolist(), encoder.completions[int(rng.integers(len(encoder.titles)))].tolist())
-            for p in prompts]  # fmt: skip
+    rows = [
+        (p.tolist(), encoder.completions[int(rng.integers(len(encoder.titles)))].tolist())
+        for p in prompts
+    ]
     together, found = 4, {}
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1",
-                   "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}  # fmt: skip
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_CPU": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     for processes in (1, 2):
         with tempfile.TemporaryDirectory() as scratch:
             task, out = Path(scratch) / "task.json", Path(scratch) / "found.json"
-            task.write_text(json.dumps({"rows": rows, "batch": together // processes,
-                                        "steps": steps, "out": str(out)}))  # fmt: skip
+            task.write_text(
+                json.dumps(
+                    {"rows": rows, "batch": together // processes, "steps": steps, "out": str(out)}
+                )
+            )
             launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
             command = [sys.executable, *(launcher if processes == 2 else []), __file__, str(task)]
             done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -52,15 +62,24 @@ def process_figure(encoder, prompts, steps: int) -> dict:
         sys.exit(f"losses {found[1]['losses']} and {found[2]['losses']}; nothing is compared")
     one, two = (statistics.median(found[n]["seconds"]) for n in (1, 2))
     return {
-        "part": "processes", "figure": "two processes on two cores, share of twice the speed",
-        "rows_a_step": together, "one": round(together / one, 3), "two": round(together / two, 3),
-        "ratio": round(one / two, 2), "share": round(one / two / 2, 3), "goal": 0.85, "limit": 1.0,
+        "part": "processes",
+        "figure": "two processes on two cores, share of twice the speed",
+        "rows_a_step": together,
+        "one": round(together / one, 3),
+        "two": round(together / two, 3),
+        "ratio": round(one / two, 2),
+        "share": round(one / two / 2, 3),
+        "goal": 0.85,
+        "limit": 1.0,
         "row_tokens": round(float(np.mean([len(p) + len(c) for p, c in rows])), 1),
-        "bytes_reduced_a_step": found[2]["bytes"], "bytes_of_gradients": found[2]["gradients"],
+        "bytes_reduced_a_step": found[2]["bytes"],
+        "bytes_of_gradients": found[2]["gradients"],
         "mb_reduced": round(found[2]["bytes"] / 1e6, 2),
-        "mb_gradients": round(found[2]["gradients"] / 1e6, 2), "repeats": steps - 1,
-        "threads_a_process": 1, "losses": found[2]["losses"],
-    }  # fmt: skip
+        "mb_gradients": round(found[2]["gradients"] / 1e6, 2),
+        "repeats": steps - 1,
+        "threads_a_process": 1,
+        "losses": found[2]["losses"],
+    }
 
 
 class Clock(TrainerCallback):
@@ -91,24 +110,42 @@ def work(task: dict) -> None:
     objective = Objective("sft", TitleTrie.from_sequences(titles), titles)
     with tempfile.TemporaryDirectory() as scratch:
         arguments = TrainingArguments(
-            output_dir=scratch, seed=SEED, use_cpu=True, per_device_train_batch_size=task["batch"],
-            max_steps=task["steps"], logging_steps=1, learning_rate=1e-4, report_to="none",
-            disable_tqdm=True, remove_unused_columns=False, save_strategy="no", eval_strategy="no",
-        )  # fmt: skip
+            output_dir=scratch,
+            seed=SEED,
+            use_cpu=True,
+            per_device_train_batch_size=task["batch"],
+            max_steps=task["steps"],
+            logging_steps=1,
+            learning_rate=1e-4,
+            report_to="none",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            save_strategy="no",
+            eval_strategy="no",
+        )
         log = Path(scratch) / "log.jsonl"
-        trainer = TreeTrainer(tuned(), arguments, rows, objective,
-                              lambda _: Validated((0.0,), {}), log)  # fmt: skip
+        trainer = TreeTrainer(
+            tuned(), arguments, rows, objective, lambda _: Validated((0.0,), {}), log
+        )
         clock = Clock(trainer)
         trainer.add_callback(clock)
         trainer.train()
     if arguments.process_index == 0:
-        gradients = sum(p.numel() * p.element_size()
-                        for p in trainer.model.parameters() if p.requires_grad)  # fmt: skip
+        gradients = sum(
+            p.numel() * p.element_size() for p in trainer.model.parameters() if p.requires_grad
+        )
         losses = [x["loss"] for x in trainer.state.log_history if "loss" in x]
-        Path(task["out"]).write_text(json.dumps({
-            "seconds": np.diff(clock.ends).tolist(), "losses": losses, "gradients": gradients,
-            "bytes": clock.reduced // task["steps"],
-        }), "utf-8")  # fmt: skip
+        Path(task["out"]).write_text(
+            json.dumps(
+                {
+                    "seconds": np.diff(clock.ends).tolist(),
+                    "losses": losses,
+                    "gradients": gradients,
+                    "bytes": clock.reduced // task["steps"],
+                }
+            ),
+            "utf-8",
+        )
 
 
 if __name__ == "__main__":

@@ -34,12 +34,24 @@ def trl_step(model, encoder: PromptEncoder, paths: Sequence[tuple]) -> Callable[
     ]
     with tempfile.TemporaryDirectory() as scratch:
         settings = SFTConfig(
-            output_dir=scratch, per_device_train_batch_size=len(rows), use_cpu=True, bf16=False,
-            gradient_checkpointing=False, completion_only_loss=True, max_length=None,
-            report_to="none", save_strategy="no", disable_tqdm=True, seed=0,
-        )  # fmt: skip
-        trainer = SFTTrainer(model, args=settings, train_dataset=Dataset.from_list(rows),
-                             processing_class=encoder.tokenizer)  # fmt: skip
+            output_dir=scratch,
+            per_device_train_batch_size=len(rows),
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            completion_only_loss=True,
+            max_length=None,
+            report_to="none",
+            save_strategy="no",
+            disable_tqdm=True,
+            seed=0,
+        )
+        trainer = SFTTrainer(
+            model,
+            args=settings,
+            train_dataset=Dataset.from_list(rows),
+            processing_class=encoder.tokenizer,
+        )
     batch = next(iter(trainer.get_train_dataloader()))
 
     def step() -> float:

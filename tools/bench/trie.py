@@ -39,9 +39,14 @@ END = 0
 SAMPLES, SCANS = 1_000, 20  # prefixes compared with dicts, and with a scan
 MANY = 1_000_000  # titles from which on everything is timed once
 BEAUTY = {
-    "titles": 12_058, "tokens": 23.1, "stored_tokens": 19.0, "one_child": 0.979,
-    "unique_prefix": 6.1, "branches_per_title": 0.386, "first_tokens": 855,
-}  # fmt: skip
+    "titles": 12_058,
+    "tokens": 23.1,
+    "stored_tokens": 19.0,
+    "one_child": 0.979,
+    "unique_prefix": 6.1,
+    "branches_per_title": 0.386,
+    "first_tokens": 855,
+}
 
 
 def main() -> None:
@@ -72,9 +77,14 @@ def likeness() -> list[dict]:
     trie = TitleTrie.from_flat(tokens, offsets)
     return [
         {"figure": "shape of titles", "source": "Amazon Beauty", **BEAUTY},
-        {"figure": "shape of titles", "source": "synthetic", "titles": len(trie),
-         **shape(trie, offsets), "seed": SEED},
-    ]  # fmt: skip
+        {
+            "figure": "shape of titles",
+            "source": "synthetic",
+            "titles": len(trie),
+            **shape(trie, offsets),
+            "seed": SEED,
+        },
+    ]
 
 
 def measured(titles: int, with_dicts: bool, repeats: int) -> list[dict]:
@@ -97,17 +107,25 @@ def measured(titles: int, with_dicts: bool, repeats: int) -> list[dict]:
     on = {"titles": titles, "repeats": repeats, "seed": SEED, **provenance()}
     us, size = 1e6 * statistics.median(runs) / titles, arrays / titles
     build = {
-        "figure": "trie: build, us per title", "llmrec": round(us, 2), "goal": 10.0,
-        "seconds": round(statistics.median(runs), 3), "cpu_seconds": round(cpu, 3),
+        "figure": "trie: build, us per title",
+        "llmrec": round(us, 2),
+        "goal": 10.0,
+        "seconds": round(statistics.median(runs), 3),
+        "cpu_seconds": round(cpu, 3),
         "peak_growth_per_title": growth,
         "input_per_title": round((tokens.nbytes + offsets.nbytes) / titles, 1),
-        **dicts.pop("build", {}), **on,
-    }  # fmt: skip
+        **dicts.pop("build", {}),
+        **on,
+    }
     memory = {
-        "figure": "trie: bytes per title", "llmrec": round(size, 1), "goal": 150.0,
-        "limit": round(trie.tokens.nbytes / titles, 1), "gigabytes": round(arrays / 1e9, 3),
-        **shape(trie, offsets), **on,
-    }  # fmt: skip
+        "figure": "trie: bytes per title",
+        "llmrec": round(size, 1),
+        "goal": 150.0,
+        "limit": round(trie.tokens.nbytes / titles, 1),
+        "gigabytes": round(arrays / 1e9, 3),
+        **shape(trie, offsets),
+        **on,
+    }
     if dicts:
         memory |= {"dicts": dicts["bytes"], "ratio": round(dicts["bytes"] / size, 1)}
     return [build, memory, {"figure": "trie: files, seconds", **files(trie, repeats), **on}]
@@ -137,9 +155,10 @@ def compared(trie: TitleTrie, tokens, offsets, repeats: int) -> dict:
         "build": {
             "from_lists": round(1e6 * statistics.median(ours) / titles, 2),
             "dicts": round(1e6 * statistics.median(theirs) / titles, 2),
-            "ratio": statistics.median(ratios), "ratio_range": [min(ratios), max(ratios)],
+            "ratio": statistics.median(ratios),
+            "ratio_range": [min(ratios), max(ratios)],
         },
-    }  # fmt: skip
+    }
 
 
 def scan(trie: TitleTrie, tokens, offsets) -> None:
@@ -197,8 +216,10 @@ def files(trie: TitleTrie, repeats: int) -> dict:
             if not np.array_equal(array, vars(read)[name]):
                 sys.exit(f"{name} was read other than written")
         size = sum(path.stat().st_size for path in folder.iterdir())
-    return {**{name: round(statistics.median(t), 5) for name, t in times.items()},
-            "megabytes": round(size / 1e6, 2)}  # fmt: skip
+    return {
+        **{name: round(statistics.median(t), 5) for name, t in times.items()},
+        "megabytes": round(size / 1e6, 2),
+    }
 
 
 def catalog(titles: int, mean: float) -> tuple[np.ndarray, np.ndarray]:
@@ -240,11 +261,13 @@ def shape(trie: TitleTrie, offsets: np.ndarray) -> dict:
     inner = len(trie.tokens) - len(leaves)
     branches = int((children > 1).sum())
     return {
-        "tokens": round(whole, 1), "stored_tokens": round(len(trie.tokens) / titles, 1),
+        "tokens": round(whole, 1),
+        "stored_tokens": round(len(trie.tokens) / titles, 1),
         "one_child": round(1 - branches / inner, 3),
         "unique_prefix": round(whole - float(own.sum()) / titles, 1),
-        "branches_per_title": round(branches / titles, 3), "first_tokens": int(children[0]),
-    }  # fmt: skip
+        "branches_per_title": round(branches / titles, 3),
+        "first_tokens": int(children[0]),
+    }
 
 
 def peak_memory(reset: bool = False) -> int | None:
@@ -267,8 +290,13 @@ def seconds(run: Callable) -> tuple[float, object]:
 
 def provenance() -> dict:
     """What every figure ran on."""
-    return {"threads": 1, "cores": os.cpu_count(), "numpy": np.__version__,
-            "python": platform.python_version(), "machine": platform.machine()}  # fmt: skip
+    return {
+        "threads": 1,
+        "cores": os.cpu_count(),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    }
 
 
 def page(figures: list[dict], given: argparse.Namespace) -> str:
@@ -284,23 +312,35 @@ def page(figures: list[dict], given: argparse.Namespace) -> str:
         "scan of all titles says what is allowed.\n",
         "Titles are synthetic. Their next token is drawn from a skewed distribution behind every "
         "prefix, set so that they branch as real ones do:\n",
-        *table(figures, "shape of titles", "source titles tokens stored_tokens one_child "
-               "unique_prefix branches_per_title first_tokens"),
+        *table(
+            figures,
+            "shape of titles",
+            "source titles tokens stored_tokens one_child "
+            "unique_prefix branches_per_title first_tokens",
+        ),
         "`stored tokens`: per title, shared prefixes once. `one child`: of the nodes that are no "
         "end. `unique prefix`: tokens until a title stands alone.\n",
         "## Building\n\nMicroseconds per title from flat arrays, and from Python lists on both "
         "sides, which is what the ratio compares. Peak growth is what the process held at most "
         "while building from flat arrays, the trie included, in bytes per title beside the input "
         "of the column after it. CPU seconds, of the first build, tell a busy machine.\n",
-        *table(figures, "trie: build, us per title", "titles llmrec goal seconds cpu_seconds "
-               "from_lists dicts ratio peak_growth_per_title input_per_title"),
+        *table(
+            figures,
+            "trie: build, us per title",
+            "titles llmrec goal seconds cpu_seconds "
+            "from_lists dicts ratio peak_growth_per_title input_per_title",
+        ),
         "## Memory\n\nBytes per title of all arrays. Limit: the stored tokens alone.\n",
-        *table(figures, "trie: bytes per title", "titles llmrec goal limit dicts ratio gigabytes "
-               "tokens stored_tokens one_child unique_prefix"),
+        *table(
+            figures,
+            "trie: bytes per title",
+            "titles llmrec goal limit dicts ratio gigabytes "
+            "tokens stored_tokens one_child unique_prefix",
+        ),
         "## Files\n\nSeconds to write (synced to disk, hashes included), to read and compare "
         "every hash, and to map without; files in the page cache.\n",
         *table(figures, "trie: files, seconds", "titles write read_verified read megabytes"),
-    ]  # fmt: skip
+    ]
     return "\n".join(lines)
 
 

@@ -8,5 +8,14 @@ from llmrec.data.sources.formats import FORMATS, Columns, Layout, recognise
 from llmrec.data.sources.reading import RawData, read_layout, read_source
 from llmrec.data.sources.rows import BadRow, BadRows
 
-__all__ = ["FORMATS", "BadRow", "BadRows", "Columns", "Layout", "RawData", "read_layout",
-           "read_source", "recognise"]  # fmt: skip
+__all__ = [
+    "FORMATS",
+    "BadRow",
+    "BadRows",
+    "Columns",
+    "Layout",
+    "RawData",
+    "read_layout",
+    "read_source",
+    "recognise",
+]

@@ -113,9 +113,14 @@ def _at_once(
 
 
 def _line_by_line(
-    file: str, block: bytes, line: int, layout: Delimited, names: tuple[str, ...],
-    index: Mapping[str, int], bad: BadRows,
-) -> Block:  # fmt: skip
+    file: str,
+    block: bytes,
+    line: int,
+    layout: Delimited,
+    names: tuple[str, ...],
+    index: Mapping[str, int],
+    bad: BadRows,
+) -> Block:
     rows: list[list[str]] = []
     lines: list[int] = []
     for number, text in enumerate(block.removesuffix(b"\n").split(b"\n"), start=line):

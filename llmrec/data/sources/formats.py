@@ -17,8 +17,16 @@ from llmrec.errors import DataError
 YEAR, BRAND = "year", "brand"  # roles that only some items files fill
 AUTO = "auto"
 FORMATS = (
-    AUTO, "movielens", "recbole", "amazon2023", "amazon2018", "csv", "tsv", "jsonl", "parquet",
-)  # fmt: skip
+    AUTO,
+    "movielens",
+    "recbole",
+    "amazon2023",
+    "amazon2018",
+    "csv",
+    "tsv",
+    "jsonl",
+    "parquet",
+)
 PARQUET, JSONL = "parquet", "jsonl"
 
 _CSV, _TSV = Delimited(",", quoted=True), Delimited("\t", quoted=True)
@@ -75,9 +83,11 @@ def recognise(
     own_columns = path.is_file() and columns != Columns()
     if format_name not in _EXTENSIONS and not (format_name == AUTO and own_columns):
         for name, recogniser in (
-            ("movielens", _movielens), ("recbole", _recbole),
-            ("amazon2023", _amazon2023), ("amazon2018", _amazon2018),
-        ):  # fmt: skip
+            ("movielens", _movielens),
+            ("recbole", _recbole),
+            ("amazon2023", _amazon2023),
+            ("amazon2018", _amazon2018),
+        ):
             if format_name in (AUTO, name) and found is None:
                 found = recogniser(folder, path if path.is_file() else None)
     if found is None and format_name in (AUTO, *_EXTENSIONS):
@@ -88,8 +98,11 @@ def recognise(
             f"its files ({_listing(folder)}). Name the file in data.source and its kind in "
             "data.format; columns are mapped in data.columns."
         )
-    return found if items is None else Layout(found.format, found.interactions,
-                                              _items_file(items, found, columns))  # fmt: skip
+    return (
+        found
+        if items is None
+        else Layout(found.format, found.interactions, _items_file(items, found, columns))
+    )
 
 
 def available(file: TableFile) -> tuple[str, ...]:
@@ -118,13 +131,24 @@ def _movielens(folder: Path, file: Path | None) -> Layout | None:
     renamed = {USER_ID: "userId", ITEM_ID: "movieId", RATING: "rating", TIMESTAMP: "timestamp"}
     dat = Delimited("::", names=_RATINGS)
     for ratings, layout, columns, movies, movie_layout, movie_columns in (
-        ("u.data", Delimited("\t", names=_RATINGS), _SAME_NAMES,
-         "u.item", Delimited("|", names=_U_ITEM, latin1=True), {ITEM_ID: ITEM_ID, TITLE: TITLE}),
-        ("ratings.dat", dat, _SAME_NAMES, "movies.dat",
-         Delimited("::", names=("item_id", "title", "genres"), latin1=True),
-         {ITEM_ID: ITEM_ID, TITLE: TITLE}),
+        (
+            "u.data",
+            Delimited("\t", names=_RATINGS),
+            _SAME_NAMES,
+            "u.item",
+            Delimited("|", names=_U_ITEM, latin1=True),
+            {ITEM_ID: ITEM_ID, TITLE: TITLE},
+        ),
+        (
+            "ratings.dat",
+            dat,
+            _SAME_NAMES,
+            "movies.dat",
+            Delimited("::", names=("item_id", "title", "genres"), latin1=True),
+            {ITEM_ID: ITEM_ID, TITLE: TITLE},
+        ),
         ("ratings.csv", _CSV, renamed, "movies.csv", _CSV, {ITEM_ID: "movieId", TITLE: "title"}),
-    ):  # fmt: skip
+    ):
         if file is not None and file.name != ratings:
             continue
         if (folder / ratings).is_file() and (folder / movies).is_file():
@@ -142,14 +166,19 @@ def _recbole(folder: Path, file: Path | None) -> Layout | None:
     if not found:
         return None
     if len(found) > 1:
-        raise DataError(f"{folder} has {len(found)} .inter files ({_listing(folder)}). "
-                        "Name one of them in data.source.")  # fmt: skip
+        raise DataError(
+            f"{folder} has {len(found)} .inter files ({_listing(folder)}). "
+            "Name one of them in data.source."
+        )
     layout = Delimited("\t", typed_header=True)
     items = found[0].with_suffix(".item")
     names = column_names(found[0], layout)
     columns = {role: name for role, name in _SAME_NAMES.items() if name in names}
-    return Layout("recbole", TableFile(found[0], layout, columns),
-                  _recbole_items(items, layout) if items.is_file() else None)  # fmt: skip
+    return Layout(
+        "recbole",
+        TableFile(found[0], layout, columns),
+        _recbole_items(items, layout) if items.is_file() else None,
+    )
 
 
 def _recbole_items(path: Path, layout: Delimited) -> TableFile:
@@ -164,8 +193,10 @@ def _recbole_items(path: Path, layout: Delimited) -> TableFile:
         if found is not None:
             columns[role] = found
     if TITLE not in columns:
-        raise DataError(f"{path} has no title column; found {', '.join(names)}. "
-                        "Give a file with titles in data.items.")  # fmt: skip
+        raise DataError(
+            f"{path} has no title column; found {', '.join(names)}. "
+            "Give a file with titles in data.items."
+        )
     return TableFile(path, layout, columns)
 
 
@@ -201,8 +232,12 @@ def _amazon2018(folder: Path, file: Path | None) -> Layout | None:
         return Layout("amazon2018", TableFile(reviews, _AMAZON_2018_RATINGS, _SAME_NAMES), items)
     if not {"reviewerID", "asin", "unixReviewTime"} <= set(keys_of(reviews)):
         return None
-    columns = {USER_ID: "reviewerID", ITEM_ID: "asin", RATING: "overall",
-               TIMESTAMP: "unixReviewTime"}  # fmt: skip
+    columns = {
+        USER_ID: "reviewerID",
+        ITEM_ID: "asin",
+        RATING: "overall",
+        TIMESTAMP: "unixReviewTime",
+    }
     return Layout("amazon2018", TableFile(reviews, JSONL, columns), items)
 
 
@@ -269,8 +304,9 @@ def _items_file(path: Path, found: Layout, columns: Columns) -> TableFile:
     for layout, suffixes in _EXTENSIONS.values():
         if _suffix(path) in suffixes:
             roles = _roles(path, layout, columns, (ITEM_ID, TITLE))
-            return TableFile(path, layout, {r: c for r, c in roles.items()
-                                            if r in (ITEM_ID, TITLE, BRAND)})  # fmt: skip
+            return TableFile(
+                path, layout, {r: c for r, c in roles.items() if r in (ITEM_ID, TITLE, BRAND)}
+            )
     if found.items is not None and path.suffix == found.items.path.suffix:
         return TableFile(path, found.items.layout, found.items.columns)
     raise DataError(f"data.items {path}: its name must end in .parquet, .csv, .tsv or .jsonl")
@@ -280,13 +316,21 @@ def _roles(
     path: Path, layout: Delimited | str, columns: Columns, required: tuple[str, ...]
 ) -> dict[str, str]:
     names = _names(path, layout)
-    wanted = {USER_ID: columns.user_id, ITEM_ID: columns.item_id, TIMESTAMP: columns.timestamp,
-              RATING: columns.rating, TITLE: columns.title, BRAND: BRAND}  # fmt: skip
+    wanted = {
+        USER_ID: columns.user_id,
+        ITEM_ID: columns.item_id,
+        TIMESTAMP: columns.timestamp,
+        RATING: columns.rating,
+        TITLE: columns.title,
+        BRAND: BRAND,
+    }
     roles = {role: name for role, name in wanted.items() if name is not None and name in names}
     missing = [f"{role} ({wanted[role]!r})" for role in required if role not in roles]
     if columns.rating not in (None, RATING) and RATING not in roles and USER_ID in required:
         missing.append(f"{RATING} ({columns.rating!r})")
     if missing:
-        raise DataError(f"{path} has no column for {', '.join(missing)}; it has "
-                        f"{', '.join(names)}. Map them in data.columns.")  # fmt: skip
+        raise DataError(
+            f"{path} has no column for {', '.join(missing)}; it has "
+            f"{', '.join(names)}. Map them in data.columns."
+        )
     return roles

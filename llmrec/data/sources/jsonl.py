@@ -99,9 +99,13 @@ def _at_once(block: bytes, columns: Mapping[str, str]) -> dict[str, pa.Array] | 
 
 
 def _line_by_line(
-    file: str, block: bytes, line: int, columns: Mapping[str, str], optional: frozenset[str],
+    file: str,
+    block: bytes,
+    line: int,
+    columns: Mapping[str, str],
+    optional: frozenset[str],
     bad: BadRows,
-) -> Block:  # fmt: skip
+) -> Block:
     rows: list[list[str | None]] = []
     lines: list[int] = []
     for number, text in enumerate(block.removesuffix(b"\n").split(b"\n"), start=line):

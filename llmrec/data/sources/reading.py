@@ -101,8 +101,9 @@ def read_layout(layout: Layout, bad: BadRows) -> RawData:
     if len(interactions) == 0:
         raise DataError(f"{layout.interactions.path} holds no interaction that can be used")
     files = (layout.interactions.path,) + (() if layout.items is None else (layout.items.path,))
-    return RawData(layout.format, files, interactions, item_ids, titles, brands, bad, untitled,
-                   repeated)  # fmt: skip
+    return RawData(
+        layout.format, files, interactions, item_ids, titles, brands, bad, untitled, repeated
+    )
 
 
 def _blocks(file: TableFile, bad: BadRows) -> Iterator[Block]:
@@ -110,8 +111,10 @@ def _blocks(file: TableFile, bad: BadRows) -> Iterator[Block]:
         names = available(file)
         missing = [name for name in file.columns.values() if name not in names]
         if missing:
-            raise DataError(f"{file.path} has no column {', '.join(missing)}; it has "
-                            f"{', '.join(names)}. Map them in data.columns.")  # fmt: skip
+            raise DataError(
+                f"{file.path} has no column {', '.join(missing)}; it has "
+                f"{', '.join(names)}. Map them in data.columns."
+            )
     if isinstance(file.layout, Delimited):
         return delimited_blocks(file.path, file.layout, file.columns, bad)
     if file.layout == JSONL:
@@ -123,8 +126,10 @@ def _readable(file: TableFile, blocks: Iterator[Block]) -> Iterator[Block]:
     for block in blocks:
         for role, values in block.columns.items():
             if not is_readable(values.type):
-                raise DataError(f"{file.path}: column {file.columns[role]} is of type "
-                                f"{values.type}, which holds no {role}")  # fmt: skip
+                raise DataError(
+                    f"{file.path}: column {file.columns[role]} is of type "
+                    f"{values.type}, which holds no {role}"
+                )
         yield block
 
 
@@ -176,8 +181,14 @@ def good_rows(file: TableFile, bad: BadRows) -> Iterator[GoodRows]:
         title = None
         if TITLE in file.columns:
             title = as_text(block.columns[TITLE]).dictionary_encode().filter(mask)
-        yield GoodRows(user.filter(mask), item.filter(mask), time[keep], rows[keep],
-                       None if score is None else score[keep], title)  # fmt: skip
+        yield GoodRows(
+            user.filter(mask),
+            item.filter(mask),
+            time[keep],
+            rows[keep],
+            None if score is None else score[keep],
+            title,
+        )
 
 
 def _interactions(
@@ -190,10 +201,13 @@ def _interactions(
     scores = [block.rating for block in blocks if block.rating is not None]
     titles = [block.title for block in blocks if block.title is not None]
     interactions = Interactions(
-        user_codes, item_codes, _joined([block.timestamp for block in blocks], np.int64),
-        _joined([block.source_row for block in blocks], np.int64), user_ids,
+        user_codes,
+        item_codes,
+        _joined([block.timestamp for block in blocks], np.int64),
+        _joined([block.source_row for block in blocks], np.int64),
+        user_ids,
         _joined(scores, np.float32) if RATING in file.columns else None,
-    )  # fmt: skip
+    )
     in_line = np.full(len(item_ids), "", dtype=object)
     if titles and len(item_codes):
         _, first = np.unique(item_codes, return_index=True)
@@ -242,8 +256,11 @@ def _item_titles(
         repeated += len(rows) - len(fresh)
         known[position[fresh]] = True
         chosen = pa.array(fresh)
-        texts = {role: as_text(block.columns[role]).take(chosen).fill_null("").to_pylist()
-                 for role in (TITLE, YEAR, BRAND) if role in file.columns}  # fmt: skip
+        texts = {
+            role: as_text(block.columns[role]).take(chosen).fill_null("").to_pylist()
+            for role in (TITLE, YEAR, BRAND)
+            if role in file.columns
+        }
         found = texts[TITLE]
         if YEAR in texts:
             found = [_with_year(*pair) for pair in zip(found, texts[YEAR], strict=True)]

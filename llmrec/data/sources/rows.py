@@ -89,8 +89,10 @@ def line_blocks(path: Path) -> Iterator[tuple[bytes, int]]:
         if not newline:
             rest += tail
             if len(rest) > MAX_LINE_BYTES:
-                raise DataError(f"{path.name}:{line}: a line of more than {MAX_LINE_BYTES} bytes; "
-                                "is this a text file with one record a line?")  # fmt: skip
+                raise DataError(
+                    f"{path.name}:{line}: a line of more than {MAX_LINE_BYTES} bytes; "
+                    "is this a text file with one record a line?"
+                )
             continue
         block = rest + head + newline
         yield block, line

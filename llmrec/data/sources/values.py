@@ -89,8 +89,13 @@ def is_readable(kind: pa.DataType) -> bool:
     """Whether ids, times, numbers or text can be read from values of this type."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    return bool(_is_text(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)
-                or pa.types.is_temporal(kind) or pa.types.is_null(kind))  # fmt: skip
+    return bool(
+        _is_text(kind)
+        or pa.types.is_integer(kind)
+        or pa.types.is_floating(kind)
+        or pa.types.is_temporal(kind)
+        or pa.types.is_null(kind)
+    )
 
 
 def as_text(values: pa.Array) -> pa.Array:
@@ -108,8 +113,9 @@ def as_text(values: pa.Array) -> pa.Array:
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind)
-                or pa.types.is_string_view(kind))  # fmt: skip
+    return bool(
+        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    )
 
 
 def _shortest(number: float) -> str | None:

@@ -19,8 +19,16 @@ from llmrec.errors import DataError
 
 FILE = "answers.parquet"
 _ABOUT = b"llmrec"
-_BEAMS = pa.list_(pa.struct([("text", pa.string()), ("position", pa.int32()),
-                             ("score", pa.float64()), ("distance", pa.float64())]))  # fmt: skip
+_BEAMS = pa.list_(
+    pa.struct(
+        [
+            ("text", pa.string()),
+            ("position", pa.int32()),
+            ("score", pa.float64()),
+            ("distance", pa.float64()),
+        ]
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -66,16 +74,20 @@ class Answers:
     def write(self, folder: Path) -> None:
         """Write the file into `folder`; settings and figures go into its metadata."""
         about = json.dumps({"settings": self.settings, **self.figures}, sort_keys=True)
-        table = pa.table({
-            "example": pa.array([q.example for q in self.questions], pa.int64()),
-            "user_id": pa.array([q.user_id for q in self.questions], pa.string()),
-            "history": pa.array([q.history.tolist() for q in self.questions], pa.list_(pa.int32())),
-            "truth": pa.array([q.truth for q in self.questions], pa.int32()),
-            "answer": pa.array(self.texts, pa.string()),
-            "position": pa.array(self.positions, pa.int32()),
-            "distance": pa.array(self.distances, pa.float64()),
-            "beams": pa.array(self.beams, _BEAMS),
-        }).replace_schema_metadata({_ABOUT: about.encode()})  # fmt: skip
+        table = pa.table(
+            {
+                "example": pa.array([q.example for q in self.questions], pa.int64()),
+                "user_id": pa.array([q.user_id for q in self.questions], pa.string()),
+                "history": pa.array(
+                    [q.history.tolist() for q in self.questions], pa.list_(pa.int32())
+                ),
+                "truth": pa.array([q.truth for q in self.questions], pa.int32()),
+                "answer": pa.array(self.texts, pa.string()),
+                "position": pa.array(self.positions, pa.int32()),
+                "distance": pa.array(self.distances, pa.float64()),
+                "beams": pa.array(self.beams, _BEAMS),
+            }
+        ).replace_schema_metadata({_ABOUT: about.encode()})
         with replacing(folder / FILE) as temporary:
             pq.write_table(table, temporary)
 
@@ -95,12 +107,21 @@ class Answers:
         questions = [
             Question(example, user, np.array(history, np.int32), truth)
             for example, user, history, truth in zip(
-                columns["example"], columns["user_id"], columns["history"], columns["truth"],
+                columns["example"],
+                columns["user_id"],
+                columns["history"],
+                columns["truth"],
                 strict=True,
             )
-        ]  # fmt: skip
-        return Answers(questions, columns["answer"], columns["position"], columns["distance"],
-                       columns["beams"], about["settings"])  # fmt: skip
+        ]
+        return Answers(
+            questions,
+            columns["answer"],
+            columns["position"],
+            columns["distance"],
+            columns["beams"],
+            about["settings"],
+        )
 
     def require_questions(self, wanted: Sequence[Question], folder: Path) -> None:
         """Raise DataError unless these answer exactly the `wanted` questions, in order."""

@@ -47,8 +47,9 @@ def curriculum_of(
         beginning = beginning_of(model, prompts)
         found = np.empty((len(mine), 2))
         for batch in batches(list(map(len, prompts)), recipe.decode.batch_size):
-            answers = answering.ask(model, [mine[i].history for i in batch],
-                                    [prompts[i] for i in batch], beginning)  # fmt: skip
+            answers = answering.ask(
+                model, [mine[i].history for i in batch], [prompts[i] for i in batch], beginning
+            )
             best = [beams[0] for beams in answers]
             truths = [mine[i].truth for i in batch]
             found[batch, 0] = embedding.distances(model, [beam.text for beam in best], truths)

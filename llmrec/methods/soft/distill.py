@@ -69,9 +69,10 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
         beginning = beginning_of(asked, prompts)
         return lambda batch: [
             [asdict(beam) for beam in beams]
-            for beams in answering.ask(asked, [questions[i].history for i in batch],
-                                       beginning=beginning)
-        ]  # fmt: skip
+            for beams in answering.ask(
+                asked, [questions[i].history for i in batch], beginning=beginning
+            )
+        ]
 
     lengths = [len(encoder.prompt(question.history).ids) for question in questions]
     plan = batches(lengths, recipe.decode.batch_size)
@@ -89,8 +90,11 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
         discard(parts)
         log.info("distill: %d answers in %.0f s", len(questions), seconds)
     state.wait_for_everyone()
-    return {"answers": str(folder.answers), "skipped": False,
-            **Answers.read(folder.answers).figures}  # fmt: skip
+    return {
+        "answers": str(folder.answers),
+        "skipped": False,
+        **Answers.read(folder.answers).figures,
+    }
 
 
 def chosen_beam(beams: list[dict[str, Any]], distill: Distill) -> dict[str, Any]:
@@ -121,9 +125,17 @@ def _settings(recipe: Recipe, folder: RunFolder, adapter: Path) -> dict[str, Any
     assert recipe.soft is not None  # noqa: S101  run asks first
     known: dict[str, Any] = recipe.model_dump(
         mode="json",
-        include={"seed": True, "prompt": True, "rows": True, "decode": {"renormalise"},
-                 "model": {"base", "revision", "dtype", "quantization"}},
-    )  # fmt: skip
-    return {**known, "distill": recipe.soft.distill.model_dump(mode="json"),
-            "adapter": weights_hash(adapter),
-            "data": sha256_of(folder.data / "manifest.json")}  # fmt: skip
+        include={
+            "seed": True,
+            "prompt": True,
+            "rows": True,
+            "decode": {"renormalise"},
+            "model": {"base", "revision", "dtype", "quantization"},
+        },
+    )
+    return {
+        **known,
+        "distill": recipe.soft.distill.model_dump(mode="json"),
+        "adapter": weights_hash(adapter),
+        "data": sha256_of(folder.data / "manifest.json"),
+    }

@@ -1,0 +1,34 @@
+"""What the trainer hangs onto Hugging Face's loop."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from llmrec.errors import LlmrecError
+
+
+class FiniteGradients(TrainerCallback):
+    """Stops the run before a non-finite gradient reaches the weights."""
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **context: Any) -> None:
+        for name, parameter in context["model"].named_parameters():
+            if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
+                raise LlmrecError(
+                    f"the gradient of {name} is not finite at step {state.global_step + 1}; the "
+                    "weights were not updated. Lower train.learning_rate or train.max_grad_norm"
+                )
+
+
+class Epochs(TrainerCallback):
+    """Calls `begin` and `end` at the two ends of an epoch."""
+
+    def __init__(self, begin: Callable[[], None], end: Callable[[], None]) -> None:
+        self.begin, self.end = begin, end
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.begin()
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.end()
