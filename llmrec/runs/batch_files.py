@@ -53,17 +53,20 @@ def answer_in_parts(
     `begin()` is called if there is anything to do, and gives the function that answers a batch: one
     JSON value for each index in it. Returns when all processes are done.
     """
-    mine = [(number, batch) for number, batch in enumerate(plan)
-            if number % state.num_processes == state.process_index
-            and not _part(parts, number).exists()]
+    mine = [
+        (number, batch)
+        for number, batch in enumerate(plan)
+        if number % state.num_processes == state.process_index and not _part(parts, number).exists()
+    ]
     answer = begin() if mine else None
     told = time.monotonic()
     for done, (number, batch) in enumerate(mine):
         assert answer is not None  # noqa: S101  there is something to do
         started = time.monotonic()
         answers = {str(i): a for i, a in zip(batch.tolist(), answer(batch), strict=True)}
-        write_json(_part(parts, number),
-                   {"seconds": time.monotonic() - started, "answers": answers})
+        write_json(
+            _part(parts, number), {"seconds": time.monotonic() - started, "answers": answers}
+        )
         if time.monotonic() - told > PROGRESS_SECONDS:
             told = time.monotonic()
             log.info("%s, %d of %d batches", what, done + 1, len(mine))

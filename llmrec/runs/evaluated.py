@@ -43,8 +43,10 @@ def read_test_split(folder: "RunFolder") -> TestSplit:
             raise DataError(f"{path} is not there; run `llmrec prepare` first.")
     test, catalog = Examples.read(folder.examples("test")), Catalog.read(folder.items)
     if not len(test):
-        raise DataError(f"{folder.examples('test')} holds no example, so there is nothing to "
-                        "evaluate; look at data.split and data.subset.")
+        raise DataError(
+            f"{folder.examples('test')} holds no example, so there is nothing to "
+            "evaluate; look at data.split and data.subset."
+        )
     positions = Interactions.read(folder.interactions).position
     return TestSplit(test, catalog, np.bincount(positions, minlength=len(catalog)))
 
@@ -58,8 +60,10 @@ def read_predictions(
     """
     found = {path.stem: path for path in sorted(folder.predictions("any").parent.glob("*.parquet"))}
     if not found:
-        raise DataError(f"{folder.predictions('any').parent} holds no predictions; run "
-                        "`llmrec recommend` first.")
+        raise DataError(
+            f"{folder.predictions('any').parent} holds no predictions; run "
+            "`llmrec recommend` first."
+        )
     known = [system for system in recipe.systems if system in found]
     others = [system for system in found if system not in recipe.systems]
     missing = [system for system in recipe.systems if system not in found]
@@ -90,20 +94,25 @@ def _checked(path: Path, system: str, test: Examples, data: str | None) -> Predi
     predictions = Predictions.read(path)
     again = "Run `llmrec recommend` again."
     if predictions.info.system != system:
-        raise DataError(f"{path}: says it is of the system {predictions.info.system!r}, not "
-                        f"{system!r}. {again}")
+        raise DataError(
+            f"{path}: says it is of the system {predictions.info.system!r}, not {system!r}. {again}"
+        )
     made_from = predictions.info.provenance.get("data")
     if data is not None and made_from is not None and made_from != data:
-        raise DataError(f"{path}: made from other data (manifest {str(made_from)[:12]}) than "
-                        f"stands in this run ({data[:12]}). {again}")
+        raise DataError(
+            f"{path}: made from other data (manifest {str(made_from)[:12]}) than "
+            f"stands in this run ({data[:12]}). {again}"
+        )
     if len(predictions) != len(test):
         raise DataError(f"{path}: {len(predictions)} rows for {len(test)} test examples. {again}")
     differs = np.flatnonzero(predictions.user_ids != test.user_ids)
     if len(differs):
         row = int(differs[0])
-        raise DataError(f"{path}: row {row} is of user {predictions.user_ids[row]!r}, the test "
-                        f"split has {test.user_ids[row]!r} there ({len(differs)} rows differ). "
-                        f"{again}")
+        raise DataError(
+            f"{path}: row {row} is of user {predictions.user_ids[row]!r}, the test "
+            f"split has {test.user_ids[row]!r} there ({len(differs)} rows differ). "
+            f"{again}"
+        )
     return predictions
 
 
@@ -129,16 +138,18 @@ def read_calibration(path: Path, data: str | None) -> dict[str, Any] | None:
     try:
         said = dict(json.loads(path.read_text("utf-8")))
     except (ValueError, TypeError) as error:
-        raise DataError(f"{path} is not JSON ({error}); run `llmrec evaluate --calibration` "
-                        "again.") from None
+        raise DataError(
+            f"{path} is not JSON ({error}); run `llmrec evaluate --calibration` again."
+        ) from None
     lacking = {"version", "data", "k", "systems", "drawn", "notes"} - set(said)
     if lacking or said["version"] != CALIBRATION_VERSION:
         what = f"lacks {', '.join(sorted(lacking))}" if lacking else "is of another version"
         raise DataError(f"{path} {what}; run `llmrec evaluate --calibration` again.")
     if said["data"] != data:
-        log.warning("%s is of other data than stands in this run and was left out; run `llmrec "
-                    "evaluate --calibration` again", path)
+        log.warning(
+            "%s is of other data than stands in this run and was left out; run `llmrec "
+            "evaluate --calibration` again",
+            path,
+        )
         return None
     return said
-
-

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmrec.recipe import loading as recipe_loading, shipped
 from llmrec.data.files import replacing, sha256_of
 from llmrec.errors import RecipeError
-from llmrec.recipe import Recipe
 from llmrec.fetch import cache as fetch
+from llmrec.recipe import Recipe, shipped
+from llmrec.recipe import loading as recipe_loading
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "numpy", "scipy")
 

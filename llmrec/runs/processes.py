@@ -26,5 +26,3 @@ def share_of(count: int) -> npt.NDArray[np.int64]:
 def gathered(values: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.float64]:
     """The rows that all processes found for their `share_of(count)`, (count, ...), in order."""
     return np.array(gather_object(values.tolist()))[:count]
-
-

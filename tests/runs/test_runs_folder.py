@@ -25,13 +25,31 @@ def here(tmp_path, monkeypatch):
 
 def test_paths_are_those_of_the_contract():
     folder = RunFolder(Path("runs/x"))
-    found = [folder.recipe, folder.items, folder.interactions, folder.examples("valid"),
-             folder.adapter, folder.checkpoints, folder.train_log, folder.predictions("markov"),
-             folder.metrics, folder.per_user, folder.report]
+    found = [
+        folder.recipe,
+        folder.items,
+        folder.interactions,
+        folder.examples("valid"),
+        folder.adapter,
+        folder.checkpoints,
+        folder.train_log,
+        folder.predictions("markov"),
+        folder.metrics,
+        folder.per_user,
+        folder.report,
+    ]
     assert [path.relative_to("runs/x").as_posix() for path in found] == [
-        "recipe.yaml", "data/items.parquet", "data/interactions.parquet", "data/valid.parquet",
-        "adapter", "checkpoints", "train_log.jsonl", "predictions/markov.parquet",
-        "metrics.json", "per_user.parquet", "report.html",
+        "recipe.yaml",
+        "data/items.parquet",
+        "data/interactions.parquet",
+        "data/valid.parquet",
+        "adapter",
+        "checkpoints",
+        "train_log.jsonl",
+        "predictions/markov.parquet",
+        "metrics.json",
+        "per_user.parquet",
+        "report.html",
     ]
     with pytest.raises(ValueError, match="none of train, valid, test"):
         folder.examples("validation")
@@ -74,14 +92,22 @@ def test_provenance_names_data_model_and_versions(here):
     (folder.data / "manifest.json").write_text("{}")
     cached = here / "cache" / "models" / "smollm2-135m-instruct"
     cached.mkdir(parents=True)
-    (cached / MANIFEST).write_text(json.dumps({
-        "source": {"kind": "hub", "repository": "o/m", "revision": "abc"},
-        "files": {"model.safetensors": {"sha256": "f00"}},
-    }))
+    (cached / MANIFEST).write_text(
+        json.dumps(
+            {
+                "source": {"kind": "hub", "repository": "o/m", "revision": "abc"},
+                "files": {"model.safetensors": {"sha256": "f00"}},
+            }
+        )
+    )
     known = folder.provenance(recipe)
     assert known["data"] == "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
-    assert known["model"] == {"base": "smollm2-135m-instruct", "revision": "abc",
-                              "source": "hub: o/m", "weights": "f00"}
+    assert known["model"] == {
+        "base": "smollm2-135m-instruct",
+        "revision": "abc",
+        "source": "hub: o/m",
+        "weights": "f00",
+    }
     assert known["seed"] == 0
     assert known["packages"]["torch"]
     assert json.dumps(known)
