@@ -158,7 +158,7 @@ def train(
         result["prompt"] = prompts.render(settings, folder)
     else:
         rendered = prompts.render(settings, folder)
-        terminal.show(prompts.painted(rendered, terminal.can_colour()) + "\n", as_json)
+        terminal.show(prompts.painted(rendered, terminal.takes_colour()) + "\n", as_json)
     terminal.show(result, as_json)
 
 
@@ -323,9 +323,9 @@ def env(as_json: Json = False) -> None:
 @prompts_app.command("ls")
 def prompts_ls(as_json: Json = False) -> None:
     """Names of the shipped templates."""
-    from llmrec.stages import prompts as stage
+    from llmrec.recipe import shipped
 
-    terminal.show(stage.ls(), as_json)
+    terminal.show(shipped.prompt_names(), as_json)
 
 
 @prompts_app.command("show")
@@ -333,9 +333,9 @@ def prompts_show(
     name: Annotated[str, typer.Argument(metavar="TASK/DOMAIN", help="As `prompts ls` lists it.")],
 ) -> None:
     """The text of a template."""
-    from llmrec.stages import prompts as stage
+    from llmrec.recipe import shipped
 
-    terminal.show(stage.show(name), as_json=False)
+    terminal.show(shipped.prompt_text(name).rstrip("\n"), as_json=False)
 
 
 @prompts_app.command("render")

@@ -77,11 +77,6 @@ def stdout_for_data() -> AbstractContextManager[Any]:
     return redirect_stdout(sys.stderr)
 
 
-def can_colour() -> bool:
-    """Whether stdout shows colours: a terminal, and NO_COLOR not set."""
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-
-
 def set_up_logging(quiet: bool) -> None:
     """Log lines of llmrec to stderr; warnings alone if `quiet` or not the main process."""
     logger = logging.getLogger("llmrec")

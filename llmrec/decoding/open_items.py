@@ -40,11 +40,6 @@ class OpenItems:
             sums = np.cumsum(probabilities[:, trie.items], axis=1)
             self._cumulative = np.concatenate([np.zeros((len(sums), 1)), sums], axis=1)
 
-    @property
-    def guided(self) -> bool:
-        """Whether a baseline's probabilities are known."""
-        return self._cumulative is not None
-
     def count(self, users: Longs, nodes: Longs) -> Longs:
         """(C,) open items of user `users[c]` below node `nodes[c]`."""
         low, high = self.trie.below(nodes)
@@ -56,7 +51,7 @@ class OpenItems:
 
     def log_mass(self, users: Longs, nodes: Longs) -> Doubles:
         """(C,) log of the baseline's probability of the items of `nodes[c]` for `users[c]`."""
-        assert self._cumulative is not None  # noqa: S101  callers ask `guided` first
+        assert self._cumulative is not None  # noqa: S101  asked only where probabilities were given
         low, high = self.trie.below(nodes)
         mass = self._cumulative[users, high] - self._cumulative[users, low]
         return np.log(np.maximum(mass, SMALLEST))

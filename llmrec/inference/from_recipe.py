@@ -34,7 +34,8 @@ def template_of(recipe: Recipe) -> PromptTemplate:
     prompt = recipe.prompt
     if prompt.file:
         return PromptTemplate.from_file(prompt.file)
-    return PromptTemplate.from_file(shipped.prompts() / prompt.task / f"{prompt.domain}.jinja")
+    name = f"{prompt.task}/{prompt.domain}"
+    return PromptTemplate(shipped.prompt_text(name), name)
 
 
 def encoder_of(recipe: Recipe, catalog: Catalog, folder: RunFolder | None = None) -> PromptEncoder:

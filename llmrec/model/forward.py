@@ -43,9 +43,7 @@ class TreeBatch:
         )
 
 
-def collate(
-    trees: Sequence[FlatTree], predictors: Sequence[np.ndarray], side: str = "right"
-) -> TreeBatch:
+def collate(trees: Sequence[FlatTree], predictors: Sequence[np.ndarray]) -> TreeBatch:
     """Pad B flat trees to one length; `predictors` (B arrays) index each tree's own tokens.
 
     Padding is marked by position, never by a token id: a pad sees itself alone and nothing sees it.
@@ -58,11 +56,10 @@ def collate(
     at = []
     for row, tree in enumerate(trees):
         size = len(tree.input_ids)
-        begin = width - size if side == "left" else 0
-        ids[row, begin : begin + size] = tree.input_ids
-        positions[row, begin : begin + size] = tree.position_ids
-        mask[row, 0, begin : begin + size, begin : begin + size] = tree.mask
-        at.append(row * width + begin + predictors[row].astype(np.int64))
+        ids[row, :size] = tree.input_ids
+        positions[row, :size] = tree.position_ids
+        mask[row, 0, :size, :size] = tree.mask
+        at.append(row * width + predictors[row].astype(np.int64))
     return TreeBatch(
         torch.from_numpy(ids),
         torch.from_numpy(positions),

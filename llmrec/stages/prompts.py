@@ -1,4 +1,4 @@
-"""Looking at prompts: the shipped templates, and what a real user's history becomes."""
+"""Looking at prompts: what a real user's history becomes."""
 
 from typing import Any
 
@@ -6,26 +6,13 @@ import numpy as np
 
 from llmrec.data.catalog import Catalog
 from llmrec.data.records import Examples
-from llmrec.errors import DataError, RecipeError
-from llmrec.recipe import Recipe, shipped
+from llmrec.errors import DataError
+from llmrec.recipe import Recipe
 from llmrec.runs.folder import RunFolder
 from llmrec.stages import prepare
 from llmrec.text.encoding import NOTHING_ELSE
 
 _LEARNED, _PLAIN = "\x1b[1;32m", "\x1b[0m"
-
-
-def ls() -> list[str]:
-    """Names of the shipped templates, as <task>/<domain>."""
-    root = shipped.prompts()
-    return sorted(str(p.relative_to(root).with_suffix("")) for p in root.glob("*/*.jinja"))
-
-
-def show(name: str) -> str:
-    """The text of a shipped template."""
-    if name not in ls():
-        raise RecipeError(f"no template {name!r}; there are {', '.join(ls())}")
-    return (shipped.prompts() / f"{name}.jinja").read_text("utf-8").rstrip("\n")
 
 
 def render(recipe: Recipe, folder: RunFolder, user: str | None = None) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from llmrec.text.encoding import PromptEncoder
 from llmrec.text.templates import PromptTemplate
 from llmrec.text.trie import TitleTrie, UnreachablePrefixError
 
-MOVIE = PromptTemplate.from_file(shipped.prompts() / "next_item" / "movie.jinja")
+MOVIE = PromptTemplate(shipped.prompt_text("next_item/movie"), "next_item/movie")
 TITLES = [
     "The Man",
     "The Man II",

@@ -25,7 +25,7 @@ from llmrec.text.encoding import Context, PromptEncoder
 from llmrec.text.rows import single
 from llmrec.text.templates import PromptTemplate
 
-MOVIE = PromptTemplate.from_file(shipped.prompts() / "similar_users" / "movie.jinja")
+MOVIE = PromptTemplate(shipped.prompt_text("similar_users/movie"), "similar_users/movie")
 TITLES = [
     "The Man",
     "The Man II",

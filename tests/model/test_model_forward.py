@@ -28,9 +28,9 @@ def random_trees(count, vocabulary, seed):
     return trees
 
 
-def tree_sums(model, trees, side):
+def tree_sums(model, trees):
     flats = [tree.flatten() for tree in trees]
-    logits = forward_logits(model, collate(flats, [f.predictors for f in flats], side))
+    logits = forward_logits(model, collate(flats, [f.predictors for f in flats]))
     labels = torch.from_numpy(np.concatenate([f.labels for f in flats]).astype(np.int64))
     values, sums, begin = log_probabilities(logits, labels), [], 0
     for flat in flats:
@@ -58,23 +58,21 @@ def path_sums(model, trees):
     return torch.stack(sums)
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_losses_equal_path_by_path(tiny_model, side):
+def test_losses_equal_path_by_path(tiny_model):
     trees = random_trees(5, tiny_model.config.vocab_size, seed=1)
     with torch.no_grad():
-        together, alone = tree_sums(tiny_model, trees, side), path_sums(tiny_model, trees)
+        together, alone = tree_sums(tiny_model, trees), path_sums(tiny_model, trees)
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_lora_gradients_equal_path_by_path(fresh_llama, side):
+def test_lora_gradients_equal_path_by_path(fresh_llama):
     trees = random_trees(4, fresh_llama.config.vocab_size, seed=2)
     model = with_new_lora(fresh_llama, Lora(r=4), seed=0)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:  # zero at first, which would hide the gradients of lora_A
             torch.nn.init.normal_(parameter, std=0.02)
     gradients = []
-    for sums in (lambda: tree_sums(model, trees, side), lambda: path_sums(model, trees)):
+    for sums in (lambda: tree_sums(model, trees), lambda: path_sums(model, trees)):
         model.zero_grad()
         (-sums().mean()).backward()
         gradients.append([p.grad.clone() for p in model.parameters() if p.requires_grad])

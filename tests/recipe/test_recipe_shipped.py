@@ -46,4 +46,4 @@ def test_the_files_of_the_contract_are_there():
     expected = {"cpu", "one_gpu", "ddp", "fsdp2", "zero2", "zero3"}
     assert set(shipped.accelerate_names()) == expected
     for domain in ("movie", "book", "game", "music", "product"):
-        assert shipped.prompt_file("next_item", domain).is_file()
+        assert f"next_item/{domain}" in shipped.prompt_names()

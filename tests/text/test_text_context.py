@@ -15,9 +15,9 @@ from llmrec.text.encoding import Context, Demonstration, PromptEncoder
 from llmrec.text.rows import single
 from llmrec.text.templates import PromptTemplate
 
-SHIPPED = sorted((shipped.prompts() / "similar_users").glob("*.jinja"))
-MOVIE = PromptTemplate.from_file(shipped.prompts() / "similar_users" / "movie.jinja")
-PLAIN = PromptTemplate.from_file(shipped.prompts() / "next_item" / "movie.jinja")
+SHIPPED = [name for name in shipped.prompt_names() if name.startswith("similar_users/")]
+MOVIE = PromptTemplate(shipped.prompt_text("similar_users/movie"), "similar_users/movie")
+PLAIN = PromptTemplate(shipped.prompt_text("next_item/movie"), "next_item/movie")
 TITLES = [
     "The Man",
     "The Man II",
@@ -50,11 +50,11 @@ def numbers_of(spans):
     return [span.title for span in spans if span.title is not None]
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("name", SHIPPED)
 @pytest.mark.parametrize("others", [0, 1, 3])
 @pytest.mark.parametrize("candidates", [0, 4])
-def test_a_shipped_template_shows_every_title_once_on_a_line_of_its_own(path, others, candidates):
-    template = PromptTemplate.from_file(path)
+def test_a_shipped_template_shows_every_title_once_on_a_line_of_its_own(name, others, candidates):
+    template = PromptTemplate(shipped.prompt_text(name), name)
     template.check_context(demonstrations=True, candidates=True, selection=True)
     history = ["Own 1", "Own 2"]
     shown = [([f"Other {i} {j}" for j in range(i + 1)], f"Chosen {i}") for i in range(others)]
@@ -76,17 +76,18 @@ def test_a_shipped_template_shows_every_title_once_on_a_line_of_its_own(path, ot
     assert any("one of these" in line for line in lines) == (candidates > 0)
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_with_nothing_else_to_show_it_is_the_prompt_of_the_history_alone(path):
-    alone = PromptTemplate.from_file(path.parent.parent / "next_item" / path.name)
-    template = PromptTemplate.from_file(path)
+@pytest.mark.parametrize("name", SHIPPED)
+def test_with_nothing_else_to_show_it_is_the_prompt_of_the_history_alone(name):
+    other = name.replace("similar_users", "next_item")
+    alone = PromptTemplate(shipped.prompt_text(other), other)
+    template = PromptTemplate(shipped.prompt_text(name), name)
     assert template.prompt(["A", "B"]) == alone.prompt(["A", "B"])
     assert template.completion("A") == alone.completion("A")
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_the_question_shows_both_histories_and_nothing_of_one_in_the_other(path):
-    template = PromptTemplate.from_file(path)
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_question_shows_both_histories_and_nothing_of_one_in_the_other(name):
+    template = PromptTemplate(shipped.prompt_text(name), name)
     spans = template.selection(["A", "B"], ["C"])
     assert [(s.text, s.title) for s in spans if s.title is not None] == [
         ("A", 0),

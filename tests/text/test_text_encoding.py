@@ -22,7 +22,7 @@ from llmrec.text.rows import (
 )
 from llmrec.text.templates import PromptTemplate
 
-MOVIE = PromptTemplate.from_file(shipped.prompts() / "next_item" / "movie.jinja")
+MOVIE = PromptTemplate(shipped.prompt_text("next_item/movie"), "next_item/movie")
 TITLES = ["The Man", "The Man II", "Dark City", "A Star", "Last Summer", "Love", "River: the End"]
 
 

@@ -9,7 +9,7 @@ from llmrec.text.encoding import PromptEncoder
 from llmrec.text.rows import single, two_views, widened, with_candidates
 from llmrec.text.templates import PromptTemplate
 
-MOVIE = PromptTemplate.from_file(shipped.prompts() / "next_item" / "movie.jinja")
+MOVIE = PromptTemplate(shipped.prompt_text("next_item/movie"), "next_item/movie")
 TITLES = [
     "The Man",
     "The Man II",

@@ -87,7 +87,7 @@ def movies() -> tuple[Catalog, Examples]:
 
 def encoded(titles, examples: Examples, tokens: int) -> tuple[PromptEncoder, list[np.ndarray]]:
     """The prompts of the examples with as many titles as make at most `tokens` tokens."""
-    template = PromptTemplate.from_file(shipped.prompts() / "next_item" / "movie.jinja")
+    template = PromptTemplate(shipped.prompt_text("next_item/movie"), "next_item/movie")
     tokenizer = load_tokenizer(BaseModel(str(model_path(MODEL))))
     plain = PromptEncoder(template, tokenizer, titles)
     budget = tokens + max(map(len, plain.completions))  # the encoder keeps room for the longest

@@ -123,7 +123,7 @@ def prompts_of(
         prepare.run(recipe, folder)
         catalog = Catalog.read(folder.items)
         test = Examples.read(folder.examples("test"))
-    template = PromptTemplate.from_file(shipped.prompts() / "next_item" / "movie.jinja")
+    template = PromptTemplate(shipped.prompt_text("next_item/movie"), "next_item/movie")
     tokenizer = load_tokenizer(BaseModel(str(model_path(MODEL))))
     titles, third = list(catalog.titles), len(catalog.titles) // 3
     if long:

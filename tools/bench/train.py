@@ -318,7 +318,7 @@ def long_titles(films: PromptEncoder) -> PromptEncoder:
         ": ".join([title, *(titles[i] for i in some)])
         for title, some in zip(titles, more, strict=True)
     ]
-    template = PromptTemplate.from_file(shipped.prompts() / "next_item" / "movie.jinja")
+    template = PromptTemplate(shipped.prompt_text("next_item/movie"), "next_item/movie")
     tokenizer = load_tokenizer(BaseModel(str(model_path(MODEL))))
     return PromptEncoder(template, tokenizer, joined, max_history=20, max_tokens=4096)
 
