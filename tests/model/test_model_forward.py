@@ -87,7 +87,7 @@ def test_what_is_in_another_branch_changes_nothing(tiny_llama):
     for other in ([10, 11, 12], [200, 201]):
         tree = TokenTree((trunk, Segment(np.array(other, np.int32), 0, 0), Segment(ours, 0, 1)))
         with torch.no_grad():
-            sums.append(tree_sums(tiny_llama, [tree], "right")[1])
+            sums.append(tree_sums(tiny_llama, [tree])[1])
     torch.testing.assert_close(sums[0], sums[1], rtol=0, atol=1e-5)
 
 
