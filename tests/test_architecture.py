@@ -2,8 +2,11 @@
 
 import ast
 from pathlib import Path
+from typing import get_args
 
 import pytest
+
+from llmrec.recipe.systems import Kind, SystemName
 
 PACKAGE = Path(__file__).parent.parent / "llmrec"
 # What each room may import of the others, those above it in the house.
@@ -111,6 +114,90 @@ def test_nothing_runs_or_unpickles_what_it_reads(path):
         "os.system",
     }
     assert "pickle" not in set(imports(path))
+
+
+# Words that stand in the names of systems; only their parser may look for them in a string.
+PARSER = "recipe/systems.py"
+NAMES = {name for name in get_args(SystemName) if name not in get_args(Kind)}
+FRAGMENTS = {"tuned", "_tuned", "network", "network_", "_sft", "_ce", "_cpft", "_guided"}
+FRAGMENTS |= {"guided", "_grounded", "grounded", "_free"}
+
+
+def strings_of(node, constants):
+    """The strings in an expression, those of tuples that the module names included."""
+    for part in ast.walk(node):
+        if isinstance(part, ast.Constant) and isinstance(part.value, str):
+            yield part.value
+        elif isinstance(part, ast.Name):
+            yield from constants.get(part.id, ())
+
+
+def asks_of_system_names(source):
+    """The lines of a source that tell systems apart by their names."""
+    tree = ast.parse(source)
+    constants = {
+        target.id: list(strings_of(node.value, {}))
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Tuple | ast.Constant)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    for node in ast.walk(tree):
+        said = set()
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            if node.func.attr in {"startswith", "endswith", "removesuffix", "removeprefix"}:
+                said = {s for a in node.args for s in strings_of(a, constants)} & FRAGMENTS | {
+                    s for a in node.args for s in strings_of(a, constants) if s in NAMES
+                }
+        elif isinstance(node, ast.Compare):
+            sides = [node.left, *node.comparators]
+            if any(isinstance(s, ast.Attribute) and s.attr in {"kind", "way"} for s in sides):
+                continue  # what the parser found
+            said = {s for side in sides for s in strings_of(side, constants)} & NAMES
+            if any(isinstance(op, ast.In | ast.NotIn) for op in node.ops):
+                said |= set(strings_of(node.left, constants)) & FRAGMENTS
+        if said:
+            yield node.lineno
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_systems_name_is_taken_apart_by_its_parser_alone(path):
+    if path != PACKAGE / PARSER:
+        found = list(asks_of_system_names(path.read_text("utf-8")))
+        assert not found, f"lines {found} ask a system's name; ask System.parse(name) instead"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        'if "tuned" in system: pass',
+        'any("tuned" in s for s in names)',
+        'system.endswith("_guided")',
+        'name.startswith(("tuned", "network"))',
+        'WITHOUT = ("tgh", "_grounded")\nname.endswith(WITHOUT)',
+        'if system == "tuned_sft": pass',
+        'if "network_ce" in recipe.systems: pass',
+        'if system not in (None, "tuned", "untuned"): pass',
+        'NETWORKS = ("network", "network_ce")\nif system in NETWORKS: pass',
+        'name.removesuffix("_free")',
+    ],
+)
+def test_a_test_of_a_systems_name_is_seen(source):
+    assert list(asks_of_system_names(source))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        'if system.kind == "network": pass',
+        'if system.way in ("guided", "grounded"): pass',
+        'text.endswith("\\n")',
+        'systems = ["untuned", "tuned"]',
+        'if key in ("none", "auto"): pass',
+    ],
+)
+def test_what_a_parsed_system_says_may_be_asked(source):
+    assert not list(asks_of_system_names(source))
 
 
 def test_every_room_of_the_house_is_ruled():

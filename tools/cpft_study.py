@@ -130,7 +130,7 @@ def run(cell: Cell, given: argparse.Namespace) -> None:
     recipe, folder = recipe_of(cell, given)
     prepare.run(recipe, folder)
     made = pipeline.train(recipe, folder)["base"]
-    base = networks.fitted(recipe, folder, "network")
+    base = networks.fitted(recipe, folder, "base")
     train, valid = Interactions.read(folder.interactions), Examples.read(folder.examples("valid"))
     if not _file(folder, "base").exists():
         _measure(folder, "base", base, cell, {**made, "valid": base.ndcg(valid, True)})

@@ -51,7 +51,7 @@ def main() -> None:
             f"| {c['system']} against {c['reference']} | {c['metric']} | {c['difference']:+.3f} "
             f"[{c['low']:+.3f}, {c['high']:+.3f}] | {c['p_holm']:.3f} | {c['n']} |"
             for c in metrics["comparisons"]
-            if "tuned" in c["system"]
+            if metrics["systems"][c["system"]]["kind"] == "language_model"
         ),
         "",
         f"Training: {losses[-1]['targets']} targets, last logged step {losses[-1]['step']} after "

@@ -55,10 +55,8 @@ def encoder_of(recipe: Recipe, catalog: Catalog, folder: RunFolder | None = None
     )
 
 
-def adapter_of(recipe: Recipe, folder: RunFolder, system: str = "tuned") -> Path:
-    """The adapter that a tuned system answers with: the recipe's, or else the run's own."""
-    if system == "tuned_sft":
-        return sft_adapter_of(recipe, folder)
+def adapter_of(recipe: Recipe, folder: RunFolder) -> Path:
+    """The adapter to answer with: the recipe's, or else the run's own."""
     return Path(recipe.model.adapter) if recipe.model.adapter else folder.adapter
 
 

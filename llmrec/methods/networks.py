@@ -32,10 +32,10 @@ from llmrec.errors import LlmrecError, RecipeError
 from llmrec.model.objectives import log_threshold, set_distance, set_size
 from llmrec.recipe import Recipe
 from llmrec.recipe.conformal import Conformal
+from llmrec.recipe.systems import parsed
 from llmrec.runs.folder import RunFolder
 
 log = logging.getLogger("llmrec")
-STEP_OF = {"network": "base", "network_ce": "ce", "network_cpft": "cpft"}
 WEIGHTS = "model.safetensors"
 
 
@@ -75,12 +75,12 @@ def steps_of(recipe: Recipe) -> list[str]:
     """The steps in their order."""
     if recipe.conformal is None:
         return ["base"]
-    return ["base", "cpft", *(["ce"] if "network_ce" in recipe.systems else [])]
+    asked = {system.step for system in parsed(recipe.systems) if system.kind == "network"}
+    return ["base", "cpft", *(["ce"] if "ce" in asked else [])]
 
 
-def fitted(recipe: Recipe, folder: RunFolder, system: str) -> FittedNetwork:
-    """The trained network of a system. Raises LlmrecError where it was not trained."""
-    step = STEP_OF[system]
+def fitted(recipe: Recipe, folder: RunFolder, step: str) -> FittedNetwork:
+    """The network as a step left it. Raises LlmrecError where it was not trained."""
     known = _standing(recipe, folder, step)
     if known is None:
         raise LlmrecError(
@@ -91,17 +91,16 @@ def fitted(recipe: Recipe, folder: RunFolder, system: str) -> FittedNetwork:
     return FittedNetwork(network.eval(), 1.0, known["epoch"])
 
 
-def facts(recipe: Recipe, folder: RunFolder, system: str) -> dict[str, Any]:
-    """What is known of a system's training, as `train` returns it, and what it was trained with."""
-    step = STEP_OF[system]
+def facts(recipe: Recipe, folder: RunFolder, step: str) -> dict[str, Any]:
+    """What is known of a step's training, as `train` returns it, and what it was trained with."""
     known = _standing(recipe, folder, step) or {}
     said = {**_described(known), "step": step}
     return {**said, **asdict(_sizes(recipe))}
 
 
-def weights_hash(recipe: Recipe, folder: RunFolder, system: str) -> str:
-    """SHA-256 of a system's weights. Raises LlmrecError where there are none."""
-    path = folder.network(STEP_OF[system]) / WEIGHTS
+def weights_hash(folder: RunFolder, step: str) -> str:
+    """SHA-256 of a step's weights. Raises LlmrecError where there are none."""
+    path = folder.network(step) / WEIGHTS
     if not path.is_file():
         raise LlmrecError(f"{path} is not there; run `llmrec train` first")
     return sha256_of(path)
@@ -156,7 +155,7 @@ def _step(recipe: Recipe, folder: RunFolder, step: str) -> dict[str, Any]:
             conformal.max_epochs,
             conformal.patience,
         )
-        base = fitted(recipe, folder, "network")
+        base = fitted(recipe, folder, "base")
         if step == "ce":
             as_many = _standing(recipe, folder, "cpft")
             if as_many is None:

@@ -5,9 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from llmrec.recipe.section import Count, NotNegative, Section, Share
-
-# Those whose scores are probabilities of items, so that they can guide a language model.
-GuidingBaseline = Literal["popularity", "recent_popularity", "markov", "item_knn", "sasrec"]
+from llmrec.recipe.systems import GuidingBaseline
 
 
 class Guidance(Section):

@@ -4,6 +4,7 @@ Strict: no key beyond these, no value of another kind. Knows nothing of YAML, fi
 (`llmrec.recipe.loading` does) and imports neither torch nor transformers.
 """
 
+from operator import attrgetter
 from typing import Annotated, Self
 
 from pydantic import Field, JsonValue, field_validator, model_validator
@@ -19,7 +20,7 @@ from llmrec.recipe.networks import Network
 from llmrec.recipe.prompt import Prompt
 from llmrec.recipe.section import Name, Section, Word
 from llmrec.recipe.soft import Soft
-from llmrec.recipe.systems import SYSTEMS, System
+from llmrec.recipe.systems import SYSTEMS, SystemName, parsed
 from llmrec.recipe.training import Objective, Rows, Validation
 
 
@@ -56,7 +57,7 @@ class Recipe(Section):
     """Which weights are kept."""
     decode: Decode = Decode()
     """Constrained beam search."""
-    systems: Annotated[list[System], Field(min_length=1)] = Field(default=list(SYSTEMS))
+    systems: Annotated[list[SystemName], Field(min_length=1)] = Field(default=list(SYSTEMS))
     """Rows of the table."""
     evaluate: Evaluate = Evaluate()
     """Metrics and intervals."""
@@ -77,7 +78,7 @@ class Recipe(Section):
 
     @field_validator("systems")
     @classmethod
-    def _each_once(cls, systems: list[System]) -> list[System]:
+    def _each_once(cls, systems: list[SystemName]) -> list[SystemName]:
         if len(set(systems)) != len(systems):
             raise ValueError("every system once")
         return systems
@@ -100,22 +101,15 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _networked(self) -> Self:
-        asked = [system for system in self.systems if system.startswith("network")]
         if self.network is None:
-            if asked:
-                raise ValueError(f"system {asked[0]} is of a network; it needs section network")
             return self
-        if "network_cpft" in asked and self.conformal is None:
-            raise ValueError(
-                "system network_cpft is fine-tuned with conformal prediction; it "
-                "needs section conformal"
-            )
-        if "network_ce" in asked and "network_cpft" not in asked:
+        steps = {system.step for system in parsed(self.systems) if system.kind == "network"}
+        if "ce" in steps and "cpft" not in steps:
             raise ValueError(
                 "system network_ce is trained for as many steps as network_cpft, "
                 "which is not among the systems"
             )
-        other = [system for system in self.systems if system.startswith("tuned")]
+        other = [s.name for s in parsed(self.systems) if s.has_adapter]
         if other:
             raise ValueError(
                 f"a recipe with section network trains no language model; drop "
@@ -179,12 +173,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _chosen_among(self) -> Self:
-        free = [system for system in self.systems if system.endswith("_free")]
         if self.data.candidates is None:
-            if free:
-                raise ValueError(
-                    f"system {free[0]} answers by one of some candidates; it needs data.candidates"
-                )
             return self
         if self.soft is not None:
             raise ValueError("soft knows no candidates; drop data.candidates or soft")
@@ -198,7 +187,7 @@ class Recipe(Section):
                 "candidates are those of one target; show them with rows.shape single, or take "
                 "prompt.task next_item, which does not show them"
             )
-        other = [s for s in self.systems if s.endswith(("_guided", "_grounded"))]
+        other = [s.name for s in parsed(self.systems) if s.wants_catalog]
         if other:
             raise ValueError(
                 f"system {other[0]} answers from the whole catalog; drop it or data.candidates"
@@ -206,10 +195,10 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
-    def _guided(self) -> Self:
-        guided = [system for system in self.systems if system.endswith("_guided")]
-        if guided and self.decode.guidance.baseline is None:
-            raise ValueError(f"system {guided[0]} needs decode.guidance.baseline")
-        if "tuned_sft" in self.systems and self.soft is None:
-            raise ValueError("system tuned_sft is the first step of SOFT; it needs section soft")
+    def _systems_have_what_they_need(self) -> Self:
+        for system in parsed(self.systems):
+            for path, why in system.needs.items():
+                if attrgetter(path)(self) is None:
+                    what = path if "." in path else f"section {path}"
+                    raise ValueError(f"system {system.name} {why}; it needs {what}")
         return self

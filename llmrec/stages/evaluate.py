@@ -33,6 +33,7 @@ from llmrec.evaluation.table import (
     front_columns,
     metric_table,
 )
+from llmrec.recipe.systems import System
 from llmrec.runs.evaluated import TestSplit, read_predictions, read_test_split
 
 if TYPE_CHECKING:
@@ -44,18 +45,6 @@ log = logging.getLogger("llmrec")
 SYSTEM, EXAMPLE, TARGET_ITEM_ID = "system", "example", "target_item_id"
 VERSION = 1
 _PREFERRED_K = 10
-# What tuning brought, alone, under the same guide and grounded; SOFT over its first step; a network
-# fine-tuned with conformal prediction over itself, and over as much fine-tuning without.
-_TUNING = (
-    ("tuned", "untuned"),
-    ("tuned_guided", "untuned_guided"),
-    ("tuned_grounded", "untuned_grounded"),
-    ("tuned_free", "untuned_free"),
-    ("tuned", "tuned_sft"),
-    ("network_ce", "network"),
-    ("network_cpft", "network"),
-    ("network_cpft", "network_ce"),
-)
 
 PerUser = Mapping[str, Mapping[str, Floats]]
 
@@ -239,7 +228,8 @@ def _best_baselines(
 
 def _pairs(systems: Sequence[str], best: str | None) -> list[tuple[str, str]]:
     pairs = [(system, best) for system in systems if best is not None and system != best]
-    return pairs + [pair for pair in _TUNING if set(pair) <= set(systems)]
+    ours = [System.parse(system) for system in systems if System.is_name(system)]
+    return pairs + [(s.name, o) for s in ours for o in s.compared_with if o in systems]
 
 
 def _described(predictions: Predictions, split: TestSplit, k: int) -> dict[str, Any]:

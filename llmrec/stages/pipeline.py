@@ -10,6 +10,7 @@ from typing import Any
 
 from llmrec.errors import RecipeError
 from llmrec.recipe import Recipe
+from llmrec.recipe.systems import parsed
 from llmrec.runs.folder import RunFolder
 
 log = logging.getLogger("llmrec")
@@ -20,8 +21,7 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     # Imported late: `train` and `recommend` bring torch.
     from llmrec.stages import evaluate, prepare, recommend, report
 
-    trained = ("tuned", "network")
-    needs_training = any(system.startswith(trained) for system in recipe.systems)
+    needs_training = any(system.is_trained for system in parsed(recipe.systems))
     stages = [("prepare", prepare.run)]
     if needs_training and recipe.model.adapter is None:
         stages.append(("train", train))

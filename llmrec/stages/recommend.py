@@ -13,6 +13,7 @@ from typing import Any
 
 from llmrec.evaluation.predictions import Predictions
 from llmrec.recipe import Recipe
+from llmrec.recipe.systems import parsed
 from llmrec.runs.folder import RunFolder
 from llmrec.stages import prepare
 from llmrec.systems.calibrated_lists import write_lists
@@ -44,7 +45,7 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
 
 def _main_process_first(recipe: Recipe) -> Any:
     """Lets one process prepare before the others look; without a language model there is one."""
-    if not any("tuned" in system for system in recipe.systems):
+    if not any(system.kind == "language_model" for system in parsed(recipe.systems)):
         return nullcontext()
     from llmrec.runs.processes import processes
 

@@ -11,13 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from llmrec.evaluation.predictions import Predictions
+from llmrec.recipe.systems import System
 
 if TYPE_CHECKING:
     from llmrec.systems.table_rows import Answering
 
 # Validation examples that a temperature is fitted to, drawn by seed where there are more.
 MAX_EXAMPLES = 2000
-NO_PROBABILITIES = ("tgh", "_grounded", "_free")
 
 
 def write_lists(answering: "Answering", system: str) -> bool:
@@ -25,7 +25,7 @@ def write_lists(answering: "Answering", system: str) -> bool:
 
     So where they stand, where a system gives no probabilities, or in a process that only helps.
     """
-    if system.endswith(NO_PROBABILITIES):
+    if not System.parse(system).gives_probabilities:
         return False
     written = False
     for split in ("valid", "test"):
@@ -55,7 +55,7 @@ def valid_rows(answering: "Answering") -> npt.NDArray[np.int64]:
 
 
 def _made(answering: "Answering", system: str, split: str) -> Predictions | None:
-    if "tuned" in system:
+    if System.parse(system).kind == "language_model":
         standing = answering.folder.predictions(system)
         if split == "test" and standing.exists():  # they are what was recommended
             return Predictions.read(standing)
@@ -66,7 +66,7 @@ def _made(answering: "Answering", system: str, split: str) -> Predictions | None
 
 def _length(answering: "Answering", system: str) -> int:
     calibration = answering.recipe.evaluate.calibration
-    if "tuned" in system or calibration is None:
+    if System.parse(system).kind == "language_model" or calibration is None:
         return answering.recipe.decode.top_k
     return min(calibration.listed, len(answering.catalog))
 
@@ -76,6 +76,6 @@ def _described(
 ) -> Predictions:
     """The same with what it depends on, and the rows of the split that it is of."""
     provenance = {**found.info.provenance, "settings": settings}
-    if split == "valid" and "tuned" not in system:
+    if split == "valid" and System.parse(system).kind != "language_model":
         provenance["rows"] = valid_rows(answering).tolist()
     return found.of_provenance(provenance)

@@ -14,13 +14,14 @@ from llmrec.data.catalog import Catalog
 from llmrec.data.records import Examples
 from llmrec.decoding.beginning import Beginning, beginning_of
 from llmrec.inference.engine import ranked_and_scored, scored_paths, steps_of
-from llmrec.inference.from_recipe import adapter_of, base_of, encoder_of
+from llmrec.inference.from_recipe import adapter_of, base_of, encoder_of, sft_adapter_of
 from llmrec.inference.grounded import Grounded
 from llmrec.inference.prompting import Prompting, prompting_of
 from llmrec.inference.ratings import Selected
 from llmrec.model.forward import require_tree_support
 from llmrec.model.loading import adapter_off, load_model, load_tuned
 from llmrec.recipe import Recipe
+from llmrec.recipe.systems import System
 from llmrec.runs.batch_files import Batch, answer_in_parts, batches
 from llmrec.runs.folder import RunFolder
 from llmrec.runs.processes import processes
@@ -175,10 +176,9 @@ class LanguageSystems:
                     total[weight] += float(paths.nll(weight)[paths.reachable].sum())
         return {weight: value / counted for weight, value in total.items()} if counted else {}
 
-    def model_of(self, system: str) -> Any:
+    def model_of(self, name: str) -> Any:
         """The model of a system; one with an adapter serves as the untuned one too, adapter off."""
-        tuned = system.startswith("tuned")
-        adapter = adapter_of(self.recipe, self.folder, system) if tuned else None
+        adapter = adapter_of_system(self.recipe, self.folder, System.parse(name))
         if adapter is None and hasattr(self._loaded[1], "disable_adapter"):
             return self._loaded[1]
         if self._loaded[1] is None or self._loaded[0] != adapter:
@@ -190,7 +190,14 @@ class LanguageSystems:
         return self._loaded[1]
 
     def _as(self, system: str, model: Any) -> Any:
-        return adapter_off(model) if system.startswith("untuned") else nullcontext()
+        return nullcontext() if System.parse(system).has_adapter else adapter_off(model)
+
+
+def adapter_of_system(recipe: Recipe, folder: RunFolder, system: System) -> Path | None:
+    """The adapter that a language model's system answers with; None for the model as it came."""
+    if not system.has_adapter:
+        return None
+    return (sft_adapter_of if system.is_before_soft else adapter_of)(recipe, folder)
 
 
 def _said(selected: Selected) -> dict[str, Any]:

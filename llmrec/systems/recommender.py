@@ -29,6 +29,7 @@ from llmrec.model.forward import require_tree_support
 from llmrec.model.loading import load_model, load_tuned
 from llmrec.recipe import Recipe
 from llmrec.recipe.loading import load
+from llmrec.recipe.systems import System
 from llmrec.runs.batch_files import batches
 from llmrec.runs.folder import RunFolder
 from llmrec.systems.calibrated_lists import list_settings
@@ -230,20 +231,22 @@ def _network(recipe: Recipe, folder: RunFolder, system: str | None) -> tuple[Any
             f"there are {', '.join(trained)}"
         )
     system = system or trained[0]
-    return networks.fitted(recipe, folder, system), system
+    return networks.fitted(recipe, folder, System.parse(system).step), system
 
 
 def _language_model(recipe: Recipe, folder: RunFolder, system: str | None) -> tuple[Any, str]:
     """The language model with the adapter or, asked for or without one, as it came; the system."""
-    if system not in (None, "tuned", "untuned"):
+    wanted = None if system is None else System.parse(system)
+    served = wanted is None or (wanted.kind == "language_model" and wanted.way == "ranked")
+    if not served or (wanted is not None and wanted.is_before_soft):
         raise LlmrecError(
             f"{folder.root} has no system {system!r} that answers raw histories; "
             "there are tuned, untuned"
         )
     adapter, base = adapter_of(recipe, folder), base_of(recipe)
-    if system != "untuned" and adapter.is_dir():
+    if (wanted is None or wanted.has_adapter) and adapter.is_dir():
         return load_tuned(base, adapter), "tuned"
-    if system == "tuned":
+    if wanted is not None and wanted.has_adapter:
         raise LlmrecError(f"{adapter}: no trained weights; run `llmrec train` first or ask untuned")
     if system is None:
         log.warning("%s has no trained weights: the untuned %s answers", folder.root, base.source)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,16 +24,11 @@ from llmrec.errors import LlmrecError
 from llmrec.evaluation.predictions import Predictions, SystemInfo
 from llmrec.inference.similar_users import shortfalls
 from llmrec.recipe import Recipe
-from llmrec.recipe.systems import NetworkSystem
+from llmrec.recipe.systems import GUIDES, System
 from llmrec.runs.batch_files import collected, discard
 from llmrec.runs.folder import RunFolder
 
 log = logging.getLogger("llmrec")
-# Baselines that give items probabilities; the first one guides when the recipe lists none.
-GUIDES = ("markov", "popularity", "recent_popularity", "item_knn", "sasrec")
-
-
-NETWORKS = get_args(NetworkSystem)
 
 
 @dataclass
@@ -70,27 +65,19 @@ class Answering:
 
         return LanguageSystems(self.recipe, self.folder, self.catalog)
 
-    def settings(self, system: str) -> dict[str, Any]:
+    def settings(self, name: str) -> dict[str, Any]:
         """All that the system's answers depend on, besides the versions of packages."""
-        recipe = self.recipe
-        decode = recipe.decode.model_dump(mode="json", exclude=_unused(system))
-        known = {
-            "decode": decode,
-            "seed": recipe.seed,
-            "data": sha256_of(self.folder.data / "manifest.json"),
-        }
-        if system.endswith("_guided") and recipe.decode.guidance.baseline == "auto":
+        recipe, system = self.recipe, System.parse(name)
+        known = values_at(recipe, system.depends)
+        known["data"] = sha256_of(self.folder.data / "manifest.json")
+        if system.way == "guided" and recipe.decode.guidance.baseline == "auto":
             known["guides"] = [name for name in recipe.systems if name in GUIDES]
-        if "tuned" in system:
-            known |= recipe.model_dump(mode="json", include={"prompt", "model"})
-            if recipe.demonstrations is not None:
-                known["demonstrations"] = recipe.demonstrations.model_dump(mode="json")
-        if system.startswith("tuned"):
+        if system.has_adapter:
             known["adapter"] = self._adapter_hash(system)
-        if system in NETWORKS:
+        if system.kind == "network":
             from llmrec.methods.networks import weights_hash
 
-            known["weights"] = weights_hash(recipe, self.folder, system)
+            known["weights"] = weights_hash(self.folder, system.step)
         return known
 
     def fitted(self, name: str) -> Tuned:
@@ -107,25 +94,24 @@ class Answering:
             )
         return self.tuned[name]
 
-    def of(self, system: str) -> Predictions | None:
+    def of(self, name: str) -> Predictions | None:
         """A system's answers for the test split; None in a process that only helps."""
-        if system.endswith("_grounded"):
-            return self.grounded(system)
-        if system.endswith("_free"):
-            return self.free(system)
-        if "tuned" in system:
-            return self.language_model(system)
+        system = System.parse(name)
+        if system.kind == "language_model":
+            ways = {"grounded": self.grounded, "free": self.free}
+            return ways.get(system.way, self.language_model)(name)
         listed = self.recipe.data.candidates or self.recipe.decode.top_k
-        return self.scored(system, self.test, listed)
+        return self.scored(name, self.test, listed)
 
     def scorer(self, system: str) -> tuple[Scorer, dict[str, Any]]:
         """What scores the items for a baseline or a network, and how it came to be."""
-        if system in NETWORKS:
+        if System.parse(system).kind == "network":
             from llmrec.methods import networks
 
+            step = System.parse(system).step
             return (
-                networks.fitted(self.recipe, self.folder, system),
-                networks.facts(self.recipe, self.folder, system),
+                networks.fitted(self.recipe, self.folder, step),
+                networks.facts(self.recipe, self.folder, step),
             )
         tuned = self.fitted(system)
         return tuned.fitted, tuned.described
@@ -147,7 +133,7 @@ class Answering:
         kept = answers.positions >= 0
         info = SystemInfo(
             system,
-            "network" if system in NETWORKS else "baseline",
+            System.parse(system).kind,
             not np.isnan(answers.nll).all(),
             described,
             round(time.monotonic() - begun, 2),
@@ -165,7 +151,7 @@ class Answering:
         """A language model's answers; None in a process that only helps."""
         asked = self.test if split == "test" else self.valid
         hyperparameters, q, weight = {}, None, 1.0
-        if system.endswith("_guided"):
+        if System.parse(system).way == "guided":
             guide = self._guide()
             weight, by_weight = self._guidance_weight(system, guide)
             hyperparameters = {"guided_by": guide, "weight": weight, "valid_nll": by_weight}
@@ -349,10 +335,12 @@ class Answering:
         ]
         return np.concatenate(parts)
 
-    def _adapter_hash(self, system: str) -> str:
-        from llmrec.inference.from_recipe import adapter_of, weights_hash
+    def _adapter_hash(self, system: System) -> str:
+        from llmrec.inference.from_recipe import weights_hash
+        from llmrec.systems.language import adapter_of_system
 
-        adapter = adapter_of(self.recipe, self.folder, system)
+        adapter = adapter_of_system(self.recipe, self.folder, system)
+        assert adapter is not None  # noqa: S101  the caller asked
         if adapter not in self.adapters:
             self.adapters[adapter] = weights_hash(adapter)
         return self.adapters[adapter]
@@ -377,11 +365,13 @@ def named_candidate(
     return np.array(named if len(named) == 1 else [], np.int32)
 
 
-def _unused(system: str) -> set[str]:
-    """Keys of `decode` that make no difference to a system."""
-    batching = {"batch_size", "batch_tokens", "cuda_graphs"}
-    if "tuned" not in system:
-        return batching | {"search", "beams", "renormalise", "guidance", "grounding"}
-    if system.endswith(("_grounded", "_free")):
-        return batching | {"search", "beams", "renormalise", "guidance"}
-    return batching | {"grounding"} | (set() if system.endswith("_guided") else {"guidance"})
+def values_at(recipe: Recipe, paths: Sequence[str]) -> dict[str, Any]:
+    """What a recipe says at some paths, nested as there; a section that is null is left out."""
+    said, found = recipe.model_dump(mode="json"), {}
+    for path in paths:
+        section, _, key = path.partition(".")
+        if key:
+            found.setdefault(section, {})[key] = said[section][key]
+        elif said[section] is not None:
+            found[section] = said[section]
+    return found

@@ -17,6 +17,7 @@ from llmrec.stages import evaluate, pipeline, prepare, recommend
 SYSTEMS = "systems=[popularity, network, network_ce, network_cpft]"
 SIZES = ("network.hidden=8", "network.layers=1", "network.max_epochs=3", "network.batch_size=8")
 TUNED = ("conformal.max_epochs=6", "conformal.patience=2", "conformal.batch_size=8")
+STEP_OF = {"network": "base", "network_ce": "ce", "network_cpft": "cpft"}
 ALL = (SYSTEMS, *SIZES, *TUNED)
 
 
@@ -67,14 +68,14 @@ def test_three_steps_recommended_and_evaluated(recipe_of, calls, kind):
     said = recommend.run(recipe, folder)
     assert said["written"] == recipe.systems
     test = Examples.read(folder.examples("test"))
-    for system in networks.STEP_OF:
-        network = networks.fitted(recipe, folder, system)
+    for system, step in STEP_OF.items():
+        network = networks.fitted(recipe, folder, step)
         expected = {"sasrec": AttentionNetwork, "gru4rec": RecurrentNetwork}[kind]
         assert isinstance(network.network, expected)
         answers = Predictions.read(folder.predictions(system))
         assert (answers.info.kind, answers.info.distribution) == ("network", True)
         known = answers.info.hyperparameters
-        assert known["step"] == networks.STEP_OF[system]
+        assert known["step"] == step
         assert known["epoch"] == done[known["step"]]["epoch"] == network.epoch
         assert known["valid_ndcg@10"] == done[known["step"]]["valid_ndcg@10"]
         assert known["hidden"] == 8
@@ -98,8 +99,8 @@ def test_validation_ndcg_of_a_step_is_that_of_what_was_kept(recipe_of):
     recipe, folder = recipe_of(*ALL)
     done = pipeline.train(recipe, folder)
     valid = Examples.read(folder.examples("valid"))
-    for system, step in networks.STEP_OF.items():
-        network = networks.fitted(recipe, folder, system)
+    for step in STEP_OF.values():
+        network = networks.fitted(recipe, folder, step)
         assert network.ndcg(valid, True) == pytest.approx(done[step]["valid_ndcg@10"], abs=1e-9)
 
 
@@ -125,7 +126,7 @@ def test_a_damaged_network_is_trained_again_to_the_same_bytes(recipe_of, caplog)
     for step in ("base", "ce"):
         (folder.network(step) / networks.WEIGHTS).write_bytes(made[step][:-3])
     with pytest.raises(LlmrecError, match="no trained network"):
-        networks.fitted(recipe, folder, "network")
+        networks.fitted(recipe, folder, "base")
     done = pipeline.train(recipe, folder)
     assert {step: known["skipped"] for step, known in done.items()} == {
         "base": False,
@@ -182,11 +183,11 @@ def test_steps_out_of_order_and_unknown_ones_say_what_to_run(recipe_of):
         pipeline.train(recipe, folder, "ce")
     with pytest.raises(RecipeError, match="--only soft: the steps are base, cpft, ce"):
         pipeline.train(recipe, folder, "soft")
-    for system in ("network_ce", "network_cpft"):
+    for step in ("ce", "cpft"):
         with pytest.raises(LlmrecError, match="run `llmrec train` first"):
-            networks.fitted(recipe, folder, system)
+            networks.fitted(recipe, folder, step)
         with pytest.raises(LlmrecError, match="run `llmrec train` first"):
-            networks.weights_hash(recipe, folder, system)
+            networks.weights_hash(folder, step)
 
 
 def test_only_the_steps_that_the_systems_need(recipe_of):
@@ -219,7 +220,7 @@ def test_preview_counts_without_training(recipe_of):
     }
     assert not folder.network("base").parent.exists()
     pipeline.train(recipe, folder, "base")
-    network = networks.fitted(recipe, folder, "network").network
+    network = networks.fitted(recipe, folder, "base").network
     assert said["parameters"] == sum(p.numel() for p in network.parameters())
 
 
