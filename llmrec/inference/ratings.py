@@ -19,7 +19,7 @@ from torch import nn
 from llmrec.decoding.free import free_beam_search
 from llmrec.decoding.shared_prompt import SharedPrompt
 from llmrec.inference.pools import Neighbour
-from llmrec.model.objectives import Objective
+from llmrec.model.softmax import FullSoftmax
 from llmrec.recipe.demonstrations import Demonstrations
 from llmrec.text.encoding import Ids, PromptEncoder
 from llmrec.text.tree import FlatTree, Segment, TokenTree
@@ -88,15 +88,15 @@ class Selecting:
         self, model: nn.Module, questions: Sequence[tuple[Ids, list[Ids]]]
     ) -> list[npt.NDArray[np.float64]]:
         """Mean rating of each of a question's users, under the probabilities of the answers."""
-        objective = Objective("sft", self.encoder.trie, self._answers)
+        softmax = FullSoftmax()
         trees = [self._tree(*question) for question in questions]
         device = next(model.parameters()).device
         ratings: list[npt.NDArray[np.float64]] = [np.zeros(0)] * len(trees)
         for batch in _batches([len(tree.input_ids) for tree in trees]):
-            prepared = objective.prepare([trees[i] for i in batch])
+            prepared = softmax.prepare([trees[i] for i in batch])
             moved = {name: tensor.to(device) for name, tensor in prepared.items()}
             with torch.no_grad():
-                found = objective.branch_log_probabilities(model, moved)
+                found = softmax.branch_log_probabilities(model, moved)
             logs = found.double().cpu().numpy().reshape(-1, len(RATINGS))
             p = np.exp(logs - logs.max(axis=1, keepdims=True))
             mean = (p * np.array(RATINGS)).sum(axis=1) / p.sum(axis=1)

@@ -29,8 +29,9 @@ from llmrec.decoding.open_items import OpenItems
 from llmrec.decoding.shared_prompt import SharedPrompt
 from llmrec.errors import DataError
 from llmrec.inference.title_states import state_vectors
+from llmrec.methods.plain import softmax_of
 from llmrec.methods.windows import Window, as_examples
-from llmrec.model.candidate_objective import CandidateObjective
+from llmrec.model.losses import ConformalLoss
 from llmrec.model.trainer import Coming
 from llmrec.recipe import Recipe
 from llmrec.recipe.conformal import Conformal
@@ -232,10 +233,8 @@ def known_of(
     return known
 
 
-def candidate_objective(
-    recipe: Recipe, encoder: PromptEncoder, catalog: Catalog
-) -> CandidateObjective:
-    """The recipe's objective over candidates, with the untuned model's vectors of the titles."""
+def conformal_loss(recipe: Recipe, encoder: PromptEncoder, catalog: Catalog) -> ConformalLoss:
+    """The recipe's loss over candidates, with the untuned model's vectors of the titles."""
     conformal = _of(recipe)
     if conformal.gamma > 0 and not conformal.smooth:
         log.warning(
@@ -244,11 +243,8 @@ def candidate_objective(
             "gamma: 0"
         )
     vectors = torch.from_numpy(state_vectors(recipe, catalog)) if conformal.gamma > 0 else None
-    return CandidateObjective(
-        recipe.objective.name,
-        encoder.trie,
-        encoder.completions,
-        recipe.objective.tau,
+    return ConformalLoss(
+        softmax_of(recipe, encoder),
         alpha=conformal.alpha,
         beta=conformal.beta,
         gamma=conformal.gamma,

@@ -29,7 +29,7 @@ from llmrec.data.catalog import Catalog
 from llmrec.data.files import sha256_of
 from llmrec.data.records import Examples, Interactions
 from llmrec.errors import LlmrecError, RecipeError
-from llmrec.model.objectives import log_threshold, set_distance, set_size
+from llmrec.model.set_losses import log_threshold, set_distance, set_size
 from llmrec.recipe import Recipe
 from llmrec.recipe.conformal import Conformal
 from llmrec.recipe.systems import parsed

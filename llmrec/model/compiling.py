@@ -34,7 +34,7 @@ def uncompiled(model: nn.Module) -> nn.Module:
 
 
 def of_any_size(batch: dict[str, Any]) -> None:
-    """Say that the next batches are wider or ask for more logits than this one (of an Objective).
+    """Say that the next batches are wider or ask for more logits than this one (of a Softmax).
 
     Otherwise a step is compiled again for almost every number of predicted tokens, and past a limit
     no longer at all.

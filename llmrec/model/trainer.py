@@ -25,11 +25,10 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from llmrec.data import sealed as checkpoints
 from llmrec.errors import LlmrecError, RecipeError
 from llmrec.model.callbacks import Epochs, FiniteGradients
-from llmrec.model.candidate_objective import CandidateObjective
 from llmrec.model.compiling import of_any_size, require_compiler, uncompiled
 from llmrec.model.curriculum import Mixture
 from llmrec.model.kept_weights import BEST, CHECKPOINT, read_log
-from llmrec.model.objectives import Objective
+from llmrec.model.losses import Loss
 from llmrec.model.row_order import FILLER, RowOrder, Rows, Weights
 from llmrec.text.tree import TokenTree
 
@@ -62,7 +61,7 @@ class TreeTrainer(Trainer):
     `patience`: training stops after so many validations in a row that were no better.
     `refresh(model, step, coming)`, called before each optimiser step with the live model, may give
     other trees for all rows, and what it has to say for the log; `coming(n)` are the numbers of the
-    rows that the next n steps read. With a CandidateObjective each step is read twice.
+    rows that the next n steps read. A loss over the whole step is read twice (see `losses`).
     """
 
     def __init__(
@@ -70,7 +69,7 @@ class TreeTrainer(Trainer):
         model: torch.nn.Module,
         args: TrainingArguments,
         rows: Sequence[TokenTree],
-        objective: Objective,
+        loss: Loss,
         validate: Callable[[torch.nn.Module], Validated],
         log_path: Path,
         curriculum: Callable[[torch.nn.Module, int, int], Mixture] | None = None,
@@ -84,7 +83,7 @@ class TreeTrainer(Trainer):
             )
         if args.torch_compile:
             require_compiler(args.device, args.torch_compile_backend)
-        self.objective, self.validate, self.log_path = objective, validate, log_path
+        self.loss, self.validate, self.log_path = loss, validate, log_path
         self.curriculum, self.patience, self.refresh = curriculum, patience, refresh
         self.root = Path(args.output_dir)
         self.started = self._told = time.monotonic()
@@ -113,18 +112,14 @@ class TreeTrainer(Trainer):
     def _batch(self, fetched: dict[str, Any]) -> dict[str, Any]:
         """The rows of a fetched batch, as they are now, as tensors."""
         numbers, of_kind = fetched["row_numbers"].cpu(), fetched["of_kind"][0].cpu()
-        # Candidates weigh what the whole step's loss says, so none is left out.
-        weights = () if self._has_candidates else tuple(of_kind.tolist())
+        # What the whole step's loss compares is weighed by it, so nothing is left out.
+        weights = () if self.loss.whole_step else tuple(of_kind.tolist())
         rows = [self.train_dataset.flat(number, weights) for number in numbers.tolist()]
-        batch = self.objective.prepare(rows)
+        batch = self.loss.prepare(rows)
         counts = torch.tensor([row.branch_count for row in rows])
         counted = (numbers != FILLER).float().repeat_interleave(counts)
         told = of_kind[batch["kinds"]] * counted
         return {**batch, "weights": told, "counted": told > 0, "row_numbers": numbers}
-
-    @property
-    def _has_candidates(self) -> bool:
-        return isinstance(self.objective, CandidateObjective)
 
     def _coming(self, steps: int) -> list[int]:
         step = self.state.global_step
@@ -150,7 +145,7 @@ class TreeTrainer(Trainer):
             together * self.args.gradient_accumulation_steps,
             together if self.args.world_size > 1 else 1,
             self.args.seed,
-            self.objective.kind_weights,
+            self.loss.kind_weights,
         )
         return self._order
 
@@ -163,13 +158,10 @@ class TreeTrainer(Trainer):
         if self.args.world_size > 1:
             targets = self.accelerator.gather(targets).sum()
         self.targets_seen += float(targets)
-        if self._has_candidates:
+        if self.loss.whole_step:
             with self._measuring() as model, self.compute_loss_context_manager():
-                values = [
-                    self.objective.branch_log_probabilities(model, self._prepare_inputs(b))
-                    for b in batches
-                ]
-            self._parts.append(self.objective.weigh(batches, values, self.accelerator))
+                read = [self.loss.read(model, self._prepare_inputs(b)) for b in batches]
+            self._parts.append(self.loss.weigh(batches, read, self.accelerator))
         return batches, targets
 
     def compute_loss(
@@ -182,7 +174,7 @@ class TreeTrainer(Trainer):
         """Minus the batch's weighted log-probabilities over the summed weights of the step."""
         if self.args.torch_compile:
             of_any_size(inputs)
-        values = self.objective.branch_log_probabilities(model, inputs)
+        values = self.loss.softmax.branch_log_probabilities(model, inputs)
         loss = -(values * inputs["weights"]).sum() / num_items_in_batch
         if "offset" in inputs:
             loss = loss + inputs["offset"]

@@ -25,12 +25,8 @@ from llmrec.errors import LlmrecError, RecipeError
 from llmrec.inference.from_recipe import base_of, encoder_of
 from llmrec.inference.prompting import Prompting, prompting_of
 from llmrec.methods.adaptrec import Reselecting
-from llmrec.methods.conformal import (
-    CandidateRows,
-    LiveCandidates,
-    candidate_objective,
-    candidate_rows,
-)
+from llmrec.methods.conformal import CandidateRows, LiveCandidates, candidate_rows, conformal_loss
+from llmrec.methods.plain import softmax_of
 from llmrec.methods.soft.answer_file import Answers, Question, hash_of
 from llmrec.methods.soft.curriculum import curriculum_of
 from llmrec.methods.validation import validation_of
@@ -46,7 +42,7 @@ from llmrec.methods.windows import (
 from llmrec.model.forward import require_tree_support
 from llmrec.model.kept_weights import CHECKPOINT, publish_best, read_log
 from llmrec.model.loading import Lora, load_model, with_new_lora
-from llmrec.model.objectives import Objective
+from llmrec.model.losses import Loss
 from llmrec.model.trainer import Refresh, TreeTrainer
 from llmrec.recipe import Recipe
 from llmrec.runs.folder import RunFolder
@@ -85,9 +81,9 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
             done["step"],
         )
         return {**done, "adapter": str(folder.adapter), "skipped": True}
-    objective = objective_of(recipe, encoder, completions)
+    loss = Loss(softmax_of(recipe, encoder, completions))
     if recipe.conformal is not None:
-        objective = candidate_objective(recipe, encoder, Catalog.read(folder.items))
+        loss = conformal_loss(recipe, encoder, Catalog.read(folder.items))
     model = load_model(base_of(recipe))
     require_tree_support(model, recipe.prompt.max_tokens)
     model = with_new_lora(model, _lora(recipe), recipe.seed) if recipe.model.lora else model
@@ -99,7 +95,7 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
         model,
         _arguments(recipe, folder),
         rows,
-        objective,
+        loss,
         validation_of(recipe, folder, encoder),
         folder.train_log,
         curriculum,
@@ -207,18 +203,6 @@ def answers_of(recipe: Recipe, folder: RunFolder) -> Path:
     """The folder of the model's own answers: the recipe's, or else the run's."""
     given = recipe.soft.answers if recipe.soft else None
     return Path(given) if given else folder.answers
-
-
-def objective_of(
-    recipe: Recipe, encoder: PromptEncoder, completions: Sequence[Ids] | None = None
-) -> Objective:
-    """The recipe's objective over `completions`, by default those of the catalog's titles."""
-    return Objective(
-        recipe.objective.name,
-        encoder.trie,
-        completions or encoder.completions,
-        recipe.objective.tau,
-    )
 
 
 def preview(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from transformers import TrainingArguments
 from llmrec.errors import RecipeError
 from llmrec.model.compiling import require_compiler, uncompiled
 from llmrec.model.loading import Lora, with_new_lora
-from llmrec.model.objectives import Objective
+from llmrec.model.losses import Loss
+from llmrec.model.softmax import MaskedSoftmax
 from llmrec.model.trainer import TreeTrainer, Validated
 from llmrec.text.tree import Segment, TokenTree
 from llmrec.text.trie import TitleTrie
@@ -32,12 +33,12 @@ def pairs(count):
         )
         for i in range(count)
     ]
-    return rows, Objective("msl", TitleTrie.from_sequences(titles), titles)
+    return rows, Loss(MaskedSoftmax(TitleTrie.from_sequences(titles), titles))
 
 
 def trained(model, folder, seen, **settings):
     """The logged losses and the adapter of two short epochs."""
-    rows, objective = pairs(12)
+    rows, loss = pairs(12)
     arguments = TrainingArguments(
         output_dir=str(folder / "checkpoints"),
         seed=0,
@@ -60,7 +61,7 @@ def trained(model, folder, seen, **settings):
 
     model = with_new_lora(model, Lora(r=4), seed=0)
     log = folder / "log.jsonl"
-    TreeTrainer(model, arguments, rows, objective, validate, log).go(None)
+    TreeTrainer(model, arguments, rows, loss, validate, log).go(None)
     losses = [
         x["loss"] for x in map(json.loads, log.read_text("utf-8").splitlines()) if "loss" in x
     ]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from llmrec.model.objectives import log_threshold, membership, set_distance, set_size
+from llmrec.model.set_losses import log_threshold, membership, set_distance, set_size
 
 TEMPERATURES = [None, 0.3, 2.0]
 ALPHAS = ["0.01", "0.1", "0.25", "0.3", "0.5", "0.75", "0.9", "0.99"]

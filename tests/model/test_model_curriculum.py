@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from llmrec.model.curriculum import adaptive, linear
-from llmrec.model.objectives import Objective
 from llmrec.model.row_order import FILLER, RowOrder, Rows
+from llmrec.model.softmax import FullSoftmax, MaskedSoftmax
 from llmrec.text.rows import with_own_answers
 from llmrec.text.tree import Segment, TokenTree
 from llmrec.text.trie import TitleTrie
@@ -61,24 +61,25 @@ def pairs(count):
     return rows
 
 
-def loss_and_gradient(model, objective, flats, weights):
+def loss_and_gradient(model, softmax, flats, weights):
     model.zero_grad()
-    batch = objective.prepare(flats)
+    batch = softmax.prepare(flats)
     weight = torch.tensor(weights)[batch["kinds"]]
-    loss = -(objective.branch_log_probabilities(model, batch) * weight).sum() / weight.sum()
+    loss = -(softmax.branch_log_probabilities(model, batch) * weight).sum() / weight.sum()
     loss.backward()
     return float(loss.detach()), torch.cat([p.grad.flatten() for p in model.parameters()])
 
 
 @pytest.mark.parametrize("name", ["sft", "msl"])
 def test_two_branches_are_two_separate_passes(tiny_model, name):
-    objective = Objective(name, TitleTrie.from_sequences(COMPLETIONS), COMPLETIONS)
+    masked = MaskedSoftmax(TitleTrie.from_sequences(COMPLETIONS), COMPLETIONS)
+    softmax = masked if name == "msl" else FullSoftmax()
     rows, share = pairs(5), 0.3
     together = loss_and_gradient(
-        tiny_model, objective, [r.flatten() for r in rows], (1 - share, share)
+        tiny_model, softmax, [r.flatten() for r in rows], (1 - share, share)
     )
     alone = [[row.only([kind]).flatten() for row in rows] for kind in (0, 1)]
-    real, own = (loss_and_gradient(tiny_model, objective, flats, (1.0, 1.0)) for flats in alone)
+    real, own = (loss_and_gradient(tiny_model, softmax, flats, (1.0, 1.0)) for flats in alone)
     assert together[0] == pytest.approx((1 - share) * real[0] + share * own[0], abs=1e-5)
     expected = (1 - share) * real[1] + share * own[1]
     scale = float(expected.abs().max())

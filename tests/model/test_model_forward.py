@@ -7,7 +7,7 @@ import torch
 from llmrec.errors import RecipeError
 from llmrec.model.forward import collate, forward_logits, head_at, require_tree_support
 from llmrec.model.loading import Lora, with_new_lora
-from llmrec.model.objectives import branch_sums, log_probabilities
+from llmrec.model.softmax import branch_sums, log_probabilities
 from llmrec.text.tree import Segment, TokenTree
 
 

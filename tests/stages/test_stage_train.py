@@ -18,11 +18,11 @@ from llmrec.data.catalog import Catalog
 from llmrec.data.records import Examples
 from llmrec.errors import LlmrecError, RecipeError
 from llmrec.inference.from_recipe import base_of, encoder_of
+from llmrec.methods.plain import softmax_of
 from llmrec.methods.windows import training_rows, training_windows
 from llmrec.model.loading import load_model
 from llmrec.recipe.loading import dump
 from llmrec.stages import prepare, train
-from llmrec.stages.train import objective_of
 
 
 def log_lines(folder):
@@ -70,15 +70,15 @@ def test_the_loss_does_not_depend_on_how_a_step_is_cut(recipe_of):
     windows = training_windows(recipe, Examples.read(folder.examples("train")))
     rows = training_rows(recipe, encoder, windows)[:6]
     flats = [row.flatten() for row in rows]
-    objective, model = objective_of(recipe, encoder), load_model(base_of(recipe), "cpu")
+    softmax, model = softmax_of(recipe, encoder), load_model(base_of(recipe), "cpu")
     targets = sum(flat.branch_count for flat in flats)
     gradients = []
     for size in (6, 4, 1):
         model.zero_grad()
         total = 0.0
         for start in range(0, 6, size):
-            batch = objective.prepare(flats[start : start + size])
-            loss = -objective.branch_log_probabilities(model, batch).sum() / targets
+            batch = softmax.prepare(flats[start : start + size])
+            loss = -softmax.branch_log_probabilities(model, batch).sum() / targets
             loss.backward()
             total += float(loss.detach())
         gradients.append((total, torch.cat([p.grad.flatten() for p in model.parameters()])))

@@ -22,7 +22,7 @@ from llmrec.decoding.fixed_steps import FixedSteps
 from llmrec.decoding.open_items import OpenItems
 from llmrec.decoding.shared_prompt import SharedPrompt
 from llmrec.model.attention import with_tree_attention
-from llmrec.model.objectives import Objective
+from llmrec.model.softmax import FullSoftmax
 from llmrec.text.tree import FlatTree, Segment, TokenTree
 from llmrec.text.trie import TitleTrie
 
@@ -283,7 +283,7 @@ class PairStep:
     def __init__(self, bench: Bench, model) -> None:
         self.model, self.plan = model, bench.plan
         self.prompts = bench.prompts[: bench.size.pairs]
-        self.objective = Objective("sft", bench.trie, bench.titles)
+        self.softmax, self.titles = FullSoftmax(), bench.titles
         rng = np.random.default_rng(SEED)
         self.drawn = [rng.choice(len(bench.titles), 2, replace=False) for _ in self.prompts]
         self.paths = [
@@ -296,7 +296,7 @@ class PairStep:
 
     def rows(self) -> list[FlatTree]:
         """A tree for each pair: the prompt, and behind it the real title and the own one."""
-        answers = self.objective.completions
+        answers = self.titles
         return [
             TokenTree(
                 (
@@ -311,10 +311,10 @@ class PairStep:
     def one_pass(self) -> float:
         """The loss of the trees, after their gradients."""
         self.model.zero_grad()
-        prepared = self.objective.prepare(self.rows())
+        prepared = self.softmax.prepare(self.rows())
         batch = {name: value.to(self.plan.device) for name, value in prepared.items()}
         with self._precision():
-            loss = -self.objective.branch_log_probabilities(self.model, batch).mean()
+            loss = -self.softmax.branch_log_probabilities(self.model, batch).mean()
         loss.backward()
         return float(loss.detach())
 

@@ -33,7 +33,7 @@ from llmrec.decoding.open_items import OpenItems
 from llmrec.decoding.shared_prompt import SharedPrompt
 from llmrec.fetch.cache import model_path
 from llmrec.model.loading import BaseModel, Lora, load_model, with_new_lora
-from llmrec.model.objectives import Objective
+from llmrec.model.softmax import FullSoftmax
 from llmrec.text.rows import with_own_answers
 from llmrec.text.tree import FlatTree, Segment, TokenTree
 
@@ -159,11 +159,11 @@ def pair_rows(encoder, prompts, drawn) -> list[FlatTree]:
 
 def one_pass(model, encoder, rows: list[FlatTree]) -> float:
     """Forward and backward over one tree a pair; the loss."""
-    objective = Objective("sft", encoder.trie, encoder.completions)
+    softmax = FullSoftmax()
     model.zero_grad()
-    batch = objective.prepare(rows)
+    batch = softmax.prepare(rows)
     weights = KINDS[batch["kinds"]]
-    values = objective.branch_log_probabilities(model, batch)
+    values = softmax.branch_log_probabilities(model, batch)
     loss = -(values * weights).sum() / weights.sum()
     loss.backward()
     return float(loss.detach())

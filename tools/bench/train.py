@@ -31,7 +31,7 @@ from train_trl import trl_step
 from llmrec.fetch.cache import model_path
 from llmrec.model.forward import head_at
 from llmrec.model.loading import BaseModel, load_tokenizer
-from llmrec.model.objectives import Objective, branch_sums, log_probabilities
+from llmrec.model.softmax import FullSoftmax, MaskedSoftmax, Softmax, branch_sums, log_probabilities
 from llmrec.recipe import shipped
 from llmrec.text.encoding import PromptEncoder
 from llmrec.text.rows import all_targets
@@ -120,7 +120,7 @@ def measured(given: argparse.Namespace) -> Iterator[dict]:
     films, prompts = prompts_of(AT_ONCE, given.history)
     if set(given.only) & {"rows", "pairs", "msl", "sets"}:
         model = tuned()
-        ours(model, films, [tree(prompts[0][:32], films.completions[:1])])  # warm
+        ours(model, FullSoftmax(), [tree(prompts[0][:32], films.completions[:1])])  # warm
     if "rows" in given.only:
         for count in given.targets:  # the goal is one of many targets
             goal = 3.0 if count == max(given.targets) else None
@@ -160,12 +160,11 @@ def mean_loss(values: torch.Tensor) -> torch.Tensor:
 
 
 def ours(
-    model, encoder, rows: Sequence[TokenTree], loss_of: Callable = mean_loss, objective: str = "sft"
+    model, softmax: Softmax, rows: Sequence[TokenTree], loss_of: Callable = mean_loss
 ) -> float:
     """Forward and backward over one row a tree, laid out anew; the loss."""
-    made = Objective(objective, encoder.trie, encoder.completions)
-    batch = made.prepare([row.flatten() for row in rows])
-    loss = loss_of(made.branch_log_probabilities(model, batch))
+    batch = softmax.prepare([row.flatten() for row in rows])
+    loss = loss_of(softmax.branch_log_probabilities(model, batch))
     loss.backward()
     return float(loss.detach())
 
@@ -290,7 +289,10 @@ def row_figure(model, encoder, titles, users, count, repeats, goal) -> dict:
     rows = drawn_rows(encoder, users, count)
     paths = [path for row in rows for path in paths_of(row)]
     found = compared(
-        model, lambda: ours(model, encoder, rows), lambda: theirs_by_length(model, paths), repeats
+        model,
+        lambda: ours(model, FullSoftmax(), rows),
+        lambda: theirs_by_length(model, paths),
+        repeats,
     )
     return {
         "part": "rows",
@@ -335,7 +337,7 @@ def pair_figures(model, encoder, prompts, repeats) -> Iterator[dict]:
     found = {
         "padded rows": compared(
             model,
-            lambda: ours(model, encoder, rows),
+            lambda: ours(model, FullSoftmax(), rows),
             lambda: theirs_by_length(model, paths),
             repeats,
         )
@@ -344,7 +346,7 @@ def pair_figures(model, encoder, prompts, repeats) -> Iterator[dict]:
     if step := trl_step(other, encoder, paths):
         found[f"TRL {version('trl')}"] = compared(
             other,
-            lambda: ours(other, encoder, rows, lambda values: -values.sum() / tokens),
+            lambda: ours(other, FullSoftmax(), rows, lambda values: -values.sum() / tokens),
             step,
             repeats,
             close=2e-4,
@@ -384,7 +386,7 @@ def set_figure(model, encoder, prompts, rejected, repeats) -> dict:
 
     found = compared(
         model,
-        lambda: ours(model, encoder, rows, preference),
+        lambda: ours(model, FullSoftmax(), rows, preference),
         lambda: theirs(model, paths, preference),
         repeats,
     )
@@ -414,8 +416,7 @@ def msl_figure(model, encoder, users, count, repeats) -> dict:
     """Seconds of a step of msl and of sft on the same rows; the loss of msl checked by a loop."""
     rows = drawn_rows(encoder, users, count)
     with torch.no_grad():
-        made = Objective("sft", encoder.trie, encoder.completions)
-        batch = made.prepare([rows[0].flatten()])
+        batch = FullSoftmax().prepare([rows[0].flatten()])
         with head_at(model, batch["at"]):
             logits = (
                 model(
@@ -432,15 +433,15 @@ def msl_figure(model, encoder, users, count, repeats) -> dict:
                 allowed = logits[token, encoder.trie.allowed(completion[:depth])].astype(float)
                 expected += np.log(np.exp(allowed - logits[token, label]).sum())
                 token += 1
-        one = Objective("msl", encoder.trie, encoder.completions)
-        asked = one.prepare([rows[0].flatten()])
-        total = -float(one.branch_log_probabilities(model, asked).sum())
+        masked = MaskedSoftmax(encoder.trie, encoder.completions)
+        asked = masked.prepare([rows[0].flatten()])
+        total = -float(masked.branch_log_probabilities(model, asked).sum())
     if abs(total / expected - 1) > 1e-5:
         sys.exit(f"msl is {total}, by a loop over the trie {expected}; nothing is timed")
     found = compared(
         model,
-        lambda: ours(model, encoder, rows, objective="msl"),
-        lambda: ours(model, encoder, rows),
+        lambda: ours(model, masked, rows),
+        lambda: ours(model, FullSoftmax(), rows),
         repeats,
         close=None,
     )

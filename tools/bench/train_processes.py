@@ -21,10 +21,10 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback, TrainingArguments
 
-from llmrec.model.objectives import Objective
+from llmrec.model.losses import Loss
+from llmrec.model.softmax import FullSoftmax
 from llmrec.model.trainer import TreeTrainer, Validated
 from llmrec.text.tree import Segment, TokenTree
-from llmrec.text.trie import TitleTrie
 
 SEED = 0
 
@@ -107,7 +107,6 @@ def work(task: dict) -> None:
         TokenTree((Segment(np.array(prompt, np.int32)), Segment(title, 0, number)))
         for number, ((prompt, _), title) in enumerate(zip(task["rows"], titles, strict=True))
     ]
-    objective = Objective("sft", TitleTrie.from_sequences(titles), titles)
     with tempfile.TemporaryDirectory() as scratch:
         arguments = TrainingArguments(
             output_dir=scratch,
@@ -125,7 +124,7 @@ def work(task: dict) -> None:
         )
         log = Path(scratch) / "log.jsonl"
         trainer = TreeTrainer(
-            tuned(), arguments, rows, objective, lambda _: Validated((0.0,), {}), log
+            tuned(), arguments, rows, Loss(FullSoftmax()), lambda _: Validated((0.0,), {}), log
         )
         clock = Clock(trainer)
         trainer.add_callback(clock)

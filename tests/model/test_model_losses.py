@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from llmrec.model.candidate_objective import CandidateObjective
-from llmrec.model.objectives import log_threshold, set_distance, set_size
+from llmrec.model.losses import ConformalLoss, ListwiseLoss, StepLoss, WholeStepLoss
 from llmrec.model.row_order import FILLER, RowOrder
+from llmrec.model.set_losses import log_threshold, set_distance, set_size
+from llmrec.model.softmax import FullSoftmax, MaskedSoftmax
 from llmrec.text.rows import Views, with_candidates
 from llmrec.text.tree import Segment, TokenTree
 from llmrec.text.trie import TitleTrie
@@ -41,9 +42,13 @@ def rows(count, seed=0):
     return made
 
 
-def objective(name="sft", temperature=SMOOTH, **settings):
+def softmax(name="sft", tau=1.0):
+    return MaskedSoftmax(TRIE, COMPLETIONS, tau) if name == "msl" else FullSoftmax()
+
+
+def conformal(name="sft", temperature=SMOOTH, tau=1.0, **settings):
     given = {"alpha": 0.4, "beta": 2.0, "gamma": 3.0, "nearest": 2, "vectors": VECTORS} | settings
-    return CandidateObjective(name, TRIE, COMPLETIONS, temperature=temperature, **given)
+    return ConformalLoss(softmax(name, tau), temperature=temperature, **given)
 
 
 def read_alone(model, asked, row):
@@ -56,10 +61,10 @@ def read_alone(model, asked, row):
         total = 0.0
         for step, token in enumerate(answer):
             z = logits[step]
-            if asked.name == "msl":
+            if isinstance(asked.softmax, MaskedSoftmax):
                 allowed = TRIE.allowed(np.array(answer[:step], np.int32)).tolist()
-                total = total + z[token] / asked.tau
-                total = total - (z[allowed] / asked.tau).logsumexp(0)
+                total = total + z[token] / asked.softmax.tau
+                total = total - (z[allowed] / asked.softmax.tau).logsumexp(0)
             else:
                 total = total + z.log_softmax(0)[token]
         values.append(total)
@@ -112,19 +117,21 @@ class OneOfTwo:
 def batch_of(asked, some, numbers):
     """What the trainer's `_batch` gives."""
     batch = asked.prepare([row.flatten() for row in some])
-    real = (torch.tensor(numbers) != FILLER).float().repeat_interleave(2 * SIZE)
+    real = (
+        (torch.tensor(numbers) != FILLER).float().repeat_interleave(some[0].flatten().branch_count)
+    )
     return {**batch, "weights": torch.tensor(asked.kind_weights)[batch["kinds"]] * real}
 
 
 def by_parts(model, asked, batches, accelerator, targets):
     """The loss and the gradient of a process: read twice, learned batch by batch."""
     with torch.no_grad():
-        values = [asked.branch_log_probabilities(model, batch) for batch in batches]
-    told = asked.weigh(batches, values, accelerator)
+        read = [asked.read(model, batch) for batch in batches]
+    told = asked.weigh(batches, read, accelerator)
     model.zero_grad()
     total = 0.0
     for batch in batches:
-        values = asked.branch_log_probabilities(model, batch)
+        values = asked.softmax.branch_log_probabilities(model, batch)
         loss = batch["offset"] - (values * batch["weights"]).sum() / targets
         loss.backward()
         total += float(loss.detach())
@@ -133,11 +140,11 @@ def by_parts(model, asked, batches, accelerator, targets):
 
 @pytest.mark.parametrize("name", ["sft", "msl"])
 def test_both_views_in_one_tree_are_read_as_each_path_alone(tiny_model, name):
-    asked, some = objective(name, tau=1.5), rows(3)
+    asked, some = conformal(name, tau=1.5), rows(3)
     batch = asked.prepare([row.flatten() for row in some])
     assert batch["items"].tolist() == [items_of(row) for row in some]
     with torch.no_grad():
-        together = asked.branch_log_probabilities(tiny_model, batch).reshape(3, -1)
+        together = asked.softmax.branch_log_probabilities(tiny_model, batch).reshape(3, -1)
         alone = torch.stack([read_alone(tiny_model, asked, row) for row in some])
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-4)
     assert float(together.std()) > 0.1
@@ -148,7 +155,7 @@ def test_both_views_in_one_tree_are_read_as_each_path_alone(tiny_model, name):
 def test_every_cut_of_a_step_gives_the_loss_and_gradient_of_the_whole(
     tiny_llama, name, temperature
 ):
-    asked, some = objective(name, temperature), rows(4)
+    asked, some = conformal(name, temperature), rows(4)
     whole = plain_loss(
         asked, [read_alone(tiny_llama, asked, row) for row in some], [items_of(row) for row in some]
     )
@@ -168,7 +175,7 @@ def test_every_cut_of_a_step_gives_the_loss_and_gradient_of_the_whole(
 
 @pytest.mark.parametrize("temperature", [SMOOTH, HARD])
 def test_two_processes_and_a_filler_give_the_loss_and_gradient_of_one(tiny_llama, temperature):
-    asked, some = objective("msl", temperature), rows(3)
+    asked, some = conformal("msl", temperature), rows(3)
     whole = plain_loss(
         asked, [read_alone(tiny_llama, asked, row) for row in some], [items_of(row) for row in some]
     )
@@ -177,7 +184,9 @@ def test_two_processes_and_a_filler_give_the_loss_and_gradient_of_one(tiny_llama
     batches = [[batch_of(asked, [some[n]], [n]) for n in mine] for mine in held]
     with torch.no_grad():
         values = [
-            torch.stack([asked.branch_log_probabilities(tiny_llama, b) for b in mine])
+            torch.stack(
+                [asked.read(tiny_llama, batch) for batch in mine]
+            )  # a row each, no reference
             for mine in batches
         ]
     real = [torch.tensor([n != FILLER for n in mine]) for mine in held]
@@ -195,33 +204,101 @@ def test_two_processes_and_a_filler_give_the_loss_and_gradient_of_one(tiny_llama
 def test_the_distance_of_hard_sets_has_a_value_and_no_gradient(tiny_llama):
     """The vectors are fixed; smooth sets carry a gradient to the weights."""
     some = rows(4)
-    values = torch.stack([read_alone(tiny_llama, objective(), row) for row in some]).detach()
+    values = torch.stack([read_alone(tiny_llama, conformal(), row) for row in some]).detach()
     items = torch.tensor([items_of(row) for row in some])
     for temperature, moves in ((HARD, False), (SMOOTH, True)):
         leaf = values.double().requires_grad_()
-        loss = objective(temperature=temperature, beta=0.0, alpha=0.9).step_loss(leaf, items)
-        assert float(loss.set_distance.detach()) > 0
+        loss = conformal(temperature=temperature, beta=0.0, alpha=0.9).step_loss(leaf, items)
+        assert float(loss.parts["set_distance"].detach()) > 0
         [gradient] = torch.autograd.grad(
-            loss.total - loss.cross_entropy, leaf, allow_unused=True, materialize_grads=True
+            loss.total - loss.parts["cross_entropy"],
+            leaf,
+            allow_unused=True,
+            materialize_grads=True,
         )
         assert bool(gradient.abs().max() > 1e-6) is moves
 
 
 def test_rows_of_another_form_are_refused():
-    asked, some = objective(), rows(2)
+    asked, some = conformal(), rows(2)
     plain = TokenTree((Segment(COMPLETIONS[0]), Segment(COMPLETIONS[1], 0, 1)))
     with pytest.raises(ValueError, match="equally many"):
         asked.prepare([some[0].flatten(), plain.flatten()])
     with pytest.raises(ValueError, match="vectors"):
-        objective(vectors=None)
+        conformal(vectors=None)
     assert (
         float(
-            objective(vectors=None, gamma=0.0)
+            conformal(vectors=None, gamma=0.0)
             .step_loss(torch.randn(2, 8), torch.zeros(2, 8, dtype=torch.long))
-            .set_distance
+            .parts["set_distance"]
         )
         == 0
     )
+
+
+class Preferred(WholeStepLoss):
+    """A loss that only a test knows: softmax preference of the target over the others (S-DPO)."""
+
+    def step_loss(self, values, items, reference):
+        gained = 0.3 * (values - reference)
+        others = (gained[:, 1:] - gained[:, :1]).logsumexp(1)
+        return StepLoss(torch.nn.functional.softplus(others).mean(), {})
+
+
+def listed(count):
+    """Rows of one prompt, a target and three other titles behind it."""
+    rng = np.random.default_rng(1)
+    made = []
+    for number in range(count):
+        prompt = Segment(rng.integers(10, 60, 4 + 3 * number).astype(np.int32))
+        some = [
+            Segment(COMPLETIONS[item], 0, int(item), kind=min(place, 1))
+            for place, item in enumerate(rng.permutation(8)[:SIZE])
+        ]
+        made.append(TokenTree((prompt, *some)))
+    return made
+
+
+def elsewhere(model, batch):
+    """Log-probabilities of another model: told by the item, whatever the row."""
+    return -(batch["items"].flatten().float() ** 1.5)
+
+
+@pytest.mark.parametrize(
+    ("loss", "plain"),
+    [
+        (
+            ListwiseLoss(softmax("msl"), tau=2.0),
+            lambda values, items: sum((v / 2).logsumexp(0) - v[0] / 2 for v in values),
+        ),
+        (
+            Preferred(softmax(), reference=elsewhere),
+            lambda values, items: sum(
+                -torch.nn.functional.logsigmoid(
+                    -sum(
+                        (0.3 * (v[j] + i[j] ** 1.5 - v[0] - i[0] ** 1.5)).exp()
+                        for j in range(1, SIZE)
+                    ).log()
+                )
+                for v, i in zip(values, items, strict=True)
+            ),
+        ),
+    ],
+    ids=["listwise", "with_a_reference"],
+)
+def test_a_loss_over_the_whole_step_is_one_object(tiny_llama, loss, plain):
+    """Read in two passes, however the step is cut, it is what its definition gives in one."""
+    some = listed(3)
+    alone = [read_alone(tiny_llama, loss, row) for row in some]
+    whole = plain(alone, [items_of(row) for row in some]) / 3
+    expected, total = gradient_of(tiny_llama, whole), float(whole.detach())
+    scale = float(expected.abs().max())
+    assert scale > 1e-3
+    for cut in ([[0, 1, 2]], [[0], [1, 2]]):
+        batches = [batch_of(loss, [some[n] for n in numbers], numbers) for numbers in cut]
+        _, found, gradient = by_parts(tiny_llama, loss, batches, Alone, 3)
+        assert found == pytest.approx(total, rel=1e-5)
+        torch.testing.assert_close(gradient / scale, expected / scale, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("count", "size"), [(10, 1), (10, 2), (11, 4), (8, 4), (3, 4)])

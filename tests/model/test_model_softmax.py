@@ -1,11 +1,11 @@
-"""Objectives against loops written here."""
+"""The softmax of tokens against loops written here."""
 
 import math
 
 import numpy as np
 import torch
 
-from llmrec.model.objectives import restricted_log_probabilities, segment_logsumexp, trie_choices
+from llmrec.model.softmax import restricted_log_probabilities, segment_logsumexp, trie_choices
 from llmrec.text.tree import Segment, TokenTree
 from llmrec.text.trie import TitleTrie
 
