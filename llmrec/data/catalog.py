@@ -33,7 +33,7 @@ _ARTICLES = "The|A|An|Le|La|Les|L'|Un|Une|Il|Der|Die|Das|Det|El|Los|Las"
 _TRAILING_ARTICLE = re.compile(rf"(\S.*), ({_ARTICLES})")
 _BRACKETS = re.compile(r"\(([^()]*)\)")
 _YEAR = re.compile(r"(.*\S) \((1[89]\d\d|20\d\d)\)")
-_ENTITY = re.compile(r"&(?:amp|quot|apos|lt|gt|nbsp|#34|#39|#x27);")
+_ENTITY = re.compile(r"&(?:[A-Za-z][A-Za-z0-9]{1,31}|#[0-9]{1,7}|#[xX][0-9A-Fa-f]{1,6});")
 _JOINERS = "\u200c\u200d"  # letters of Persian and Indic scripts and emoji need them inside
 _DROPPED = ("Cc", "Cf", "Co", "Cs")  # control, format (bidi, tags, BOM), private use, surrogate
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
@@ -114,8 +114,8 @@ def build_catalog(
 def clean_title(raw: str, max_chars: int = MAX_TITLE_CHARS) -> str:
     """A title fit to stand in a prompt, on one line; "" where nothing readable is left.
 
-    NFC; control, format and private-use characters gone; white space collapsed; the five HTML
-    entities that shops leave in titles resolved; "Matrix, The (1999)" -> "The Matrix (1999)"; at
+    NFC; control, format and private-use characters gone; white space collapsed; HTML entities,
+    which shops leave in titles, resolved; "Matrix, The (1999)" -> "The Matrix (1999)"; at
     most `max_chars` characters, cut between words, a trailing year kept. Cleaning twice changes
     nothing.
     """

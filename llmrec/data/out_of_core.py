@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from llmrec.data.files import replacing
 from llmrec.data.records import ITEM_ID, RATING, SOURCE_ROW, TIMESTAMP, TITLE, USER_ID, Bools, Ints
 from llmrec.data.sources.formats import PARQUET, Layout, TableFile
 from llmrec.data.sources.reading import good_rows
 from llmrec.data.sources.rows import BadRows
+from llmrec.data.sources.times import Clock
+from llmrec.data.sources.values import has_text
 from llmrec.errors import DataError, LlmrecError, RecipeError
 
 if TYPE_CHECKING:
@@ -54,11 +57,11 @@ def filtered(
     Writes `folder`/interactions.parquet: user_id, item_id, timestamp, source_row and, if any,
     rating; duplicates out (the least source row stays), then ratings below `min_rating`, then what
     is outside the k-core; by user (as `id_order` has them), timestamp, source row. Titles that
-    stand beside the interactions go to items.parquet, each item's first. `memory_limit`, as "4GB",
-    is DuckDB's; a folder below `scratch` (the system's, where None) holds its tables and goes
-    again. Raises DataError past the limit of `bad`, for a missing column, and where nothing is
-    left; RecipeError for a limit that is none; LlmrecError without DuckDB and where memory or disk
-    run out.
+    stand beside the interactions go to items.parquet, each item's first that is one.
+    `memory_limit`, as "4GB", is DuckDB's; a folder below `scratch` (the system's, where None) holds
+    its tables and goes again. Raises DataError past the limit of `bad`, for a missing column, and
+    where nothing is left; RecipeError for a limit that is none; LlmrecError without DuckDB and
+    where memory or disk run out.
     """
     file = layout.interactions
     if min_rating is not None and RATING not in file.columns:
@@ -70,8 +73,9 @@ def filtered(
     with tempfile.TemporaryDirectory(prefix="llmrec-", dir=scratch) as temporary:
         log = _connected(Path(temporary), memory_limit)
         try:
-            counts = _read(log, file, bad)
-            _coded(log)
+            clock = Clock()
+            counts = _read(log, file, bad, clock)
+            _coded(log, clock.ticks)
             counts |= _filter(log, min_rating, k_core)
             if not _count(log):
                 raise DataError(
@@ -119,34 +123,36 @@ def _connected(temporary: Path, memory_limit: str) -> "DuckDBPyConnection":
     return log
 
 
-def _read(log: "DuckDBPyConnection", file: TableFile, bad: BadRows) -> dict[str, int]:
+def _read(log: "DuckDBPyConnection", file: TableFile, bad: BadRows, clock: Clock) -> dict[str, int]:
     """Have the good rows in the table `raw` and the titles in `titles`."""
     log.execute("BEGIN")
     log.execute(
         "CREATE TABLE raw (user_id VARCHAR, item_id VARCHAR, timestamp BIGINT, "
-        "source_row BIGINT, rating FLOAT)"
+        "fraction INTEGER, source_row BIGINT, rating FLOAT)"
     )
     log.execute("CREATE TABLE titles (item_id VARCHAR, source_row BIGINT, title VARCHAR)")
     rows = 0
-    for block in good_rows(file, bad):
+    for block in good_rows(file, bad, clock):
         columns = {
             USER_ID: block.user.cast(pa.string()),
             ITEM_ID: block.item.cast(pa.string()),
             TIMESTAMP: block.timestamp,
             SOURCE_ROW: block.source_row,
         }
+        if block.fraction is not None:
+            columns["fraction"] = block.fraction
         if block.rating is not None:
             columns[RATING] = block.rating
         _insert(log, "INSERT INTO raw BY NAME SELECT * FROM block", pa.table(columns))
         rows += len(block.timestamp)
         if block.title is not None:
-            first = np.unique(block.item.indices.to_numpy(False), return_index=True)[1]
+            titled = has_text(block.title)
+            rows_in_order = np.concatenate([np.flatnonzero(titled), np.flatnonzero(~titled)])
+            codes = block.item.indices.to_numpy(False)[rows_in_order]
+            first = rows_in_order[np.unique(codes, return_index=True)[1]]
+            texts = pc.if_else(pa.array(titled), block.title.cast(pa.string()), "")
             titles = pa.table(
-                {
-                    ITEM_ID: columns[ITEM_ID],
-                    SOURCE_ROW: block.source_row,
-                    TITLE: block.title.cast(pa.string()),
-                }
+                {ITEM_ID: columns[ITEM_ID], SOURCE_ROW: block.source_row, TITLE: texts}
             ).take(first)
             _insert(log, "INSERT INTO titles BY NAME SELECT * FROM block", titles)
     log.execute("COMMIT")
@@ -160,8 +166,11 @@ def _insert(log: "DuckDBPyConnection", statement: str, rows: pa.Table) -> None:
     log.unregister("block")
 
 
-def _coded(log: "DuckDBPyConnection") -> None:
-    """Turn `raw` into `log`: ids as codes in the order of `id_order`, kept in `users`, `items`."""
+def _coded(log: "DuckDBPyConnection", ticks: int) -> None:
+    """Turn `raw` into `log`: ids as codes in the order of `id_order`, kept in `users`, `items`.
+
+    Times are multiplied by `ticks`, as `Clock.scaled` does it.
+    """
     for distinct, named in (
         (
             "CREATE TABLE ids AS SELECT DISTINCT user_id AS id FROM raw",
@@ -178,9 +187,11 @@ def _coded(log: "DuckDBPyConnection") -> None:
         log.execute(named)
         log.execute("DROP TABLE ids")
     log.execute(
-        "CREATE TABLE log AS SELECT users.code AS user_code, items.code AS item_code, timestamp, "
+        "CREATE TABLE log AS SELECT users.code AS user_code, items.code AS item_code, "
+        "CAST(timestamp * $ticks + coalesce(fraction, 0) // $billionths AS BIGINT) AS timestamp, "
         "source_row, rating FROM raw JOIN users ON users.id = raw.user_id "
-        "JOIN items ON items.id = raw.item_id"
+        "JOIN items ON items.id = raw.item_id",
+        {"ticks": ticks, "billionths": 10**9 // ticks},
     )
     log.execute("DROP TABLE raw")
 
@@ -260,9 +271,10 @@ def _written(log: "DuckDBPyConnection", layout: Layout, folder: Path) -> dict[st
     }
     if layout.items is None and TITLE in layout.interactions.columns:
         titles = log.sql(
-            "SELECT titles.item_id, coalesce(arg_min(coalesce(title, ''), titles.source_row), '') "
-            "AS title FROM titles SEMI JOIN (SELECT id FROM log JOIN items ON code = item_code) "
-            "AS kept ON kept.id = titles.item_id GROUP BY titles.item_id ORDER BY titles.item_id"
+            "SELECT titles.item_id, "
+            "coalesce(arg_min(title, titles.source_row) FILTER (WHERE title <> ''), '') AS title "
+            "FROM titles SEMI JOIN (SELECT id FROM log JOIN items ON code = item_code) AS kept "
+            "ON kept.id = titles.item_id GROUP BY titles.item_id ORDER BY titles.item_id"
         )
         path = folder / "items.parquet"
         with replacing(path) as temporary:

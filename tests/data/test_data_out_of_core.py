@@ -163,7 +163,7 @@ def test_titles_beside_the_interactions_are_each_items_first(tmp_path: Path) -> 
     assert filtered.items is not None
     raw, again = read_source(path), read_source(tmp_path / "out")
     assert again.item_ids.tolist() == ["x", "y"]
-    assert again.titles.tolist() == ["First", ""] == raw.titles[:2].tolist()
+    assert again.titles.tolist() == ["First", "Later"] == raw.titles[:2].tolist()
 
 
 def test_what_cannot_be_done_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

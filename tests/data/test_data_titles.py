@@ -73,6 +73,11 @@ PIECES = st.lists(
         ("bell\x07 nul\x00 own\ue000 tag\U000e0041 half\ud800", "bell nul own tag half"),
         ("family \U0001f468\u200d\U0001f469", "family \U0001f468\u200d\U0001f469"),
         ("R&amp;B &quot;Hits&quot; &#39;99", 'R&B "Hits" \'99'),
+        (
+            "Am&eacute;lie &ndash; L&rsquo;&#233;t&#xE9; &hellip; &amp;copy;",
+            "Amélie \u2013 L\u2019été \u2026 ©",
+        ),
+        ("AT&T; &nosuch; R&B &", "AT&T; &nosuch; R&B &"),
         ("\u200b\u200d \ufeff", ""),
         ("", ""),
     ],

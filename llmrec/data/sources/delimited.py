@@ -1,10 +1,10 @@
 """Delimited text (CSV, TSV, `a::b`, RecBole's atomic files) as Blocks of strings.
 
-Arrow parses a block of lines at once; a block with anything odd in it is parsed again line by
-line, so that good rows stay and each bad one is named. Knows nothing of what the columns mean.
+Arrow parses a block at once where it reads it as `quoting` does; a block with anything odd in it
+is parsed again record by record, by the same grammar, so that good rows stay and each bad one is
+named. Knows nothing of what the columns mean.
 """
 
-import csv
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv as arrow_csv
 
-from llmrec.data.sources.rows import BadRows, Block, line_blocks, printable
+from llmrec.data.records import Longs
+from llmrec.data.sources.quoting import (
+    Record,
+    Records,
+    ends_of_records,
+    field_quotes,
+    fields_of,
+    whole_records,
+)
+from llmrec.data.sources.rows import BadRows, Block, line_blocks, require_one_of_each
 from llmrec.errors import DataError
 
 _BOM = b"\xef\xbb\xbf"
@@ -45,9 +54,9 @@ def column_names(path: Path, layout: Delimited) -> tuple[str, ...]:
     if layout.names:
         return layout.names
     for block, _ in line_blocks(path):
-        head = block.partition(b"\n")[0].removeprefix(_BOM).rstrip(b"\r")
+        head = block.partition(b"\n")[0].removeprefix(_BOM).removesuffix(b"\r")
         try:
-            fields = _fields(head, layout)
+            fields = fields_of(_text(head, layout), layout.delimiter, layout.quoted)
         except ValueError as error:
             raise DataError(f"{path}:1: the header cannot be read: {error}") from None
         names = [name.strip() for name in fields]
@@ -58,46 +67,71 @@ def column_names(path: Path, layout: Delimited) -> tuple[str, ...]:
 def delimited_blocks(
     path: Path, layout: Delimited, columns: Mapping[str, str], bad: BadRows
 ) -> Iterator[Block]:
-    """Yield the wanted columns (role -> column name) of every block of lines, as strings."""
+    """Yield the wanted columns (role -> column name) of every block of records, as strings."""
     names = column_names(path, layout)
+    require_one_of_each(path, names, columns)
     index = {role: names.index(column) for role, column in columns.items()}
-    for block, line in line_blocks(path):
+    rest, blocks = b"", line_blocks(path)
+    following = next(blocks, None)
+    while following is not None:
+        (block, line), following = following, next(blocks, None)
         if line == 1:
             block = block.removeprefix(_BOM)
             if layout.header_lines:
                 block, line = block.partition(b"\n")[2], 2
-                if not block:
-                    continue
-        parsed = _at_once(block, layout, len(names), index)
+        line -= rest.count(b"\n")
+        block, rest = rest + block, b""
+        if not block:
+            continue
+        whole = len(block)
+        if layout.quoted and following is not None and block.count(b'"') % 2:
+            whole = whole_records(block)
+        parsed = read_at_once(block[:whole], layout, len(names), index) if whole else None
         if parsed is not None:
-            lines = np.arange(line, line + len(next(iter(parsed.values()))))
-            yield Block(parsed, lines)
+            rest = block[whole:]
+            columns_read, places = parsed
+            yield Block(columns_read, places + line)
         else:
-            yield _line_by_line(path.name, block, line, layout, names, index, bad)
+            found, rest = _one_by_one(
+                path.name, block, line, layout, names, index, bad, last=following is None
+            )
+            yield found
 
 
-def _at_once(
+def read_at_once(
     block: bytes, layout: Delimited, width: int, index: Mapping[str, int]
-) -> dict[str, pa.Array] | None:
-    """Columns by role, or None where the block has to be looked at line by line."""
-    try:
-        block.decode("utf-8")
-    except UnicodeDecodeError:
-        return None
+) -> tuple[dict[str, pa.Array], Longs] | None:
+    """Columns by role and where each record begins, in lines from 0; None where Arrow cannot."""
+    if not block.isascii():
+        try:
+            block.decode("utf-8")
+        except UnicodeDecodeError:
+            return None
     if block.count(b"\r") != block.count(b"\r\n"):
         return None
-    delimiter = layout.delimiter
+    delimiter = layout.delimiter.encode()
+    quotes = None
+    if layout.quoted and b'"' in block:
+        quotes = field_quotes(block, delimiter) if len(delimiter) == 1 else None
+        if quotes is None:
+            return None
     if len(delimiter) > 1:
         if _UNIT_SEPARATOR in block:
             return None
-        block = block.replace(delimiter.encode(), _UNIT_SEPARATOR)
-        delimiter = _UNIT_SEPARATOR.decode()
+        block = block.replace(delimiter, _UNIT_SEPARATOR)
+        delimiter = _UNIT_SEPARATOR
+    lines = block.count(b"\n") + (not block.endswith(b"\n"))
+    ends = None if quotes is None else ends_of_records(block, quotes)
     names = [str(column) for column in range(width)]
     try:
         table = arrow_csv.read_csv(
             pa.py_buffer(block),
             arrow_csv.ReadOptions(use_threads=False, block_size=len(block) + 1, column_names=names),
-            arrow_csv.ParseOptions(delimiter=delimiter, quote_char='"' if layout.quoted else False),
+            arrow_csv.ParseOptions(
+                delimiter=delimiter.decode(),
+                quote_char=False if quotes is None else '"',
+                newlines_in_values=ends is not None,
+            ),
             arrow_csv.ConvertOptions(
                 column_types=dict.fromkeys(names, pa.string()),
                 include_columns=[names[at] for at in index.values()],
@@ -106,13 +140,14 @@ def _at_once(
         )
     except pa.ArrowInvalid:
         return None
-    if table.num_rows != block.count(b"\n") + (not block.endswith(b"\n")):
-        return None  # an empty line, or a quote that runs over the end of its line
+    if table.num_rows != (lines if ends is None else len(ends)):
+        return None  # an empty line
     table = table.combine_chunks()
-    return {role: table[names[at]].combine_chunks() for role, at in index.items()}
+    places = np.arange(lines) if ends is None else np.concatenate([[0], ends[:-1]])
+    return {role: table[names[at]].combine_chunks() for role, at in index.items()}, places
 
 
-def _line_by_line(
+def _one_by_one(
     file: str,
     block: bytes,
     line: int,
@@ -120,46 +155,50 @@ def _line_by_line(
     names: tuple[str, ...],
     index: Mapping[str, int],
     bad: BadRows,
-) -> Block:
+    *,
+    last: bool,
+) -> tuple[Block, bytes]:
+    """The good records, and the beginning of one that the next block may close."""
     rows: list[list[str]] = []
     lines: list[int] = []
-    for number, text in enumerate(block.removesuffix(b"\n").split(b"\n"), start=line):
-        text = text.removesuffix(b"\r")
-        if not text:
-            continue
-        try:
-            fields = _fields(text, layout)
-        except ValueError as error:
-            bad.add(file, number, _column_of(text, layout, names), str(error))
-            continue
-        if len(fields) != len(names):
-            column = names[len(fields)] if len(fields) < len(names) else str(len(names) + 1)
-            bad.add(file, number, column, f"{len(names)} columns expected, {len(fields)} found")
-            continue
-        rows.append([fields[at] for at in index.values()])
-        lines.append(number)
+    texts = block.removesuffix(b"\n").split(b"\n")
+    decoded = [_decoded(text, layout) for text in texts]
+    records = Records(decoded, layout.delimiter, layout.quoted, len(names), last)
+    for at, record in records:
+        if not isinstance(record, Record):
+            column = _column_of(texts[at].removesuffix(b"\r"), layout, names)
+            bad.add(file, line + at, column, record)
+        elif len(record.fields) != len(names):
+            found = len(record.fields)
+            column = names[found] if found < len(names) else str(len(names) + 1)
+            bad.add(file, line + at, column, f"{len(names)} columns expected, {found} found")
+        else:
+            rows.append([record.fields[at] for at in index.values()])
+            lines.append(line + at)
     columns = {
         role: pa.array([row[at] for row in rows], pa.string()) for at, role in enumerate(index)
     }
-    return Block(columns, np.array(lines, dtype=np.int64))
+    rest = b"" if records.open_at is None else b"\n".join(texts[records.open_at :])
+    if rest and block.endswith(b"\n"):
+        rest += b"\n"
+    return Block(columns, np.array(lines, dtype=np.int64)), rest
 
 
-def _fields(text: bytes, layout: Delimited) -> list[str]:
-    """The fields of one line; ValueError says why there are none."""
+def _decoded(text: bytes, layout: Delimited) -> str | ValueError:
     try:
-        line = text.decode("utf-8")
+        return _text(text, layout)
+    except ValueError as error:
+        return error
+
+
+def _text(line: bytes, layout: Delimited) -> str:
+    """A line as text; ValueError names a byte that is none."""
+    try:
+        return line.decode("utf-8")
     except UnicodeDecodeError as error:
         if not layout.latin1:
-            raise ValueError(f"byte {text[error.start]:#04x} is not UTF-8") from None
-        line = text.decode("latin-1")
-    if not layout.quoted or '"' not in line:
-        return line.split(layout.delimiter)
-    try:
-        return next(csv.reader([line], delimiter=layout.delimiter, strict=True))
-    except csv.Error as error:
-        if "end of data" in str(error):
-            raise ValueError("a quote is opened and not closed on this line") from None
-        raise ValueError(f"quotes are not balanced in {printable(line)}") from None
+            raise ValueError(f"byte {line[error.start]:#04x} is not UTF-8") from None
+        return line.decode("latin-1")
 
 
 def _column_of(text: bytes, layout: Delimited, names: tuple[str, ...]) -> str:

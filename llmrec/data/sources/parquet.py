@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llmrec.data.sources.rows import BadRows, Block
+from llmrec.data.sources.rows import BadRows, Block, require_one_of_each
 from llmrec.errors import DataError
 
 
@@ -19,6 +19,7 @@ def parquet_columns(path: Path) -> tuple[str, ...]:
 def parquet_blocks(path: Path, columns: Mapping[str, str], bad: BadRows) -> Iterator[Block]:
     """Yield the wanted columns (role -> column name) of every row group."""
     file = _opened(path)
+    require_one_of_each(path, file.schema_arrow.names, columns)
     row = 1
     for group in range(file.num_row_groups):
         rows = file.metadata.row_group(group).num_rows

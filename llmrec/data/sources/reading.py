@@ -3,7 +3,6 @@
 Knows nothing of file layouts (see `formats`) or of what happens to the rows afterwards.
 """
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from llmrec.data.catalog import id_order
 from llmrec.data.records import (
@@ -27,34 +25,13 @@ from llmrec.data.records import (
     Ints,
     Longs,
 )
-from llmrec.data.sources.delimited import Delimited, delimited_blocks
-from llmrec.data.sources.formats import (
-    AUTO,
-    BRAND,
-    JSONL,
-    YEAR,
-    Columns,
-    Layout,
-    TableFile,
-    available,
-    recognise,
-)
-from llmrec.data.sources.jsonl import jsonl_blocks
-from llmrec.data.sources.parquet import parquet_blocks
-from llmrec.data.sources.rows import BadRows, Block
-from llmrec.data.sources.values import (
-    Reasons,
-    as_text,
-    identifiers,
-    is_readable,
-    ratings,
-    timestamps,
-)
+from llmrec.data.sources.formats import AUTO, Columns, Layout, TableFile, recognise
+from llmrec.data.sources.rows import BadRows
+from llmrec.data.sources.tables import blocks_of, header_lines, kept_rows
+from llmrec.data.sources.times import Clock, Fractions
+from llmrec.data.sources.titles import item_titles
+from llmrec.data.sources.values import as_text, has_text, identifiers, ratings
 from llmrec.errors import DataError
-
-_OPTIONAL = frozenset({TITLE, YEAR, BRAND})
-_RELEASE = re.compile(r"(?:1[89]|20)\d\d(?:\.0+)?")
-_VIDEO_MARK = re.compile(r"(\((?:1[89]|20)\d\d\)) \((?:V|TV)\)\s*$")  # IMDb's, behind the year
 
 
 @dataclass(frozen=True)
@@ -64,7 +41,8 @@ class RawData:
     `interactions`: `position` indexes `item_ids`, not yet a Catalog; users and items are in the
     order of `id_order`. `titles` and `brands` (I,) belong to `item_ids`; "" where there is none.
     `untitled_items`: items without a row in the items file; `repeated_items`: rows of the items
-    file that repeat an id (the first counts).
+    file that repeat an id (the first with a title counts). Timestamps count `ticks` to a unit of
+    the file, which is more than 1 where it has fractions.
     """
 
     format: str
@@ -76,6 +54,7 @@ class RawData:
     bad_rows: BadRows
     untitled_items: int
     repeated_items: int
+    ticks: int = 1
 
 
 def read_source(
@@ -91,9 +70,10 @@ def read_source(
 
 def read_layout(layout: Layout, bad: BadRows) -> RawData:
     """Read what was recognised; DataError past the limit of `bad` or where nothing is left."""
-    interactions, item_ids, in_line_titles = _interactions(layout.interactions, bad)
+    clock = Clock()
+    interactions, item_ids, in_line_titles = _interactions(layout.interactions, bad, clock)
     if layout.items is not None:
-        titles, brands, untitled, repeated = _item_titles(layout, item_ids, bad)
+        titles, brands, untitled, repeated = item_titles(layout, item_ids, bad)
     else:
         titles, brands = in_line_titles, np.full(len(item_ids), "", dtype=object)
         untitled, repeated = int(np.count_nonzero(titles == "")), 0
@@ -102,73 +82,45 @@ def read_layout(layout: Layout, bad: BadRows) -> RawData:
         raise DataError(f"{layout.interactions.path} holds no interaction that can be used")
     files = (layout.interactions.path,) + (() if layout.items is None else (layout.items.path,))
     return RawData(
-        layout.format, files, interactions, item_ids, titles, brands, bad, untitled, repeated
+        layout.format,
+        files,
+        interactions,
+        item_ids,
+        titles,
+        brands,
+        bad,
+        untitled,
+        repeated,
+        clock.ticks,
     )
-
-
-def _blocks(file: TableFile, bad: BadRows) -> Iterator[Block]:
-    if file.layout != JSONL:
-        names = available(file)
-        missing = [name for name in file.columns.values() if name not in names]
-        if missing:
-            raise DataError(
-                f"{file.path} has no column {', '.join(missing)}; it has "
-                f"{', '.join(names)}. Map them in data.columns."
-            )
-    if isinstance(file.layout, Delimited):
-        return delimited_blocks(file.path, file.layout, file.columns, bad)
-    if file.layout == JSONL:
-        return jsonl_blocks(file.path, file.columns, _OPTIONAL, bad)
-    return _readable(file, parquet_blocks(file.path, file.columns, bad))
-
-
-def _readable(file: TableFile, blocks: Iterator[Block]) -> Iterator[Block]:
-    for block in blocks:
-        for role, values in block.columns.items():
-            if not is_readable(values.type):
-                raise DataError(
-                    f"{file.path}: column {file.columns[role]} is of type "
-                    f"{values.type}, which holds no {role}"
-                )
-        yield block
-
-
-def _keep(file: TableFile, block: Block, reasons: dict[str, Reasons], bad: BadRows) -> Bools:
-    """Note each bad row once, by its first bad column; (R,) the rows that are good."""
-    keep = np.ones(len(block.lines), dtype=np.bool_)
-    found: dict[int, tuple[str, str]] = {}
-    for role in file.columns:
-        for row, reason in reasons.get(role, {}).items():
-            found.setdefault(row, (file.columns[role], reason))
-    for row in sorted(found):
-        bad.add(file.path.name, int(block.lines[row]), *found[row])
-        keep[row] = False
-    return keep
 
 
 @dataclass(frozen=True)
 class GoodRows:
-    """R good rows of a block, ids and titles dictionary-encoded; None where there is no column."""
+    """R good rows of a block, ids and titles dictionary-encoded; None where there is no column.
+
+    `timestamp` and `fraction` are as the clock read them, not yet scaled.
+    """
 
     user: pa.DictionaryArray
     item: pa.DictionaryArray
     timestamp: Longs
+    fraction: Fractions | None
     source_row: Longs
     rating: npt.NDArray[np.float32] | None
     title: pa.DictionaryArray | None
 
 
-def good_rows(file: TableFile, bad: BadRows) -> Iterator[GoodRows]:
+def good_rows(file: TableFile, bad: BadRows, clock: Clock) -> Iterator[GoodRows]:
     """Yield what can be used of every block of a file of interactions, typed and checked.
 
     Rows are numbered as a SOURCE_ROW column has it, else by their place in the file.
     """
-    dates: bool | None = None
-    header = file.layout.header_lines if isinstance(file.layout, Delimited) else 0
-    for block in _blocks(file, bad):
+    header = header_lines(file)
+    for block in blocks_of(file, bad):
         user, bad_users = identifiers(block.columns[USER_ID])
         item, bad_items = identifiers(block.columns[ITEM_ID])
-        time, bad_times, dates = timestamps(block.columns[TIMESTAMP], dates)
+        time, part, bad_times = clock.read(block.columns[TIMESTAMP])
         reasons = {USER_ID: bad_users, ITEM_ID: bad_items, TIMESTAMP: bad_times}
         score = None
         if RATING in file.columns:
@@ -176,7 +128,7 @@ def good_rows(file: TableFile, bad: BadRows) -> Iterator[GoodRows]:
         rows = block.lines - 1 - header
         if SOURCE_ROW in file.columns:
             rows = block.columns[SOURCE_ROW].to_numpy(False)
-        keep = _keep(file, block, reasons, bad)
+        keep = kept_rows(file, block, reasons, bad)
         mask = pa.array(keep)
         title = None
         if TITLE in file.columns:
@@ -185,6 +137,7 @@ def good_rows(file: TableFile, bad: BadRows) -> Iterator[GoodRows]:
             user.filter(mask),
             item.filter(mask),
             time[keep],
+            None if part is None else part[keep],
             rows[keep],
             None if score is None else score[keep],
             title,
@@ -192,28 +145,49 @@ def good_rows(file: TableFile, bad: BadRows) -> Iterator[GoodRows]:
 
 
 def _interactions(
-    file: TableFile, bad: BadRows
+    file: TableFile, bad: BadRows, clock: Clock
 ) -> tuple[Interactions, npt.NDArray[np.object_], npt.NDArray[np.object_]]:
     """Interactions with coded users and items, the item ids, and titles found in the same file."""
-    blocks = list(good_rows(file, bad))
+    blocks = list(good_rows(file, bad, clock))
     user_codes, user_ids = _coded([block.user for block in blocks])
     item_codes, item_ids = _coded([block.item for block in blocks])
     scores = [block.rating for block in blocks if block.rating is not None]
-    titles = [block.title for block in blocks if block.title is not None]
+    times = [clock.scaled(block.timestamp, block.fraction) for block in blocks]
+    if clock.cut:
+        bad.notice(
+            f"{file.path.name}: the times are so large that fractions finer than 1/{clock.ticks} "
+            "were cut off; some may be equal now that were not"
+        )
     interactions = Interactions(
         user_codes,
         item_codes,
-        _joined([block.timestamp for block in blocks], np.int64),
+        _joined(times, np.int64),
         _joined([block.source_row for block in blocks], np.int64),
         user_ids,
         _joined(scores, np.float32) if RATING in file.columns else None,
     )
     in_line = np.full(len(item_ids), "", dtype=object)
-    if titles and len(item_codes):
-        _, first = np.unique(item_codes, return_index=True)
-        column = pa.chunked_array(titles).cast(pa.string()).fill_null("")
-        in_line[:] = column.take(pa.array(first)).to_pylist()
+    if TITLE in file.columns and len(item_codes):
+        column = pa.chunked_array([b.title for b in blocks if b.title is not None])
+        titled = np.flatnonzero(_joined([_titled(b.title) for b in blocks], np.bool_))
+        first = np.zeros(len(item_ids), dtype=np.int64)
+        first[item_codes[titled[::-1]]] = titled[::-1]  # of rows of one item the last written stays
+        has_one = np.zeros(len(item_ids), dtype=np.bool_)
+        has_one[item_codes[titled]] = True
+        texts = column.cast(pa.string()).take(pa.array(first[has_one]))
+        in_line[has_one] = np.array(texts.to_pylist(), dtype=object)
     return interactions, item_ids, in_line
+
+
+def _titled(titles: pa.DictionaryArray | None) -> Bools:
+    """(R,) whether there is a title and more to it than white space."""
+    if titles is None:
+        return np.zeros(0, dtype=np.bool_)
+    if not len(titles.dictionary):
+        return np.zeros(len(titles), dtype=np.bool_)
+    found: Bools = has_text(titles.dictionary)[titles.indices.fill_null(0).to_numpy(False)]
+    found &= titles.is_valid().to_numpy(False)
+    return found
 
 
 def _joined(parts: list[npt.NDArray[Any]], dtype: type[np.generic]) -> npt.NDArray[Any]:
@@ -232,48 +206,3 @@ def _coded(parts: list[pa.DictionaryArray]) -> tuple[Ints, npt.NDArray[np.object
     rank = np.zeros(len(ids), dtype=np.int32)
     rank[in_order] = np.arange(len(in_order), dtype=np.int32)
     return rank[codes], ids[in_order]
-
-
-def _item_titles(
-    layout: Layout, item_ids: npt.NDArray[np.object_], bad: BadRows
-) -> tuple[npt.NDArray[np.object_], npt.NDArray[np.object_], int, int]:
-    """(I,) titles and brands of the items, how many have no row, how many rows repeat an id."""
-    file = layout.items
-    assert file is not None  # noqa: S101  the caller has looked
-    titles = np.full(len(item_ids), "", dtype=object)
-    brands = titles.copy()
-    known = np.zeros(len(item_ids), dtype=np.bool_)
-    wanted = pa.array(item_ids, pa.string())
-    repeated = 0
-    for block in _blocks(file, bad):
-        ids, bad_ids = identifiers(block.columns[ITEM_ID])
-        keep = _keep(file, block, {ITEM_ID: bad_ids}, bad)
-        position = pc.index_in(ids.cast(pa.string()), wanted).fill_null(-1).to_numpy(False)
-        rows = np.flatnonzero(keep & (position >= 0))
-        _, first = np.unique(position[rows], return_index=True)
-        fresh = rows[first]
-        fresh = fresh[~known[position[fresh]]]
-        repeated += len(rows) - len(fresh)
-        known[position[fresh]] = True
-        chosen = pa.array(fresh)
-        texts = {
-            role: as_text(block.columns[role]).take(chosen).fill_null("").to_pylist()
-            for role in (TITLE, YEAR, BRAND)
-            if role in file.columns
-        }
-        found = texts[TITLE]
-        if YEAR in texts:
-            found = [_with_year(*pair) for pair in zip(found, texts[YEAR], strict=True)]
-        if layout.format in ("movielens", "recbole"):
-            found = [_VIDEO_MARK.sub(r"\1", title) for title in found]
-        titles[position[fresh]] = found
-        if BRAND in texts:
-            brands[position[fresh]] = texts[BRAND]
-    return titles, brands, int(np.count_nonzero(~known)), repeated
-
-
-def _with_year(title: str, year: str) -> str:
-    """Title and release year as GroupLens writes them, "Toy Story (1995)"."""
-    if not _RELEASE.fullmatch(year) or title.rstrip().endswith(f"({year[:4]})"):
-        return title
-    return f"{title} ({year[:4]})"

@@ -6,7 +6,7 @@ from swallowing the next. Knows nothing of what the columns mean.
 
 import gzip
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,11 +42,20 @@ class BadRow:
 
 @dataclass
 class BadRows:
-    """The bad rows met so far: all counted, the first ten thousand remembered."""
+    """The bad rows met so far: all counted, the first ten thousand remembered.
+
+    `notices`: what else a user should know of how the files were read, once each.
+    """
 
     limit: int = 0
     count: int = 0
     rows: list[BadRow] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+
+    def notice(self, text: str) -> None:
+        """Note something that is no error and must not stay unsaid."""
+        if text not in self.notices:
+            self.notices.append(text)
 
     def add(self, file: str, line: int, column: str, reason: str, rows: int = 1) -> None:
         """Note a bad row, or `rows` of them from `line` on that are bad for one reason."""
@@ -78,6 +87,16 @@ def printable(text: Any, limit: int = 40) -> str:
     """A value quoted for a message: short, on one line, without control characters."""
     shown = repr(text)
     return shown if len(shown) <= limit else shown[: limit - 4] + "..." + shown[-1]
+
+
+def require_one_of_each(path: Path, names: Sequence[str], columns: Mapping[str, str]) -> None:
+    """Raise DataError where a wanted column (role -> name) is there twice."""
+    for name in columns.values():
+        if (count := names.count(name)) > 1:
+            raise DataError(
+                f"{path} has {count} columns called {name!r}, and which of them is "
+                "meant is not known; rename all but one."
+            )
 
 
 def line_blocks(path: Path) -> Iterator[tuple[bytes, int]]:

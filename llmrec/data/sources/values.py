@@ -1,87 +1,87 @@
-"""Turning columns into identifiers, times, numbers and text, and finding the values that are none.
+"""Turning columns into identifiers, numbers and text, and finding the values that are none.
 
 Every function takes an Arrow array of R values and returns the converted values with the reasons
-of the bad ones, row -> reason; what stands in a bad row is meaningless. Knows nothing of files.
+of the bad ones, row -> reason; what stands in a bad row is meaningless. Times are read by `times`.
+Knows nothing of files.
 """
 
 import math
 import re
 from collections.abc import Callable
-from datetime import UTC, datetime
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from llmrec.data.records import Longs
 from llmrec.data.sources.rows import printable
 
 Reasons = dict[int, str]
 
-_MISSING = "is missing"
-_INTEGER = re.compile(r"[+-]?[0-9]+")
-_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
-_INT64 = 2**63
+MISSING = "is missing"
+INTEGER = re.compile(r"[+-]?[0-9]+")
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+# What programs write where they have no value; none of it is anybody's id.
+_NOBODY = (
+    "nan",
+    "NaN",
+    "NAN",
+    "null",
+    "NULL",
+    "Null",
+    "None",
+    "none",
+    "NA",
+    "N/A",
+    "n/a",
+    "#N/A",
+    "<NA>",
+    "NaT",
+    "\\N",
+)
+_UNTITLED = ("nan", "NaN", "<NA>", "#N/A", "\\N")  # "None", "Null" and "NA" may be titles
+_CONTROL = r"[\x00-\x1f\x7f]"
+_ODD = r"^\s|\s$|^[+-]?[0-9]+\.0+\s*$|^\p{Zs}|\p{Zs}$"  # not yet in normal form
+_WHOLE = r"^([+-]?[0-9]+)\.0+$"
+_SPREADSHEET = r"^[+-]?[0-9]\.?[0-9]*[Ee]\+[0-9]{2}$"  # 1.23457E+12: the other digits are gone
+_EXACT = 2**53  # a float names every whole number below it, and not every one above
 
 
 def identifiers(values: pa.Array) -> tuple[pa.DictionaryArray, Reasons]:
-    """Ids as text, dictionary-encoded; bad are missing, empty ones and ones with control codes."""
-    encoded = as_text(values).dictionary_encode()
-    reasons = {int(row): _MISSING for row in np.flatnonzero(encoded.is_null().to_numpy(False))}
-    entries = encoded.dictionary
-    wrong = pc.match_substring_regex(entries, r"^\s*$|[\x00-\x1f\x7f]").to_numpy(False)
-    if wrong.any():
-        bad = np.flatnonzero(wrong)
-        codes = encoded.indices.fill_null(-1).to_numpy(False)
-        for row in np.flatnonzero(np.isin(codes, bad)):
-            text = entries[int(codes[row])].as_py()
-            empty = not text.strip()
-            reasons[int(row)] = "is empty" if empty else f"{printable(text)} has a control code"
-    return encoded, reasons
+    """Ids as text in their one normal form, dictionary-encoded.
 
-
-def timestamps(values: pa.Array, dates: bool | None) -> tuple[Longs, Reasons, bool | None]:
-    """(R,) int64 times; the third value says whether they are dates, None while nothing is known.
-
-    Numbers stay as they are, fractions dropped; dates (ISO 8601, UTC where no zone stands)
-    become milliseconds. A file has one kind: `dates` as known from earlier rows of it.
+    White space around an id is no part of it, and a whole number with a point ("7.0") is that
+    number. Bad are missing and empty ones, ones with control codes inside, and numbers of which
+    a float or a spreadsheet has lost digits.
     """
-    kind = values.type
-    if pa.types.is_temporal(kind):
-        values = values.cast(pa.timestamp("ms"), safe=False)
-        return _known(values.cast(pa.int64()).fill_null(0).to_numpy(False), values, {}, True)
-    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
-        numbers, reasons = _floats(values) if pa.types.is_floating(kind) else (None, {})
-        if numbers is None:
-            whole = values.fill_null(0).to_numpy(False)
-            return _known(whole.astype(np.int64), values, reasons, False)
-        far = np.abs(numbers) >= _INT64
-        reasons |= {int(row): "is out of range" for row in np.flatnonzero(far)}
-        return _known(np.where(far, 0, np.floor(numbers)).astype(np.int64), values, reasons, False)
-    text = as_text(values)
-    fast = _parsed(text, pa.timestamp("ms") if dates else pa.int64())
-    if fast is not None:
-        return fast.cast(pa.int64()).to_numpy(False), {}, bool(dates)
-    if dates is None:
-        dates = _mostly_dates(text)
-        if dates:
-            return timestamps(text, dates)
-    whole, reasons = _each(text, np.int64, _milliseconds if dates else _whole)
-    return whole, reasons, dates
+    reasons = _inexact(values)
+    encoded = as_text(values).dictionary_encode()
+    reasons |= {int(row): MISSING for row in np.flatnonzero(encoded.is_null().to_numpy(False))}
+    encoded = _normal(encoded)
+    entries = encoded.dictionary
+    wrong = np.zeros(len(entries), dtype=np.bool_)
+    for finding in (
+        pc.match_substring_regex(entries, f"^$|{_CONTROL}|{_SPREADSHEET}"),
+        pc.is_in(entries, pa.array(_NOBODY, entries.type)),
+    ):
+        wrong |= finding.to_numpy(False)
+    if wrong.any():
+        codes = encoded.indices.fill_null(-1).to_numpy(False)
+        for row in np.flatnonzero(np.isin(codes, np.flatnonzero(wrong))):
+            reasons.setdefault(int(row), _wrong_id(entries[int(codes[row])].as_py()))
+    return encoded, reasons
 
 
 def ratings(values: pa.Array) -> tuple[npt.NDArray[np.float32], Reasons]:
     """(R,) float32 finite numbers."""
-    if pa.types.is_integer(values.type) or pa.types.is_floating(values.type):
-        numbers, reasons = _floats(values)
+    if _is_number(values.type):
+        numbers, reasons = floats(values)
         return numbers.astype(np.float32), reasons
     text = as_text(values)
-    fast = _parsed(text, pa.float64())
+    fast = cast_or_none(text, pa.float64())
     if fast is not None and np.isfinite(fast.to_numpy(False)).all():
         return fast.to_numpy(False).astype(np.float32), {}
-    numbers, reasons = _each(text, np.float64, _finite)
+    numbers, reasons = _each(text, _finite)
     return numbers.astype(np.float32), reasons
 
 
@@ -91,10 +91,10 @@ def is_readable(kind: pa.DataType) -> bool:
         kind = kind.value_type
     return bool(
         _is_text(kind)
-        or pa.types.is_integer(kind)
-        or pa.types.is_floating(kind)
-        or pa.types.is_temporal(kind)
+        or _is_number(kind)
         or pa.types.is_null(kind)
+        or pa.types.is_timestamp(kind)
+        or pa.types.is_date(kind)
     )
 
 
@@ -112,35 +112,14 @@ def as_text(values: pa.Array) -> pa.Array:
     return values
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(
-        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-    )
+def has_text(values: pa.Array) -> npt.NDArray[np.bool_]:
+    """(R,) whether a title is more than white space and than a program's word for nothing."""
+    text = pc.utf8_trim_whitespace(as_text(values))
+    none = pc.is_in(text, pa.array(("", *_UNTITLED), text.type))
+    return pc.and_(text.is_valid(), pc.invert(none)).to_numpy(False)  # type: ignore[no-any-return]
 
 
-def _shortest(number: float) -> str | None:
-    if math.isnan(number):
-        return None
-    return str(int(number)) if number.is_integer() and abs(number) < 1e15 else repr(number)
-
-
-def _known(
-    whole: Longs, values: pa.Array, reasons: Reasons, dates: bool
-) -> tuple[Longs, Reasons, bool]:
-    missing = np.flatnonzero(values.is_null().to_numpy(False))
-    return whole, reasons | {int(row): _MISSING for row in missing}, dates
-
-
-def _floats(values: pa.Array) -> tuple[npt.NDArray[np.float64], Reasons]:
-    reasons: Reasons = {}
-    missing = values.is_null().to_numpy(False)
-    numbers = values.cast(pa.float64(), safe=False).fill_null(0).to_numpy(False)
-    for row in np.flatnonzero(missing | ~np.isfinite(numbers)):
-        reasons[int(row)] = _MISSING if missing[row] else f"{numbers[row]} is not a number"
-    return np.where(np.isfinite(numbers), numbers, 0), reasons
-
-
-def _parsed(text: pa.Array, kind: pa.DataType) -> pa.Array | None:
+def cast_or_none(text: pa.Array, kind: pa.DataType) -> pa.Array | None:
     """All values parsed at once, or None where one cannot be."""
     if text.null_count or pc.any(pc.match_substring(text, "x", ignore_case=True)).as_py():
         return None  # Arrow would read 0x10 as 16
@@ -150,14 +129,80 @@ def _parsed(text: pa.Array, kind: pa.DataType) -> pa.Array | None:
         return None
 
 
-def _each(
-    text: pa.Array, dtype: type[Any], parse: Callable[[str], Any]
-) -> tuple[npt.NDArray[Any], Reasons]:
-    values = np.zeros(len(text), dtype=dtype)
+def floats(values: pa.Array) -> tuple[npt.NDArray[np.float64], Reasons]:
+    """(R,) the numbers, 0 where there is none."""
+    reasons: Reasons = {}
+    missing = values.is_null().to_numpy(False)
+    numbers = values.cast(pa.float64(), safe=False).fill_null(0).to_numpy(False)
+    for row in np.flatnonzero(missing | ~np.isfinite(numbers)):
+        reasons[int(row)] = MISSING if missing[row] else f"{numbers[row]} is not a number"
+    return np.where(np.isfinite(numbers), numbers, 0), reasons
+
+
+def _normal(encoded: pa.DictionaryArray) -> pa.DictionaryArray:
+    """With every entry in normal form, once."""
+    entries = encoded.dictionary
+    if not pc.any(pc.match_substring_regex(entries, _ODD)).as_py():
+        return encoded
+    entries = pc.replace_substring_regex(pc.utf8_trim_whitespace(entries), _WHOLE, r"\1")
+    again = entries.dictionary_encode()
+    return pa.DictionaryArray.from_arrays(again.indices.take(encoded.indices), again.dictionary)
+
+
+def _wrong_id(text: str) -> str:
+    if not text:
+        return "is empty"
+    if text in _NOBODY:
+        return f"{printable(text)} stands for a missing value"
+    if re.fullmatch(_SPREADSHEET, text):
+        return (
+            f"{printable(text)} is what a spreadsheet leaves of a long number; export the "
+            "column as text"
+        )
+    return f"{printable(text)} has a control code"
+
+
+def _inexact(values: pa.Array) -> Reasons:
+    """Floats so large that two ids may have become one."""
+    if not pa.types.is_floating(values.type) or not len(values):
+        return {}
+    numbers = values.cast(pa.float64(), safe=False).fill_null(0).to_numpy(False)
+    limit = {pa.float16(): 2**11, pa.float32(): 2**24}.get(values.type, _EXACT)
+    far = np.flatnonzero(np.isfinite(numbers) & (np.abs(numbers) >= limit))
+    return {
+        int(row): f"{numbers[row]:.0f} is too large for an id kept as a float, which loses its "
+        "last digits; write the column as integers or text"
+        for row in far
+    }
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(
+        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    )
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(
+        pa.types.is_integer(kind)
+        or pa.types.is_floating(kind)
+        or pa.types.is_decimal(kind)
+        or pa.types.is_boolean(kind)
+    )
+
+
+def _shortest(number: float) -> str | None:
+    if math.isnan(number):
+        return None
+    return str(int(number)) if number.is_integer() and abs(number) < _EXACT else repr(number)
+
+
+def _each(text: pa.Array, parse: Callable[[str], float]) -> tuple[npt.NDArray[np.float64], Reasons]:
+    values = np.zeros(len(text), dtype=np.float64)
     reasons: Reasons = {}
     for row, value in enumerate(text.to_pylist()):
         if value is None:
-            reasons[row] = _MISSING
+            reasons[row] = MISSING
             continue
         try:
             values[row] = parse(value.strip())
@@ -167,38 +212,6 @@ def _each(
 
 
 def _finite(text: str) -> float:
-    if not _NUMBER.fullmatch(text) or math.isinf(float(text)):
+    if not NUMBER.fullmatch(text) or math.isinf(float(text)):
         raise ValueError(f"{printable(text)} is not a number")
     return float(text)
-
-
-def _whole(text: str) -> int:
-    whole = int(text) if _INTEGER.fullmatch(text[:30]) else math.floor(_finite(text))
-    if abs(whole) >= _INT64:
-        raise ValueError(f"{printable(text)} is out of range")
-    return whole
-
-
-def _milliseconds(text: str) -> int:
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise ValueError(f"{printable(text)} is not a date") from None
-    if _INTEGER.fullmatch(text):
-        raise ValueError(f"{printable(text)} is not a date, as the rows before it are")
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return math.floor(moment.timestamp() * 1000)
-
-
-def _mostly_dates(text: pa.Array) -> bool | None:
-    """Whether more of the first values are dates than numbers; None where none is either."""
-    votes = {False: 0, True: 0}
-    for value in text[:1000].to_pylist():
-        for dates, parse in ((False, _whole), (True, _milliseconds)):
-            try:
-                parse((value or "").strip())
-            except ValueError:
-                continue
-            votes[dates] += 1
-            break
-    return votes[True] > votes[False] if any(votes.values()) else None
