@@ -75,6 +75,7 @@ def filtered(
         try:
             clock = Clock()
             counts = _read(log, file, bad, clock)
+            clock.tell(file.path.name, bad)
             _coded(log, clock.ticks)
             counts |= _filter(log, min_rating, k_core)
             if not _count(log):

@@ -10,7 +10,6 @@ import logging
 import shutil
 import tempfile
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("llmrec")
 
 # Raised when the same settings and sources would give other files than before.
-VERSION = 1
+VERSION = 2
 MANIFEST = "manifest.json"
 _LISTED_BAD_ROWS = 100
 _PARTS = ("train", "valid", "test")
@@ -81,6 +80,8 @@ def run(recipe: "Recipe", folder: "RunFolder", offline: bool = False) -> dict[st
     raw, kept, counts = _read(layout, recipe.data, folder.root)
     for row in raw.bad_rows.rows[:10]:
         log.warning("prepare: left out %s", row)
+    for notice in raw.bad_rows.notices:
+        log.warning("prepare: %s", notice)
     kept, catalog = _catalogued(kept, raw, recipe.data)
     whole = _split(order(kept, recipe.data.ties, recipe.seed), recipe.data)
     _refuse_empty(whole, recipe.data.split)
@@ -95,6 +96,7 @@ def run(recipe: "Recipe", folder: "RunFolder", offline: bool = False) -> dict[st
         "counts": counts | _sizes(kept, catalog, split),
         "shares": {part: _shares(examples) for part, examples in _parts(split).items()},
         "titles": _titles(catalog, raw),
+        "notices": raw.bad_rows.notices,
         "bad_rows": [str(row) for row in raw.bad_rows.rows[:_LISTED_BAD_ROWS]],
     }
     manifest = _write(folder, catalog, split, manifest)
@@ -208,8 +210,11 @@ def _read(
             memory_limit=data.memory_limit,
             scratch=Path(temporary),
         )
-        raw = read_layout(fewer, BadRows())
-    return replace(raw, bad_rows=bad), raw.interactions, counts
+        found_before = bad.count
+        raw = read_layout(fewer, bad)
+    of_items = bad.count - found_before
+    counts |= {"rows_read": counts["rows_read"] + of_items, "bad_rows": bad.count}
+    return raw, raw.interactions, counts
 
 
 def _filtered(raw: RawData, data: "Data") -> tuple[Interactions, dict[str, int]]:

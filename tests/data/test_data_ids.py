@@ -154,7 +154,7 @@ def test_a_small_share_without_a_row_is_said(tmp_path: Path) -> None:
     raw = read_source(tmp_path)
     assert raw.untitled_items == 2
     (notice,) = raw.bad_rows.notices
-    assert "2 of 40 items of interactions.csv (5%) have no row in items.csv" in notice
+    assert "2 of 40 items (5%) have no row in items.csv" in notice
     assert "'0' and '1'" in notice
     items_of(tmp_path / "items.csv", ids)
     assert read_source(tmp_path).bad_rows.notices == []

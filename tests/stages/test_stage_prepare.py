@@ -307,9 +307,12 @@ def test_out_of_core_writes_the_same_files(source: Path, tmp_path: Path, titled:
             f"{line},Film {line.split(',')[1]}" if n else f"{line},title"
             for n, line in enumerate(lines)
         ]
-    lines += [lines[5], "9,7,4,5" + ",One row" * (not titled), "broken"]
+    lines += [lines[5], "9,7,4,5.25" + ",One row" * (not titled), "broken"]
     (source / "interactions.csv").write_text("\n".join(lines) + "\n")
-    asked = {"k_core": 3, "min_rating": 1.5, "max_bad_rows": 1}
+    if titled:
+        items = (source / "items.csv").read_text().splitlines()
+        (source / "items.csv").write_text("\n".join([*items[:2], "a,bad,row", *items[3:]]))
+    asked = {"k_core": 3, "min_rating": 1.5, "max_bad_rows": 2}
     folders = [RunFolder(tmp_path / name) for name in ("memory", "disk")]
     inside, outside = (
         prepare.run(recipe(source, out_of_core=n == 1, **asked), folder)
@@ -319,9 +322,13 @@ def test_out_of_core_writes_the_same_files(source: Path, tmp_path: Path, titled:
     ours, theirs = (contents(folder) for folder in folders)
     assert ours.pop("manifest.json") != theirs.pop("manifest.json")
     assert ours == theirs
-    for key in ("counts", "shares", "bad_rows", "outputs"):
+    for key in ("counts", "shares", "bad_rows", "notices", "outputs"):
         assert inside[key] == outside[key]
-    assert inside["counts"]["duplicates_dropped"] == inside["counts"]["bad_rows"] == 1
+    assert inside["counts"]["duplicates_dropped"] == 1
+    assert inside["counts"]["bad_rows"] == 1 + titled
+    assert len(inside["notices"]) == titled
+    if titled:
+        assert "1 of 10 items (10%) have no row in items.csv" in inside["notices"][0]
     assert inside["counts"]["outside_k_core"] >= 1
     log, catalog = prepare.ordered_log(
         recipe(source, out_of_core=True, **asked).data, 0, outside["sources"]

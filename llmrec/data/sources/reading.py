@@ -153,11 +153,7 @@ def _interactions(
     item_codes, item_ids = _coded([block.item for block in blocks])
     scores = [block.rating for block in blocks if block.rating is not None]
     times = [clock.scaled(block.timestamp, block.fraction) for block in blocks]
-    if clock.cut:
-        bad.notice(
-            f"{file.path.name}: the times are so large that fractions finer than 1/{clock.ticks} "
-            "were cut off; some may be equal now that were not"
-        )
+    clock.tell(file.path.name, bad)
     interactions = Interactions(
         user_codes,
         item_codes,

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from llmrec.data.records import Longs
-from llmrec.data.sources.rows import printable
+from llmrec.data.sources.rows import BadRows, printable
 from llmrec.data.sources.values import (
     INTEGER,
     MISSING,
@@ -57,10 +57,13 @@ class Clock:
             digits -= 3
         return int(10**digits)
 
-    @property
-    def cut(self) -> bool:
-        """Whether fractions are finer than what an integer of 64 bits can hold beside the rest."""
-        return bool(10**self.digits > self.ticks)
+    def tell(self, file: str, bad: BadRows) -> None:
+        """Notice fractions finer than what an integer of 64 bits holds beside the rest."""
+        if 10**self.digits > self.ticks:
+            bad.notice(
+                f"{file}: the times are so large that fractions finer than 1/{self.ticks} were "
+                "cut off; some may be equal now that were not"
+            )
 
     def scaled(self, whole: Longs, part: Fractions | None) -> Longs:
         """(R,) times in ticks, of whole numbers and billionths as `read` gave them."""

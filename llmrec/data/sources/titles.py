@@ -70,26 +70,26 @@ def item_titles(layout: Layout, item_ids: Texts, bad: BadRows) -> tuple[Texts, T
             brands[position[fresh]] = texts[BRAND]
     missing = int(np.count_nonzero(~known))
     if len(item_ids) and missing > SAID * len(item_ids):
-        said = _how_they_differ(layout, file, item_ids, known)
+        said = _how_they_differ(file, item_ids, known)
         if missing >= REFUSED * len(item_ids):
             raise DataError(
-                f"{said} Write the ids alike in both files, or name {layout.interactions.path} "
-                "itself in data.source to go on without titles."
+                f"{said} Write the ids alike in both files, or name the interactions' own file in "
+                "data.source to go on without titles."
             )
         bad.notice(f'{said} They are called "Untitled item ...".')
     return titles, brands, missing, rows_in_all - (len(item_ids) - missing)
 
 
-def _how_they_differ(layout: Layout, file: TableFile, item_ids: Texts, known: Bools) -> str:
+def _how_they_differ(file: TableFile, item_ids: Texts, known: Bools) -> str:
     """How many items have no row, ids of both files, and the rule under which they would match."""
     missing = item_ids[~known].tolist()
     theirs = _ids(file, file.columns[ITEM_ID])
     ours = set(item_ids.tolist())
     others = [text for text in theirs if text not in ours] or list(theirs)
     said = (
-        f"{len(missing)} of {len(item_ids)} items of {layout.interactions.path.name} "
-        f"({len(missing) / len(item_ids):.0%}) have no row in {file.path.name}: there are "
-        f"{_two(missing)} in the one and {_two(others)} in the other."
+        f"{len(missing)} of {len(item_ids)} items ({len(missing) / len(item_ids):.0%}) have no row "
+        f"in {file.path.name}: the interactions have {_two(missing)}, {file.path.name} has "
+        f"{_two(others)}."
     )
     sample = missing[:: max(len(missing) // _COMPARED, 1)]
     for words, rule in _RULES:
