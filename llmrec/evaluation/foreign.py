@@ -192,8 +192,8 @@ def _named(path: Path, table: pa.Table) -> pa.Table:
     for role in (USER_ID, ITEM_ID):
         if role not in found:
             raise DataError(
-                f"{path}: no column for {role}, which may be called {', '.join(COLUMNS[role])}; there are "
-                f"{', '.join(table.column_names)}"
+                f"{path}: no column for {role}, which may be called {', '.join(COLUMNS[role])}; "
+                f"there are {', '.join(table.column_names)}"
             )
     return pa.table(found)
 
