@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.torch import save_file
 
-from llmrec.baselines.fine_tuning import FineTuning, following_items
+from llmrec.baselines.fine_tuning import FineTuning
 from llmrec.baselines.ranking import chunks, predict
 from llmrec.baselines.sequential import FittedNetwork
 from llmrec.data.catalog import Catalog
@@ -34,6 +34,7 @@ from llmrec.evaluation.conformal import Rule, set_sizes, target_scores, threshol
 from llmrec.evaluation.intervals import holm, mean_interval, paired_test
 from llmrec.evaluation.metrics import hit_rate, ndcg
 from llmrec.methods import networks
+from llmrec.methods.network_sets import places_loss
 from llmrec.recipe.conformal import Conformal
 from llmrec.recipe.loading import load
 from llmrec.runs.folder import RunFolder
@@ -134,18 +135,17 @@ def run(cell: Cell, given: argparse.Namespace) -> None:
     train, valid = Interactions.read(folder.interactions), Examples.read(folder.examples("valid"))
     if not _file(folder, "base").exists():
         _measure(folder, "base", base, cell, {**made, "valid": base.ndcg(valid, True)})
-    further = following_items(train, valid)
     for name in ARMS_OF[cell.data]:
         if _file(folder, name).exists():
             continue
         arm, loss, (epochs, patience) = ARMS[name], None, EPOCHS[cell.data]
         if arm.losses is not None:
-            loss = networks.set_loss(Conformal(**arm.losses))
+            loss = places_loss(Conformal(**arm.losses))
         else:
             ended = [_read(folder, n)[1]["epochs"] for n in ARMS_OF[cell.data] if n != "ce"]
             patience, epochs = None, max(ended)
         plan = FineTuning(max_epochs=epochs, patience=patience)
-        tuned = plan.fit(base, train, valid, True, cell.seed, loss, further)
+        tuned = plan.fit(base, train, valid, True, cell.seed, loss)
         save_file(tuned.fitted.network.state_dict(), folder.root / f"{name}.safetensors")
         _measure(
             folder,

@@ -1,15 +1,15 @@
-"""Fine-tuning a fitted network: cross-entropy, and a loss of the sets of likely items beside it.
+"""Fine-tuning a fitted network at every place of its sequences, with a loss that the caller gives.
 
-Two views of each sequence (CPFT, arXiv 2402.08976). The train view ends before the window's last
-item, which it is asked for; the set view goes on to that item or one further, and what follows it
-is asked by nobody. What the loss of the sets is, the caller says. Importing this module imports
-torch.
+A place is a prefix of a sequence and the item that follows it, its label. One pass over a sequence
+gives what the network says after each prefix, so the loss can look at two views of a place (CPFT,
+arXiv 2402.08976): the train view after the prefix, and the set view after one item more. What the
+loss is, the caller says; without one it is cross-entropy. Importing this module imports torch.
 """
 
 import copy
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,31 +17,52 @@ import torch
 from torch import Tensor
 
 from llmrec.baselines.sequential import (
+    IGNORED,
     FittedNetwork,
+    Network,
     cross_entropy_backward,
+    of_like_length,
+    padded,
     sequences_of,
     spans,
     step,
-    transitions,
 )
 from llmrec.data.records import Examples, Interactions, Ints
 
 log = logging.getLogger("llmrec")
 
-# Of log-probabilities of the train view and of the set view (B, N), the true items of the train
-# view (B,) and the item embeddings (N, hidden): what is added to the cross-entropy, and its parts.
-SetLoss = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Mapping[str, float]]]
+
+@dataclass(frozen=True)
+class Places:
+    """B places by the rows of a batch: `train` (B,) and `sets` (B,) index them, `labels` (B,)."""
+
+    train: Tensor
+    sets: Tensor
+    labels: Tensor
+
+
+# Of a network, what it holds (P, hidden) after each item of a batch, and the B places there: the
+# loss and, by name, what it is made of.
+PlacesLoss = Callable[[Network, Tensor, Places], tuple[Tensor, Mapping[str, float]]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """Items that are read in one pass; each of the first `places` is followed by its label."""
+
+    items: Ints
+    places: int
 
 
 @dataclass(frozen=True)
 class FineTuning:
-    """How a network is trained on; `patience` None: all epochs."""
+    """How a network is trained on; `batch_size` counts places. `patience` None: all epochs."""
 
     learning_rate: float = 1e-4
     weight_decay: float = 0.01
-    batch_size: int = 128
-    max_epochs: int = 20
-    patience: int | None = 10
+    batch_size: int = 1024
+    max_epochs: int = 15
+    patience: int | None = 3
 
     def fit(
         self,
@@ -50,14 +71,15 @@ class FineTuning:
         valid: Examples,
         filter_seen: bool,
         seed: int,
-        loss: SetLoss | None = None,
+        loss: PlacesLoss | None = None,
         following: Mapping[int, int] | None = None,
     ) -> "FineTuned":
         """Train `base` on at a constant rate; keep the epoch that ranks `valid` best.
 
-        `loss` None: cross-entropy alone. `following`: for a sequence of `train`, by number, the
-        item that the set view may read beyond its end; never a label. The epoch that is kept may
-        rank worse than `base` did; `FineTuned` tells.
+        `loss` None: cross-entropy alone. `following` None: the set view of a place ends with its
+        own label. Else it ends one item further, at the end of a sequence of `train` with the item
+        that `following` has for its number, never a label. The epoch that is kept may rank worse
+        than `base` did; `FineTuned` tells.
         """
         sequences = sequences_of(train)
         begun = time.monotonic()
@@ -71,7 +93,7 @@ class FineTuning:
             best, best_ndcg, epoch = base, -1.0, 0
             for epoch in range(1, self.max_epochs + 1):
                 network.train()
-                figures = self._epoch(network, optimizer, sequences, following or {}, loss, rng)
+                figures = self._epoch(network, optimizer, sequences, following, loss, rng)
                 fitted = FittedNetwork(network.eval(), base.temperature, epoch)
                 ndcg = fitted.ndcg(valid, filter_seen)
                 log.info(
@@ -94,54 +116,76 @@ class FineTuning:
 
     def _epoch(
         self,
-        network: torch.nn.Module,
+        network: Network,
         optimizer: torch.optim.Optimizer,
         sequences: list[Ints],
-        following: Mapping[int, int],
-        loss: SetLoss | None,
+        following: Mapping[int, int] | None,
+        loss: PlacesLoss | None,
         rng: np.random.Generator,
     ) -> dict[str, float]:
-        """One pass over all transitions; means of the losses, by name."""
-        cut = list(spans([len(s) for s in sequences], network.max_length, rng))
+        """One pass over all places; means of the losses over them, by name."""
+        ahead = 1 if following is None else 2
+        longest = max(1, network.max_length - ahead)
+        cut = list(spans([len(s) for s in sequences], longest, rng))
         rng.shuffle(cut)
+        rows = []
+        for number, begin, end in cut:
+            items = sequences[number][begin:end]
+            if following is not None:
+                at_end = end == len(sequences[number])
+                beyond = following.get(number) if at_end else int(sequences[number][end])
+                items = items if beyond is None else np.append(items, beyond)
+            rows.append(Row(items, end - begin - 1))
         sums: dict[str, float] = {"ce": 0.0}
-        targets = batches = 0
-        for start in range(0, len(cut), self.batch_size):
-            part = cut[start : start + self.batch_size]
-            windows = [sequences[number][begin:end] for number, begin, end in part]
+        count = 0
+        for batch in batches(rows, self.batch_size):
+            mine = sum(row.places for row in batch)
             optimizer.zero_grad()
-            sums["ce"] += cross_entropy_backward(network, windows)
-            if loss is not None:
-                added, parts = loss(*self._views(network, windows, part, sequences, following))
-                added.backward()
+            if loss is None:
+                learned = [row.items[: row.places + 1] for row in batch]
+                sums["ce"] += cross_entropy_backward(network, learned)
+            else:
+                total, parts = loss(network, *places_of(network, batch, ahead))
+                total.backward()
                 for name, value in parts.items():
-                    sums[name] = sums.get(name, 0.0) + value
+                    sums[name] = sums.get(name, 0.0) + value * mine
             step(network, optimizer)
-            targets += transitions(windows)
-            batches += 1
-        means = {name: value / max(1, batches) for name, value in sums.items()}
-        return means | {"ce": sums["ce"] / max(1, targets)}
+            count += mine
+        return {name: value / max(1, count) for name, value in sums.items()}
 
-    def _views(
-        self,
-        network: torch.nn.Module,
-        windows: list[Ints],
-        part: Sequence[tuple[int, int, int]],
-        sequences: list[Ints],
-        following: Mapping[int, int],
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What a `SetLoss` takes. A window inside a sequence is followed by its next item."""
-        longer = []
-        for window, (number, _, end) in zip(windows, part, strict=True):
-            at_end = end == len(sequences[number])
-            next_item = following.get(number) if at_end else int(sequences[number][end])
-            # Without validation items the set view ends with the train view's own label.
-            further = [next_item] if following and next_item is not None else []
-            longer.append(np.append(window, further).astype(np.int64))
-        train = network.after([window[:-1] for window in windows]).log_softmax(dim=-1)
-        sets = network.after(longer).log_softmax(dim=-1)
-        labels = torch.tensor([int(window[-1]) for window in windows])
-        return train, sets, labels, network.items.weight
+
+def batches(rows: Sequence[Row], places: int) -> Iterator[list[Row]]:
+    """The rows in their order, in batches of at most so many places; a longer row stands alone."""
+    batch: list[Row] = []
+    count = 0
+    for row in rows:
+        if batch and count + row.places > places:
+            yield batch
+            batch, count = [], 0
+        batch.append(row)
+        count += row.places
+    if batch:
+        yield batch
+
+
+def places_of(network: Network, batch: Sequence[Row], ahead: int) -> tuple[Tensor, Places]:
+    """(P, hidden) after each item of a batch, in one causal pass, and its places.
+
+    The set view stands `ahead` items behind the train view, or behind the last item that is read.
+    """
+    hidden, train, sets, labels, begin = [], [], [], [], 0
+    for part in of_like_length(batch, lambda row: len(row.items)):
+        # A row of one item more than it has: `padded` takes the last for the label.
+        inputs, known = padded([np.append(row.items, 0) for row in part])
+        hidden.append(network(inputs.to(network.device))[(known != IGNORED).to(network.device)])
+        for row in part:
+            at, end = begin + np.arange(row.places), begin + len(row.items)
+            train.append(at)
+            sets.append(np.minimum(at + ahead, end - 1))
+            labels.append(row.items[1 : row.places + 1].astype(np.int64))
+            begin = end
+    places = (torch.from_numpy(np.concatenate(x)) for x in (train, sets, labels))
+    return torch.cat(hidden), Places(*(x.to(network.device) for x in places))
 
 
 @dataclass(frozen=True)

@@ -8,21 +8,23 @@ NDCG@10. `SASRec` and `GRU4Rec` say how a sequence is read. Knows no titles and 
 import copy
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llmrec.baselines.catalog_loss import CatalogLoss
 from llmrec.baselines.distribution import Distribution, Floats, Histories, seen
 from llmrec.data.records import Examples, Interactions, Ints
 
 log = logging.getLogger("llmrec")
 
-# Logits held at once in training: 2**24 float32 are 64 MiB, a few times that with gradients.
-LOGITS = 2**24
+T = TypeVar("T")
+
 IGNORED = -100
 ANSWERED = 256  # histories read at a time
 
@@ -36,6 +38,11 @@ class Network(nn.Module, ABC):
         self.items = nn.Embedding(catalog_size, hidden)
         nn.init.normal_(self.items.weight, std=hidden**-0.5 / 2)
         self.bias = nn.Parameter(torch.zeros(catalog_size))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.bias.device
 
     @abstractmethod
     def forward(self, inputs: Tensor) -> Tensor:
@@ -52,8 +59,8 @@ class Network(nn.Module, ABC):
         """
         # A row of one item more than it has: `padded` takes the last for the label.
         cut = [np.append(row[-self.max_length :], 0).astype(np.int64) for row in rows]
-        ends = torch.tensor([len(row) - 2 for row in cut])
-        hidden = self(padded(cut)[0])[torch.arange(len(cut)), ends.clamp(min=0)]
+        ends = torch.tensor([len(row) - 2 for row in cut], device=self.device)
+        hidden = self(padded(cut)[0].to(self.device))[torch.arange(len(cut)), ends.clamp(min=0)]
         return self.logits(hidden * (ends >= 0).unsqueeze(1))
 
 
@@ -155,7 +162,7 @@ class FittedNetwork(Distribution):
         """See `Distribution.weights`; an empty history gets the items' biases alone."""
         result = np.empty((len(histories), self.network.catalog_size))
         for start in range(0, len(histories), ANSWERED):
-            logits = self.network.after(histories[start : start + ANSWERED]).double()
+            logits = self.network.after(histories[start : start + ANSWERED]).cpu().double()
             probabilities = torch.softmax(logits / self.temperature, dim=-1)
             result[start : start + ANSWERED] = probabilities.numpy()
         return result
@@ -170,7 +177,7 @@ class FittedNetwork(Distribution):
         histories = examples.histories()
         for start in range(0, len(histories), ANSWERED):
             part = histories[start : start + ANSWERED]
-            scores = self.network.after(part)
+            scores = self.network.after(part).cpu()
             targets = torch.from_numpy(examples.targets[start : start + ANSWERED].astype(np.int64))
             if filter_seen:
                 scores[tuple(torch.from_numpy(x.astype(np.int64)) for x in seen(part))] = -torch.inf
@@ -185,10 +192,12 @@ class FittedNetwork(Distribution):
 def cross_entropy_backward(network: Network, batch: Sequence[Ints]) -> float:
     """Add the gradients of the mean cross-entropy over a batch's transitions; returns its sum."""
     total, targets = 0.0, transitions(batch)
-    for part in _parts(batch, network.catalog_size):
-        inputs, labels = padded(part)
-        hidden = network(inputs)[labels != IGNORED]
-        loss = F.cross_entropy(network.logits(hidden), labels[labels != IGNORED], reduction="sum")
+    for part in of_like_length(batch):
+        inputs, labels = (tensor.to(network.device) for tensor in padded(part))
+        asked = labels != IGNORED
+        loss = CatalogLoss.apply(
+            network(inputs)[asked], network.items.weight, network.bias, labels[asked]
+        )
         (loss / targets).backward()
         total += loss.item()
     return total
@@ -243,8 +252,11 @@ def padded(rows: Sequence[Ints]) -> tuple[Tensor, Tensor]:
     return inputs, labels
 
 
-def _parts(batch: Sequence[Ints], catalog_size: int) -> Iterator[Sequence[Ints]]:
-    """The batch in pieces whose logits fit; their gradients add up to the batch's."""
-    longest = max(len(row) for row in batch)
-    size = max(1, LOGITS // (longest * catalog_size))
-    return (batch[start : start + size] for start in range(0, len(batch), size))
+def of_like_length(rows: Sequence[T], length: Callable[[T], int] = len) -> Iterator[Sequence[T]]:
+    """The rows in parts, longest first, none twice as long as another of its part: less padding."""
+    ordered = sorted(rows, key=length, reverse=True)
+    while ordered:
+        longest = length(ordered[0])
+        fits = sum(2 * length(row) > longest for row in ordered)
+        yield ordered[:fits]
+        ordered = ordered[fits:]

@@ -12,15 +12,13 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
-from llmrec.baselines.fine_tuning import FineTuning, SetLoss, following_items
+from llmrec.baselines.fine_tuning import FineTuning, following_items
 from llmrec.baselines.gru4rec import GRU4Rec
 from llmrec.baselines.sasrec import SASRec
 from llmrec.baselines.sequential import FittedNetwork, Sequential, sequences_of, spans
@@ -29,9 +27,8 @@ from llmrec.data.catalog import Catalog
 from llmrec.data.files import sha256_of
 from llmrec.data.records import Examples, Interactions
 from llmrec.errors import LlmrecError, RecipeError
-from llmrec.model.set_losses import log_threshold, set_distance, set_size
+from llmrec.methods.network_sets import places_loss
 from llmrec.recipe import Recipe
-from llmrec.recipe.conformal import Conformal
 from llmrec.recipe.systems import parsed
 from llmrec.runs.folder import RunFolder
 
@@ -58,16 +55,15 @@ def preview(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     rows = len(list(spans(lengths, sizes.max_length, np.random.default_rng(recipe.seed))))
     network = sizes.network(len(Catalog.read(folder.items)))
     steps = steps_of(recipe)
-    batch = {"base": sizes.batch_size}
-    epochs = {"base": sizes.max_epochs}
+    at_most = {"base": -(-rows // sizes.batch_size) * sizes.max_epochs}
     if recipe.conformal is not None:
-        batch |= dict.fromkeys(steps[1:], recipe.conformal.batch_size)
-        epochs |= dict.fromkeys(steps[1:], recipe.conformal.max_epochs)
+        batches = -(-sum(length - 1 for length in lengths) // recipe.conformal.batch_size)
+        at_most |= dict.fromkeys(steps[1:], batches * recipe.conformal.max_epochs)
     return {
         "sequences": len(lengths),
         "windows_of_an_epoch": rows,
         "parameters": sum(p.numel() for p in network.parameters()),
-        "optimiser_steps_at_most": {s: -(-rows // batch[s]) * epochs[s] for s in steps},
+        "optimiser_steps_about": at_most,
     }
 
 
@@ -106,32 +102,6 @@ def weights_hash(folder: RunFolder, step: str) -> str:
     return sha256_of(path)
 
 
-def set_loss(conformal: Conformal) -> SetLoss:
-    """beta times the set size plus gamma times the distance, over the whole catalog."""
-    temperature = conformal.temperature if conformal.smooth else None
-
-    def loss(
-        train: Tensor, sets: Tensor, labels: Tensor, items: Tensor
-    ) -> tuple[Tensor, Mapping[str, float]]:
-        eta = log_threshold(train.gather(1, labels[:, None])[:, 0], conformal.alpha, temperature)
-        total = sets.new_zeros(())
-        parts = {}
-        if conformal.beta:
-            size = set_size(sets, eta, temperature)
-            total, parts["set_size"] = total + conformal.beta * size, size.item()
-        if conformal.gamma:
-            unit = torch.nn.functional.normalize(items, dim=-1)
-            is_label = torch.nn.functional.one_hot(labels, len(items)).bool()
-            distance = set_distance(
-                sets, eta, unit[labels] @ unit.T, is_label, conformal.nearest, temperature
-            )
-            total = total + conformal.gamma * distance
-            parts["set_distance"] = distance.item()
-        return total, parts
-
-    return loss
-
-
 def _step(recipe: Recipe, folder: RunFolder, step: str) -> dict[str, Any]:
     known = _standing(recipe, folder, step)
     if known is not None:
@@ -141,36 +111,47 @@ def _step(recipe: Recipe, folder: RunFolder, step: str) -> dict[str, Any]:
     filter_seen = recipe.decode.filter_seen
     if step == "base":
         begun, sizes = time.monotonic(), _sizes(recipe)
-        size = len(Catalog.read(folder.items))
-        network = sizes.fit(data, size, valid, filter_seen, recipe.seed)
-        seconds, epochs = time.monotonic() - begun, None
-        ndcg = network.ndcg(valid, filter_seen)
+        network = sizes.fit(data, len(Catalog.read(folder.items)), valid, filter_seen, recipe.seed)
+        known = {
+            "epochs": None,
+            "ndcg": network.ndcg(valid, filter_seen),
+            "seconds": round(time.monotonic() - begun, 2),
+        }
     else:
-        conformal = recipe.conformal
-        assert conformal is not None  # noqa: S101  steps_of asks
-        plan = FineTuning(
-            conformal.learning_rate,
-            _sizes(recipe).weight_decay,
-            conformal.batch_size,
-            conformal.max_epochs,
-            conformal.patience,
-        )
-        base = fitted(recipe, folder, "base")
-        if step == "ce":
-            as_many = _standing(recipe, folder, "cpft")
-            if as_many is None:
-                raise LlmrecError("step ce trains for as many epochs as cpft; run that first")
-            plan = replace(plan, max_epochs=as_many["epochs"], patience=None)
-            tuned = plan.fit(base, data, valid, filter_seen, recipe.seed)
-        else:
-            further = following_items(data, valid) if conformal.view == "valid" else {}
-            tuned = plan.fit(
-                base, data, valid, filter_seen, recipe.seed, set_loss(conformal), further
-            )
-        network, epochs = tuned.fitted, tuned.epochs
-        ndcg, seconds = tuned.ndcg, tuned.seconds
-    _keep(recipe, folder, step, network, epochs=epochs, ndcg=ndcg, seconds=round(seconds, 2))
+        network, known = _tuned_on(recipe, folder, step, data, valid)
+    _keep(recipe, folder, step, network, **known)
     return {**_described(checkpoints.facts(folder.network(step))), "skipped": False}
+
+
+def _tuned_on(
+    recipe: Recipe, folder: RunFolder, step: str, data: Interactions, valid: Examples
+) -> tuple[FittedNetwork, dict[str, Any]]:
+    """The base trained on, with the learning rate that does best in validation, and its facts."""
+    conformal = recipe.conformal
+    assert conformal is not None  # noqa: S101  steps_of asks
+    base, filter_seen = fitted(recipe, folder, "base"), recipe.decode.filter_seen
+    epochs, patience, loss, further = conformal.max_epochs, conformal.patience, None, None
+    if step == "cpft":
+        loss = places_loss(conformal)
+        further = following_items(data, valid) if conformal.view == "valid" else None
+    else:
+        as_many = _standing(recipe, folder, "cpft")
+        if as_many is None:
+            raise LlmrecError("step ce trains for as many epochs as cpft; run that first")
+        epochs, patience = as_many["epochs"], None
+    rates = conformal.grid if conformal.learning_rate == "auto" else [conformal.learning_rate]
+    decay, tries = _sizes(recipe).weight_decay, {}
+    for rate in rates:
+        plan = FineTuning(rate, decay, conformal.batch_size, epochs, patience)
+        tries[rate] = plan.fit(base, data, valid, filter_seen, recipe.seed, loss, further)
+    best = max(tries, key=lambda rate: tries[rate].ndcg)
+    return tries[best].fitted, {
+        "epochs": tries[best].epochs,
+        "ndcg": tries[best].ndcg,
+        "seconds": round(sum(tried.seconds for tried in tries.values()), 2),
+        "learning_rate": best,
+        "trials": {f"{rate:g}": tried.ndcg for rate, tried in tries.items()},
+    }
 
 
 def _keep(
@@ -225,6 +206,7 @@ def _described(known: Mapping[str, Any]) -> dict[str, Any]:
         "epochs": known.get("epochs"),
         "valid_ndcg@10": known.get("ndcg"),
         "seconds": known.get("seconds"),
+        **{key: known[key] for key in ("learning_rate", "trials") if key in known},
     }
 
 

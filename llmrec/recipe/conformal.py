@@ -30,20 +30,29 @@ class Conformal(Section):
     """Weight of the distance of the set's items from the true one; 0: without."""
     nearest: Count = 10
     """Items of a set, the most similar to the true one, whose distance counts."""
+    distance: Literal["cosine", "euclidean"] = "cosine"
+    """Of a network: how far an item's vector is from the true one's."""
+    linkage: Literal["mean", "min", "max"] = "mean"
+    """Of a network: the mean of the `nearest` items' distances, the least, or the greatest."""
     smooth: bool = False
     """false: hard sets as published; true: gradients flow through membership and threshold."""
     temperature: Positive = 0.5
     """Of smooth: nats over which an item turns from outside to inside."""
-    view: Literal["valid", "train"] = "valid"
-    """Where the sequence ends whose next item the sets are for. train: with the last training item;
-    valid: with the validation item, read and never learned as an answer."""
-    learning_rate: Positive = 1.0e-4
-    """Of a network, constant. A language model takes that of `train`."""
-    batch_size: Count = 128
-    """Sequences of a network's optimiser step. A language model takes that of `train`."""
-    max_epochs: Count = 20
+    view: Literal["train", "valid"] = "train"
+    """Where a network's sequence ends whose next item the set is for. train: with the label, as
+    published; valid, an extension: one item further, at the end of the training items with the
+    validation item, read and never learned as an answer."""
+    learning_rate: Positive | Literal["auto"] = "auto"
+    """Of a network, constant; auto: the best of `grid` in validation. A language model takes that
+    of `train`."""
+    grid: Annotated[list[Positive], Field(min_length=1)] = Field(default=[1.0e-4, 1.0e-3])
+    """Learning rates that auto tries."""
+    batch_size: Count = 1024
+    """Places of a network's optimiser step: prefixes, each with the item that follows. A language
+    model takes that of `train`."""
+    max_epochs: Count = 15
     """Most epochs of a network."""
-    patience: Count = 10
+    patience: Count = 3
     """Epochs of a network without a better validation NDCG@10 after which training stops."""
     candidates: CandidateSets = CandidateSets()
     """Of a language model."""
@@ -52,4 +61,6 @@ class Conformal(Section):
     def _any(self) -> "Conformal":
         if self.beta == 0 and self.gamma == 0:
             raise ValueError("beta and gamma are both 0; raise one, or drop the section")
+        if self.smooth and (self.distance, self.linkage) != ("cosine", "mean"):
+            raise ValueError("smooth sets know distance cosine and linkage mean alone")
         return self

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from llmrec.baselines import fine_tuning
-from llmrec.baselines.fine_tuning import FineTuning, following_items
+from llmrec.baselines.fine_tuning import FineTuning, Row, batches, following_items, places_of
 from llmrec.baselines.gru4rec import GRU4Rec
 from llmrec.baselines.ranking import mean_ndcg, predict
 from llmrec.baselines.sasrec import SASRec
-from llmrec.baselines.sequential import FittedNetwork, Network
+from llmrec.baselines.sequential import FittedNetwork
 from llmrec.data.records import Examples, Interactions, concatenated, offsets_of
 
 # Each item stands once and is followed by the next number, so an item says where it stands.
@@ -20,7 +20,7 @@ SEQUENCES = [list(range(0, 11)), list(range(20, 23)), list(range(30, 39)), [45, 
 FOLLOWING = {0: 50, 1: 51, 3: 52}  # nothing follows sequence 2
 ITEMS = 60
 SIZES = SASRec(hidden=8, layers=1, max_length=4, dropout=0.0)
-PLAN = FineTuning(learning_rate=1e-3, batch_size=3, max_epochs=3)
+PLAN = FineTuning(learning_rate=1e-3, batch_size=6, max_epochs=3)
 
 
 def interactions(sequences, names=None):
@@ -60,9 +60,9 @@ def untrained(sizes=SIZES, seed=0, items=ITEMS):
         return FittedNetwork(sizes.network(items).eval(), 1.0, 0)
 
 
-def nothing(train, sets, labels, items):
+def nothing(network, hidden, at):
     """A loss that adds nothing to learn from."""
-    return 0.0 * (train.sum() + sets.sum()), {"nothing": 0.0}
+    return 0.0 * hidden.sum(), {"nothing": 0.0}
 
 
 def state_bytes(fitted):
@@ -89,20 +89,6 @@ def test_following_items_go_by_sequence_and_not_by_the_number_of_the_user():
 
 
 @pytest.fixture
-def read(monkeypatch):
-    """Rows that `after` was given while training, call by call."""
-    real, calls = Network.after, []
-
-    def recording(self, rows):
-        if self.training:
-            calls.append([row.tolist() for row in rows])
-        return real(self, rows)
-
-    monkeypatch.setattr(Network, "after", recording)
-    return calls
-
-
-@pytest.fixture
 def learned(monkeypatch):
     """Batches whose cross-entropy was learned."""
     real, calls = fine_tuning.cross_entropy_backward, []
@@ -115,88 +101,108 @@ def learned(monkeypatch):
     return calls
 
 
-@pytest.mark.parametrize("following", [FOLLOWING, {}, None])
-def test_views_end_where_they_should(read, learned, following):
-    seen_labels = []
+@pytest.fixture
+def read(monkeypatch):
+    """What a loss was given, batch by batch: (rows, how far ahead, places)."""
+    real, calls = fine_tuning.places_of, []
 
-    def loss(train, sets, labels, items):
-        assert train.shape == sets.shape == (len(labels), ITEMS)
-        assert items.shape == (ITEMS, SIZES.hidden)
-        torch.testing.assert_close(train.exp().sum(dim=1), torch.ones(len(labels)))
-        torch.testing.assert_close(sets.exp().sum(dim=1), torch.ones(len(labels)))
-        seen_labels.append(labels.tolist())
-        return nothing(train, sets, labels, items)
+    def recording(network, batch, ahead):
+        hidden, places = real(network, batch, ahead)
+        calls.append((batch, ahead, places))
+        return hidden, places
 
-    PLAN.fit(untrained(), TRAIN, VALID, False, 0, loss, following)
-    sequence_of = {item: n for n, s in enumerate(SEQUENCES) for item in s}
-    inside = at_end = 0
-    assert len(read) == 2 * len(seen_labels) == 2 * len(learned)
-    for train, sets, labels, batch in zip(read[::2], read[1::2], seen_labels, learned, strict=True):
-        assert [row[:-1] for row in batch] == train
-        for begun, longer, label in zip(train, sets, labels, strict=True):
-            number = sequence_of[label]
-            assert label == begun[-1] + 1
-            assert longer[: len(begun) + 1] == [*begun, label]
-            further = longer[len(begun) + 1 :]
-            if label == SEQUENCES[number][-1]:
-                at_end += 1
-                assert further == ([following[number]] if number in (following or {}) else [])
-            else:
-                inside += 1
-                assert further == ([label + 1] if following else [])
-    assert min(inside, at_end) > 5
+    monkeypatch.setattr(fine_tuning, "places_of", recording)
+    return calls
 
 
 @pytest.mark.parametrize("sizes", [SIZES, GRU4Rec(hidden=8, max_length=4, dropout=0.0)])
-def test_the_loss_gets_what_the_network_says_after_each_view(read, sizes):
-    given = []
+@pytest.mark.parametrize("ahead", [1, 2])
+def test_one_pass_says_what_a_pass_over_each_prefix_says(sizes, ahead):
+    network = untrained(sizes).network
+    batch = [
+        Row(np.array(items), places)
+        for items, places in (([1, 2, 3, 4], 3), ([5, 6], 1), ([7, 8, 9], 1), ([10, 11, 12, 13], 2))
+    ]
+    hidden, at = places_of(network, batch, ahead)
+    by_label = {}
+    for row in batch:
+        for place in range(1, row.places + 1):
+            by_label[int(row.items[place])] = (row.items[:place], row.items[: place + ahead])
+    assert sorted(at.labels.tolist()) == sorted(by_label)
+    for view, index in ((0, at.train), (1, at.sets)):
+        expected = network.after([by_label[label][view] for label in at.labels.tolist()])
+        torch.testing.assert_close(network.logits(hidden[index]), expected, rtol=0, atol=1e-5)
+    for label, place in zip(at.labels.tolist(), at.sets.tolist(), strict=True):
+        longer = by_label[label][1]
+        assert (label == longer[-1]) == (ahead == 1 or len(longer) == len(by_label[label][0]) + 1)
+        assert 0 <= place < len(hidden)
 
-    def loss(train, sets, labels, items):
-        given.append((train.detach(), sets.detach()))
-        return nothing(train, sets, labels, items)
 
-    base = untrained(sizes)
-    plan = FineTuning(learning_rate=1e-12, batch_size=50, max_epochs=1)
-    plan.fit(base, TRAIN, VALID, False, 0, loss, FOLLOWING)
-    for rows, found in zip(read, given[0], strict=True):
-        histories = [np.array(row, np.int32) for row in rows]
-        expected = np.log(base.probabilities(histories, filter_seen=False))
-        np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
+def test_batches_count_places():
+    rows = [Row(np.arange(n + 1), n) for n in (2, 2, 3, 9, 1, 1, 1)]
+    cut = [[row.places for row in batch] for batch in batches(rows, 5)]
+    assert cut == [[2, 2], [3], [9], [1, 1, 1]]
+    assert list(batches([], 5)) == []
+
+
+@pytest.mark.parametrize("following", [FOLLOWING, {}, None])
+def test_views_end_where_they_should(read, following):
+    PLAN.fit(untrained(), TRAIN, VALID, False, 0, nothing, following)
+    sequence_of = {item: SEQUENCES[n] for n in range(len(SEQUENCES)) for item in SEQUENCES[n]}
+    number_of = {s[0]: n for n, s in enumerate(SEQUENCES)}
+    inside = at_end = 0
+    for batch, ahead, at in read:
+        assert ahead == (1 if following is None else 2)
+        labels = [item for row in batch for item in row.items[1 : row.places + 1].tolist()]
+        assert sorted(at.labels.tolist()) == sorted(labels)
+        for row in batch:
+            learned, further = row.items[: row.places + 1], row.items[row.places + 1 :].tolist()
+            sequence = sequence_of[int(learned[0])]
+            assert (np.diff(learned) == 1).all()
+            assert len(row.items) <= SIZES.max_length
+            if int(learned[-1]) == sequence[-1]:
+                at_end += 1
+                known = (following or {}).get(number_of[sequence[0]])
+                assert further == ([] if known is None else [known])
+            else:
+                inside += 1
+                assert further == ([] if following is None else [int(learned[-1]) + 1])
+    assert min(inside, at_end) > 5
+
+
+def test_a_loss_is_asked_of_every_place_once_an_epoch_and_no_validation_item(read):
+    PLAN.fit(untrained(), TRAIN, VALID, False, 0, nothing, FOLLOWING)
+    found = [label for _, _, at in read for label in at.labels.tolist()]
+    assert sorted(found) == sorted([item for s in SEQUENCES for item in s[1:]] * PLAN.max_epochs)
 
 
 def test_every_transition_is_learned_once_an_epoch_and_no_validation_item(learned):
-    PLAN.fit(untrained(), TRAIN, VALID, False, 0, nothing, FOLLOWING)
+    PLAN.fit(untrained(), TRAIN, VALID, False, 0, None, FOLLOWING)
     found = [pair for batch in learned for row in batch for pair in itertools.pairwise(row)]
     once = [pair for s in SEQUENCES for pair in itertools.pairwise(s)]
     assert sorted(found) == sorted(once * PLAN.max_epochs)
     assert not {item for pair in found for item in pair} & set(FOLLOWING.values())
 
 
-def test_the_loss_changes_what_is_learned_through_both_views():
-    def towards(index):
-        def loss(*given):
-            value = -given[index][:, 7].mean()  # item 7 becomes likelier
-            return 50.0 * value, {"value": value.item()}
-
-        return loss
+@pytest.mark.parametrize("view", ["train", "sets"])
+def test_the_loss_changes_what_is_learned_through_both_views(view):
+    def towards(network, hidden, at):
+        log_p = network.logits(hidden).log_softmax(dim=-1)
+        value = -log_p[getattr(at, view), 7].mean()  # item 7 becomes likelier
+        return 50.0 * value, {"value": value.item()}
 
     history = [np.array([45, 46], np.int32)]
-    plan = FineTuning(learning_rate=1e-2, batch_size=50, max_epochs=5)
-    plain = plan.fit(untrained(), TRAIN, VALID.take(np.arange(0)), False, 0, nothing, FOLLOWING)
-    for index in (0, 1):
-        pulled = plan.fit(
-            untrained(), TRAIN, VALID.take(np.arange(0)), False, 0, towards(index), FOLLOWING
-        )
-        assert (
-            pulled.fitted.probabilities(history)[0, 7]
-            > 1.5 * plain.fitted.probabilities(history)[0, 7]
-        )
+    plan, nobody = FineTuning(1e-2, batch_size=50, max_epochs=5), VALID.take(np.arange(0))
+    plain = plan.fit(untrained(), TRAIN, nobody, False, 0, nothing, FOLLOWING)
+    pulled = plan.fit(untrained(), TRAIN, nobody, False, 0, towards, FOLLOWING)
+    before, after = (f.fitted.probabilities(history)[0, 7] for f in (plain, pulled))
+    assert after > 1.5 * before
 
 
 def test_cross_entropy_alone_is_a_plain_loop(learned):
     base = untrained()
     base.network.double()  # so that AdamW makes no steps of rounding errors
-    plan = FineTuning(learning_rate=1e-2, weight_decay=0.1, batch_size=3, max_epochs=1)
+    plan = FineTuning(learning_rate=1e-2, weight_decay=0.1, batch_size=6, max_epochs=1)
     tuned = plan.fit(base, TRAIN, VALID, False, 0)
     network = copy.deepcopy(base.network)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2, weight_decay=0.1)
@@ -217,7 +223,14 @@ def test_cross_entropy_alone_is_a_plain_loop(learned):
         assert not torch.equal(value, base.network.state_dict()[name]), name
 
 
-@pytest.mark.parametrize("loss", [None, nothing])
+def cross_entropy(network, hidden, at):
+    """The plain loss, as one that is given."""
+    log_p = network.logits(hidden[at.train]).log_softmax(dim=-1)
+    value = -log_p.gather(1, at.labels[:, None]).mean()
+    return value, {"ce": value.item()}
+
+
+@pytest.mark.parametrize("loss", [None, cross_entropy])
 def test_same_seed_same_bytes_whatever_the_state_of_torch_and_base_is_left_alone(loss):
     base = untrained(SASRec(hidden=8, max_length=4, dropout=0.4))
     before = state_bytes(base)

@@ -16,7 +16,12 @@ from llmrec.stages import evaluate, pipeline, prepare, recommend
 
 SYSTEMS = "systems=[popularity, network, network_ce, network_cpft]"
 SIZES = ("network.hidden=8", "network.layers=1", "network.max_epochs=3", "network.batch_size=8")
-TUNED = ("conformal.max_epochs=6", "conformal.patience=2", "conformal.batch_size=8")
+TUNED = (
+    "conformal.learning_rate=1.0e-4",
+    "conformal.max_epochs=6",
+    "conformal.patience=2",
+    "conformal.batch_size=40",
+)
 STEP_OF = {"network": "base", "network_ce": "ce", "network_cpft": "cpft"}
 ALL = (SYSTEMS, *SIZES, *TUNED)
 
@@ -49,11 +54,10 @@ def test_three_steps_recommended_and_evaluated(recipe_of, calls, kind):
     assert list(done) == ["base", "cpft", "ce"]
     assert not any(step["skipped"] for step in done.values())
     (cpft, loss, following), (ce, no_loss, none) = calls
-    assert (cpft.patience, cpft.max_epochs, cpft.batch_size) == (2, 6, 8)
+    assert (cpft.patience, cpft.max_epochs, cpft.batch_size) == (2, 6, 40)
     assert loss is not None
-    assert following
     assert no_loss is None
-    assert not none
+    assert following is none is None
     assert (ce.max_epochs, ce.patience) == (done["cpft"]["epochs"], None)
     assert done["ce"]["epochs"] == done["cpft"]["epochs"]
     made = weights(folder)
@@ -111,12 +115,28 @@ def test_cross_entropy_alone_goes_on_as_long_as_cpft_that_stopped_early(recipe_o
     assert [done[step]["epochs"] for step in ("cpft", "ce")] == [2, 2]
 
 
-def test_the_view_of_training_items_alone_reads_no_validation_item(recipe_of, calls):
-    recipe, folder = recipe_of(*ALL, "conformal.view=train", "conformal.max_epochs=1")
+def test_the_extended_view_alone_reads_validation_items(recipe_of, calls):
+    recipe, folder = recipe_of(*ALL, "conformal.view=valid", "conformal.max_epochs=1")
     pipeline.train(recipe, folder, "base")
     pipeline.train(recipe, folder, "cpft")
-    assert calls[0][2] == {}
+    [(_, _, following)] = calls
+    valid = Examples.read(folder.examples("valid"))
+    assert following
+    assert sorted(following.values()) == sorted(valid.targets.tolist())
     assert not folder.network("ce").exists()
+
+
+def test_the_learning_rate_is_the_best_of_the_grid_in_validation(recipe_of, calls):
+    recipe, folder = recipe_of(
+        *ALL, "conformal.learning_rate=auto", "conformal.grid=[1.0e-4, 0.03]"
+    )
+    done = pipeline.train(recipe, folder)
+    assert [plan.learning_rate for plan, _, _ in calls] == [1e-4, 0.03, 1e-4, 0.03]
+    for step in ("cpft", "ce"):
+        trials = done[step]["trials"]
+        assert set(trials) == {"0.0001", "0.03"}
+        assert done[step]["valid_ndcg@10"] == max(trials.values())
+        assert trials[f"{done[step]['learning_rate']:g}"] == max(trials.values())
 
 
 def test_a_damaged_network_is_trained_again_to_the_same_bytes(recipe_of, caplog):
@@ -212,12 +232,10 @@ def test_preview_counts_without_training(recipe_of):
     data = Interactions.read(folder.interactions)
     assert said["sequences"] == len(set(data.user.tolist()))
     assert said["windows_of_an_epoch"] >= said["sequences"]
-    batches = -(-said["windows_of_an_epoch"] // 8)
-    assert said["optimiser_steps_at_most"] == {
-        "base": 3 * batches,
-        "cpft": 6 * batches,
-        "ce": 6 * batches,
-    }
+    steps = said["optimiser_steps_about"]
+    assert steps["base"] == 3 * -(-said["windows_of_an_epoch"] // 8)
+    places = len(data) - said["sequences"]
+    assert steps["cpft"] == steps["ce"] == 6 * -(-places // 40)
     assert not folder.network("base").parent.exists()
     pipeline.train(recipe, folder, "base")
     network = networks.fitted(recipe, folder, "base").network
@@ -242,41 +260,3 @@ def test_preview_counts_without_training(recipe_of):
 def test_what_cannot_be_is_told_before_anything_is_read(recipe_of, overrides, said):
     with pytest.raises(RecipeError, match=said):
         recipe_of(*overrides)
-
-
-def test_set_loss_leaves_out_a_part_of_weight_0(recipe_of):
-    import torch
-
-    rng = np.random.default_rng(0)
-    train, sets = (torch.from_numpy(rng.normal(size=(3, 6))).log_softmax(1) for _ in range(2))
-    labels, items = torch.tensor([1, 0, 4]), torch.from_numpy(rng.normal(size=(6, 4)))
-    parts = {}
-    for name, beta, gamma in (("both", 2, 3), ("size", 2, 0), ("distance", 0, 3)):
-        recipe, _ = recipe_of(
-            *ALL, f"conformal.beta={beta}", f"conformal.gamma={gamma}", "conformal.nearest=2"
-        )
-        parts[name] = networks.set_loss(recipe.conformal)(train, sets, labels, items)
-    assert set(parts["size"][1]) == {"set_size"}
-    assert set(parts["distance"][1]) == {"set_distance"}
-    together, told = parts["both"]
-    assert together.item() == pytest.approx(2 * told["set_size"] + 3 * told["set_distance"])
-    assert together.item() == pytest.approx(parts["size"][0].item() + parts["distance"][0].item())
-    # Hard sets by hand: order 0.3 * 4 / 3 of three values is the second one.
-    truth = sorted(train[i, label].item() for i, label in enumerate(labels.tolist()))
-    size = distance = 0.0
-    for i, label in enumerate(labels.tolist()):
-        members = [n for n in range(6) if sets[i, n].item() > truth[1]]
-        size += sum(1.0 if n in members else float(np.exp(sets[i, n].item())) for n in range(6))
-        unit = items.numpy() / np.linalg.norm(items.numpy(), axis=1, keepdims=True)
-        alike = sorted((float(unit[n] @ unit[label]) for n in members if n != label), reverse=True)
-        distance += 1 - np.mean(alike[:2]) if alike else 0.0
-    assert told["set_size"] == pytest.approx(size / 3)
-    assert told["set_distance"] == pytest.approx(distance / 3)
-
-
-def test_prepare_of_the_same_log_is_shared_by_both_kinds_of_recipe(recipe_of):
-    recipe, folder = recipe_of(*ALL)
-    prepare.run(recipe_of("systems=[popularity]")[0], folder)
-    manifest = (folder.data / "manifest.json").read_bytes()
-    pipeline.train(recipe, folder, "base")
-    assert (folder.data / "manifest.json").read_bytes() == manifest
