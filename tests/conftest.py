@@ -162,18 +162,17 @@ def small_log(tmp_path_factory):
     return folder / "log.csv"
 
 
-@pytest.fixture
-def recipe_of(tmp_path, tiny_base, small_log):
-    """A function from overrides to the Recipe and RunFolder of a small experiment."""
+def _small(folder, base, log):
+    """A function from overrides to the Recipe and RunFolder of a small experiment in `folder`."""
     from llmrec.recipe.loading import load
     from llmrec.runs.folder import RunFolder
 
     def make(*overrides):
-        path = tmp_path / "small.yaml"
+        path = folder / "small.yaml"
         path.write_text(
-            f"name: small\noutput_dir: {tmp_path / 'runs'}\n"
-            f"data: {{source: {small_log}}}\n"
-            f"model: {{base: {tiny_base}, lora: {{r: 4}}}}\n"
+            f"name: small\noutput_dir: {folder / 'runs'}\n"
+            f"data: {{source: {log}}}\n"
+            f"model: {{base: {base}, lora: {{r: 4}}}}\n"
             "prompt: {max_history: 4, max_tokens: 300}\n"
             "decode: {beams: 6, top_k: 6, batch_size: 5}\n"
             "evaluate: {k: [1, 5], samples: 100}\n"
@@ -187,6 +186,33 @@ def recipe_of(tmp_path, tiny_base, small_log):
         return recipe, RunFolder.of(recipe)
 
     return make
+
+
+@pytest.fixture
+def recipe_of(tmp_path, tiny_base, small_log):
+    """A function from overrides to the Recipe and RunFolder of a small experiment."""
+    return _small(tmp_path, tiny_base, small_log)
+
+
+@pytest.fixture(scope="session")
+def _trained_once(tmp_path_factory, tiny_base, small_log):
+    from llmrec.stages import train
+
+    recipe, folder = _small(tmp_path_factory.mktemp("trained"), tiny_base, small_log)()
+    train.run(recipe, folder)
+    folder.keep(recipe)
+    return folder.root
+
+
+@pytest.fixture
+def trained(recipe_of, _trained_once):
+    """The recipe and folder of a trained run, a copy that the test may change."""
+    import shutil
+
+    recipe, folder = recipe_of()
+    shutil.copytree(_trained_once, folder.root)
+    folder.keep(recipe)
+    return recipe, folder
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
-"""Checkpoints that are either whole or not there: staged, hashed, sealed by one rename.
+"""Folders and files that are either whole or not there: staged, hashed, sealed by one rename.
 
-A sealed folder holds a manifest with the SHA-256 of each of its files. Reading takes the newest
-folder whose manifest verifies. Knows files only, no torch.
+A sealed folder holds a manifest with the SHA-256 of each of its files; that of a sealed file stands
+beside it and ends in .json. Of several checkpoints the newest is taken whose manifest verifies.
+Knows files only, no torch.
 """
 
 import hashlib
@@ -41,26 +42,42 @@ def seal(staged: Path, final: Path, **facts: Any) -> None:
     sync(final.parent)
 
 
-def problem(folder: Path) -> str | None:
-    """What is wrong with a sealed folder, naming the file; None when it verifies."""
+def seal_file(staged: Path, final: Path, **facts: Any) -> None:
+    """The same of one file. A kill between the two renames leaves it without a manifest."""
+    sync(staged)
+    manifest = json.loads(json.dumps({"files": {final.name: sha256_of(staged)}, **facts}))
+    manifest_of(final).unlink(missing_ok=True)
+    os.replace(staged, final)
+    sync(final.parent)
+    write_json(final.with_suffix(".json"), {**manifest, "seal": _seal_of(manifest)})
+
+
+def manifest_of(place: Path) -> Path:
+    """Where the manifest of a sealed folder or file stands."""
+    return place / MANIFEST if place.is_dir() else place.with_suffix(".json")
+
+
+def problem(place: Path) -> str | None:
+    """What is wrong with a sealed folder or file, naming the file; None when it verifies."""
+    within, manifest_path = (place if place.is_dir() else place.parent), manifest_of(place)
     try:
-        manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+        manifest = json.loads(manifest_path.read_text("utf-8"))
         if manifest.pop("seal") != _seal_of(manifest):
-            return f"{MANIFEST} differs from its hash"
+            return f"{manifest_path.name} differs from its hash"
         for name, expected in manifest["files"].items():
-            path = folder / name
+            path = within / name
             if not path.is_file():
                 return f"{name} is missing"
             if sha256_of(path) != expected:
                 return f"{name} differs from its hash"
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        return f"{MANIFEST} cannot be read ({type(error).__name__})"
+        return f"{manifest_path.name} cannot be read ({type(error).__name__})"
     return None
 
 
-def facts(folder: Path) -> dict[str, Any]:
-    """The manifest of a sealed folder."""
-    loaded: dict[str, Any] = json.loads((folder / MANIFEST).read_text("utf-8"))
+def facts(place: Path) -> dict[str, Any]:
+    """The manifest of a sealed folder or file."""
+    loaded: dict[str, Any] = json.loads(manifest_of(place).read_text("utf-8"))
     return loaded
 
 

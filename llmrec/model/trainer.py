@@ -12,7 +12,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +62,7 @@ class TreeTrainer(Trainer):
     `refresh(model, step, coming)`, called before each optimiser step with the live model, may give
     other trees for all rows, and what it has to say for the log; `coming(n)` are the numbers of the
     rows that the next n steps read. A loss over the whole step is read twice (see `losses`).
+    `settings` are those that the weights depend on; every checkpoint's manifest has them.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class TreeTrainer(Trainer):
         curriculum: Callable[[torch.nn.Module, int, int], Mixture] | None = None,
         patience: int | None = None,
         refresh: Refresh | None = None,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         if args.n_gpu > 1:
             raise RecipeError(
@@ -85,7 +87,7 @@ class TreeTrainer(Trainer):
             require_compiler(args.device, args.torch_compile_backend)
         self.loss, self.validate, self.log_path = loss, validate, log_path
         self.curriculum, self.patience, self.refresh = curriculum, patience, refresh
-        self.root = Path(args.output_dir)
+        self.root, self.settings = Path(args.output_dir), settings
         self.started = self._told = time.monotonic()
         self.targets_seen, self._validated_at, self._resumed_at = 0.0, -1, -1
         self._logged = read_log(log_path)
@@ -357,6 +359,7 @@ class TreeTrainer(Trainer):
                 targets=self.targets_seen,
                 seconds=round(time.monotonic() - self.started, 1),
                 loss_sums=sums,
+                settings=self.settings,
             )
             checkpoints.prune(self.root, CHECKPOINT, keep=self.args.save_total_limit or 1)
             shutil.rmtree(staging, ignore_errors=True)

@@ -19,7 +19,6 @@ from transformers import TrainingArguments
 from llmrec.data import sealed as checkpoints
 from llmrec.data.candidates import draw_candidates
 from llmrec.data.catalog import Catalog
-from llmrec.data.files import sha256_of, write_json
 from llmrec.data.records import Examples, Interactions
 from llmrec.errors import LlmrecError, RecipeError
 from llmrec.inference.from_recipe import base_of, encoder_of
@@ -27,7 +26,7 @@ from llmrec.inference.prompting import Prompting, prompting_of
 from llmrec.methods.adaptrec import Reselecting
 from llmrec.methods.conformal import CandidateRows, LiveCandidates, candidate_rows, conformal_loss
 from llmrec.methods.plain import softmax_of
-from llmrec.methods.soft.answer_file import Answers, Question, hash_of
+from llmrec.methods.soft.answer_file import Answers, Question
 from llmrec.methods.soft.curriculum import curriculum_of
 from llmrec.methods.validation import validation_of
 from llmrec.methods.windows import (
@@ -40,12 +39,14 @@ from llmrec.methods.windows import (
     with_answers,
 )
 from llmrec.model.forward import require_tree_support
-from llmrec.model.kept_weights import CHECKPOINT, publish_best, read_log
+from llmrec.model.kept_weights import BEST, CHECKPOINT, read_log
 from llmrec.model.loading import Lora, load_model, with_new_lora
 from llmrec.model.losses import Loss
 from llmrec.model.trainer import Refresh, TreeTrainer
 from llmrec.recipe import Recipe
+from llmrec.runs.artifact import Artifact
 from llmrec.runs.folder import RunFolder
+from llmrec.runs.made import adapter
 from llmrec.runs.processes import processes
 from llmrec.stages import prepare
 from llmrec.text.encoding import Ids, PromptEncoder
@@ -53,7 +54,6 @@ from llmrec.text.rows import with_own_answers
 from llmrec.text.tree import TokenTree
 
 log = logging.getLogger("llmrec")
-SETTINGS = "settings.json"
 
 
 def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
@@ -72,22 +72,22 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
         answers = Answers.read(answers_of(recipe, folder))
         answers.require_questions(questions, answers_of(recipe, folder))
         rows, completions = with_answers(rows, answers, encoder)
-    settings = _settings(recipe, folder)
-    done = finished(folder, settings)
+    made = adapter(recipe, folder)
+    done = made.facts_or_none()
     if done is not None:
         log.info(
             "train: %s stands already (best at step %s), nothing to do",
             folder.adapter,
             done["step"],
         )
-        return {**done, "adapter": str(folder.adapter), "skipped": True}
+        return {**_described(done), "adapter": str(folder.adapter), "skipped": True}
     loss = Loss(softmax_of(recipe, encoder, completions))
     if recipe.conformal is not None:
         loss = conformal_loss(recipe, encoder, Catalog.read(folder.items))
     model = load_model(base_of(recipe))
     require_tree_support(model, recipe.prompt.max_tokens)
     model = with_new_lora(model, _lora(recipe), recipe.seed) if recipe.model.lora else model
-    resume = _resume_point(folder, settings, state)
+    resume = _resume_point(folder, made, state)
     curriculum = None
     if recipe.soft is not None:
         curriculum = curriculum_of(recipe, encoder, questions, read_log(folder.train_log))
@@ -101,6 +101,7 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
         curriculum,
         recipe.validation.patience,
         _refresh(recipe, folder, windows, prompting, rows),
+        made.key,
     )
     selects = recipe.demonstrations is not None and recipe.demonstrations.selection is not None
     asks = selects or recipe.conformal is not None
@@ -109,16 +110,10 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     log.info("train: %d rows of shape %s, %d targets", len(rows), recipe.rows.shape, _targets(rows))
     steps = trainer.go(resume)
     if state.is_main_process:
-        publish_best(folder.checkpoints, folder.adapter, settings=settings)
+        _publish(folder, made)
     state.wait_for_everyone()
-    known = checkpoints.facts(folder.adapter)
-    return {
-        "adapter": str(folder.adapter),
-        "step": known["step"],
-        **known["figures"],
-        "steps": steps,
-        "skipped": False,
-    }
+    known = _described(checkpoints.facts(folder.adapter))
+    return {"adapter": str(folder.adapter), **known, "steps": steps, "skipped": False}
 
 
 def _require_whole_weights(accelerator: Any) -> None:
@@ -251,41 +246,38 @@ def preview(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     }
 
 
-def finished(folder: RunFolder, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """The facts of a verified adapter of these very settings, else None."""
-    if not folder.adapter.is_dir():
-        return None
-    wrong = checkpoints.problem(folder.adapter)
-    if wrong is not None:
-        log.warning("train: %s is damaged (%s); training again", folder.adapter, wrong)
-        return None
-    known = checkpoints.facts(folder.adapter)
-    if known.get("settings") != settings:
+def _publish(folder: RunFolder, made: Artifact) -> None:
+    """Put the weights that did best in validation in place."""
+    best, skipped = checkpoints.newest(folder.checkpoints, BEST)
+    if best is None:
         raise LlmrecError(
-            f"{folder.adapter} was trained with other settings or data; give the recipe another "
-            "name, or remove that folder and the checkpoints beside it"
+            f"{folder.checkpoints}: no weights that verify ({'; '.join(skipped) or 'none saved'})"
         )
-    return {"step": known["step"], **known["figures"]}
+    known, staged = checkpoints.facts(best), made.staged()
+    shutil.copytree(best, staged)
+    made.seal(staged, step=known["step"], score=known["score"], figures=known["figures"])
 
 
-def _resume_point(folder: RunFolder, settings: dict[str, Any], state: PartialState) -> Path | None:
-    """The newest whole checkpoint of these settings; begins afresh when there is none."""
+def _described(facts: dict[str, Any]) -> dict[str, Any]:
+    """What an adapter's manifest says of training."""
+    return {"step": facts["step"], **facts["figures"]}
+
+
+def _resume_point(folder: RunFolder, made: Artifact, state: PartialState) -> Path | None:
+    """The newest whole checkpoint, if it is on the way to `made`; begins afresh without one."""
     root = folder.checkpoints
     with state.main_process_first():
-        known = root / SETTINGS
-        if known.exists() and json.loads(known.read_text("utf-8")) != settings:
-            raise LlmrecError(
-                f"{root} holds checkpoints of other settings or data; give the recipe another "
-                "name, or remove that folder"
-            )
-        if state.is_main_process:
-            write_json(known, settings)
-            checkpoints.clear_staging(root)
         newest, skipped = checkpoints.newest(root, CHECKPOINT)
         for reason in skipped:
             log.warning("train: skipped a damaged checkpoint, %s", reason)
-        step = checkpoints.facts(newest)["step"] if newest else 0
+        step = 0
+        if newest is not None:
+            facts = checkpoints.facts(newest)
+            made.resumes(facts, newest)
+            step = facts["step"]
         if state.is_main_process:
+            root.mkdir(parents=True, exist_ok=True)
+            checkpoints.clear_staging(root)
             _forget_after(folder, step)
     if newest:
         log.info("train: going on from %s", newest.name)
@@ -332,22 +324,6 @@ def _lora(recipe: Recipe) -> Lora:
     lora = recipe.model.lora
     assert lora is not None  # noqa: S101  callers ask first
     return Lora(lora.r, int(lora.alpha), lora.dropout, lora.target_modules)
-
-
-def _settings(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
-    """All that the trained weights depend on, for telling whether a folder's weights are these."""
-    chosen = recipe.model_dump(
-        mode="json", include={"seed", "model", "prompt", "objective", "rows", "train", "validation"}
-    )
-    if recipe.demonstrations is not None:
-        chosen["demonstrations"] = recipe.demonstrations.model_dump(mode="json")
-    if recipe.conformal is not None:
-        chosen["conformal"] = recipe.conformal.model_dump(mode="json")
-    chosen["data"] = sha256_of(folder.data / "manifest.json")
-    if recipe.soft is not None:
-        chosen["soft"] = recipe.soft.model_dump(mode="json", exclude={"sft_adapter", "answers"})
-        chosen["answers"] = hash_of(answers_of(recipe, folder))
-    return chosen
 
 
 def _existing(path: Path) -> Path:

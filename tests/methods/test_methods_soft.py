@@ -388,7 +388,7 @@ def test_a_run_that_patience_stopped_stays_stopped(recipe_of, monkeypatch):
     def killed(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "publish_best", killed)
+    monkeypatch.setattr(train, "_publish", killed)
     with pytest.raises(KeyboardInterrupt):
         train.run(recipe, folder)
     monkeypatch.undo()

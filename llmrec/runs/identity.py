@@ -1,0 +1,150 @@
+"""What a recipe names, by content: prompt template, base model, tokenizer, prepared data.
+
+Two recipes that name the same bytes in different ways are one, and a name whose bytes changed is
+another. Each function gives a mapping from a word for the thing to what it is, mostly a SHA-256.
+Loads no model; imports neither torch nor transformers.
+"""
+
+import hashlib
+import json
+import logging
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from llmrec.data.files import sha256_of, write_json
+from llmrec.errors import DataError, RecipeError
+from llmrec.fetch import cache as fetch
+from llmrec.recipe import Recipe, shipped
+from llmrec.runs.folder import RunFolder
+
+log = logging.getLogger("llmrec")
+Content = dict[str, Any]
+REMEMBERED_FROM = 2**24  # bytes; a smaller file is hashed again by every process
+_TOKENIZER = ("tokenizer*", "vocab*", "merges*", "special_tokens*", "added_tokens*", "chat_temp*")
+_BASE = {
+    "model weights": ("*.safetensors",),
+    "model configuration": ("config.json", "*.py"),
+    "tokenizer": (*_TOKENIZER, "*.model"),
+}
+
+
+def template_content(recipe: Recipe) -> Content:
+    """The text of the prompt template: the recipe's own, or the shipped one."""
+    prompt = recipe.prompt
+    try:
+        text = (
+            Path(prompt.file).read_text("utf-8")
+            if prompt.file
+            else shipped.prompt_text(f"{prompt.task}/{prompt.domain}")
+        )
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"prompt.file: {prompt.file} cannot be read ({error})") from None
+    return {"prompt template": combined([text])}
+
+
+def base_content(recipe: Recipe) -> Content:
+    """The base model's weights, configuration and tokenizer."""
+    return model_content(recipe.model.base, recipe.model.revision)
+
+
+def model_content(name: str, revision: str | None = None) -> Content:
+    """A model's weights, configuration and tokenizer; of a Hub id its repository and commit.
+
+    `name`: one that `llmrec fetch model` knows, a folder, or a Hub id.
+    """
+    if Path(name).is_dir():
+        return {
+            what: combined(
+                f"{path.name} {remembered_hash(path)}" for path in _those(name, patterns)
+            )
+            for what, patterns in _BASE.items()
+        }
+    source = fetch.source_of(fetch.cache_root() / "models" / name)
+    if source is not None:
+        hashes = {Path(file): said["sha256"] for file, said in source["files"].items()}
+        return {
+            what: combined(
+                f"{path.name} {hashes[path]}"
+                for path in sorted(hashes)
+                if any(path.match(pattern) for pattern in patterns)
+            )
+            for what, patterns in _BASE.items()
+        }
+    commit = hub_commit(name, revision or "main") if "/" in name else revision
+    return {"model": name if commit is None else f"{name}@{commit}"}
+
+
+def data_content(folder: RunFolder, *names: str) -> Content:
+    """Files of the prepared data, each checked against the manifest that `prepare` wrote.
+
+    One that the manifest does not have is None. Raises DataError for data that is not there or
+    damaged.
+    """
+    manifest = folder.data / "manifest.json"
+    try:
+        outputs = json.loads(manifest.read_text("utf-8"))["outputs"]
+        known = {name: outputs[name]["sha256"] if name in outputs else None for name in names}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{manifest} cannot be read ({type(error).__name__}); run `llmrec prepare` first"
+        ) from None
+    for name, expected in known.items():
+        path = folder.data / name
+        if expected is not None and (not path.is_file() or remembered_hash(path) != expected):
+            raise DataError(
+                f"{path} is damaged: it is not what {manifest.name} says was written; run "
+                "`llmrec prepare` to make it again"
+            )
+    return {f"data/{name}": sha for name, sha in known.items()}
+
+
+def weights_content(folder: Path) -> str:
+    """SHA-256 over the weights in a folder and how they are applied (an adapter's rank, scale)."""
+    return combined(
+        f"{path.name} {remembered_hash(path)}"
+        for path in _those(folder, ("*.safetensors", "adapter_config.json"))
+    )
+
+
+def combined(parts: Any) -> str:
+    """SHA-256 over some texts in their order."""
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def remembered_hash(path: Path) -> str:
+    """SHA-256 of a file; of a large one remembered in the cache until size or time of it change."""
+    stat = path.stat()
+    return _remembered(path.resolve(), stat.st_size, stat.st_mtime_ns)
+
+
+def hub_commit(repository: str, revision: str) -> str:
+    """The commit a branch stood for when it was last fetched; the revision itself if unknown."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    reference = Path(HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}" / "refs" / revision
+    return reference.read_text("utf-8").strip() if reference.is_file() else revision
+
+
+@lru_cache(maxsize=4096)
+def _remembered(path: Path, size: int, mtime: int) -> str:
+    if size < REMEMBERED_FROM:
+        return sha256_of(path)
+    about = {"path": str(path), "bytes": size, "mtime_ns": mtime}
+    note = fetch.cache_root() / "hashes" / f"{combined([str(path)])[:32]}.json"
+    try:
+        said = json.loads(note.read_text("utf-8"))
+        if {key: said.get(key) for key in about} == about:
+            return str(said["sha256"])
+    except (OSError, ValueError, AttributeError, KeyError):
+        pass
+    found = sha256_of(path)
+    try:
+        write_json(note, {**about, "sha256": found})
+    except OSError as error:
+        log.debug("the hash of %s is not remembered (%s)", path, error)
+    return found
+
+
+def _those(folder: str | Path, patterns: tuple[str, ...]) -> list[Path]:
+    return sorted({path for p in patterns for path in Path(folder).glob(p) if path.is_file()})

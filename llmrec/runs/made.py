@@ -1,0 +1,112 @@
+"""What the made things of a run depend on: for each one the recipe paths and contents it reads.
+
+A reviewed table in the tests holds what each recipe key makes to be done again. Knows no model.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from llmrec.errors import DataError
+from llmrec.recipe import Recipe
+from llmrec.runs.artifact import Artifact
+from llmrec.runs.folder import RunFolder
+from llmrec.runs.identity import base_content, data_content, remembered_hash, template_content
+
+# Of `train`: what is told, kept and how fast it goes, and no weight. The cut of a step into
+# micro-batches is one of them; its product counts.
+_CUT = ("per_device_train_batch_size", "gradient_accumulation_steps")
+HARMLESS_TRAIN = (
+    *_CUT,
+    *("logging_steps", "logging_strategy", "logging_first_step", "log_level", "log_level_replica"),
+    *("log_on_each_node", "disable_tqdm", "report_to", "run_name", "project", "trackio_space_id"),
+    *("trackio_bucket_id", "trackio_static_space_id", "debug", "skip_memory_metrics"),
+    *("save_strategy", "save_steps", "save_total_limit", "save_on_each_node"),
+    *("enable_jit_checkpoint", "per_device_eval_batch_size", "torch_empty_cache_steps"),
+    *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"),
+    *("dataloader_prefetch_factor", "dataloader_multiprocessing_context", "use_cache"),
+    *("activation_checkpointing", "activation_checkpointing_kwargs"),
+    *("gradient_checkpointing", "gradient_checkpointing_kwargs"),
+    *("ddp_timeout", "ddp_backend", "ddp_bucket_cap_mb", "ddp_find_unused_parameters"),
+    *("ddp_broadcast_buffers", "ddp_static_graph", "local_rank", "use_cpu"),
+)
+_CONSTANT = ("constant", "constant_with_warmup")
+_OF_NETWORKS = ("learning_rate", "batch_size", "max_epochs", "patience")
+TRAINING_DATA = ("train.parquet", "valid.parquet", "items.parquet", "interactions.parquet")
+PROMPT = ("prompt.form", "prompt.max_history", "prompt.max_tokens")
+MODEL = ("model.dtype", "model.quantization")
+
+
+def adapter(recipe: Recipe, folder: RunFolder) -> Artifact:
+    """The trained weights of a language model. Raises DataError where what they read is not there.
+
+    Which weights are kept is decided by validation, so they depend on what of `decode` it uses.
+    """
+    soft, train, validation = recipe.soft, recipe.train, recipe.validation
+    ranks = validation.metric != "nll"
+    searches = ranks and validation.answer == "constrained" and recipe.data.candidates is None
+    asks = soft is not None or recipe.conformal is not None or recipe.data.candidates is not None
+    reads = ["seed", "model.lora", *MODEL, *PROMPT, "data.candidates", "demonstrations"]
+    reads += ["objective", "rows", "train", "validation", "soft", "conformal", "decode.filter_seen"]
+    if searches or asks:
+        reads.append("decode.renormalise")
+    if ranks and validation.answer == "grounding":
+        reads += ["decode.grounding.beams", "decode.grounding.max_new_tokens"]
+    without = [f"train.{name}" for name in HARMLESS_TRAIN]
+    without += ["soft.sft_adapter", "soft.answers"]
+    without += [f"conformal.{name}" for name in _OF_NETWORKS]
+    if not ranks:
+        without += ["validation.k", "validation.answer"]
+    contents: dict[str, Any] = {
+        " x ".join(f"train.{name}" for name in _CUT): _product(train),
+        **base_content(recipe),
+        **template_content(recipe),
+        **data_content(folder, *TRAINING_DATA, "candidates-valid.parquet"),
+    }
+    if searches:
+        ranked = recipe.decode.model_copy(update={"top_k": validation.k})
+        contents["decode.search"] = ranked.kind
+        contents["decode.beams"] = None if ranked.kind == "best_first" else ranked.width
+    if soft is not None:
+        contents["answers"] = _answers_hash(recipe, folder)
+    return Artifact(
+        folder.adapter,
+        recipe,
+        reads,
+        without,
+        contents,
+        verb="train",
+        costly=True,
+        grows=("train.num_train_epochs", "train.max_steps") if _is_constant(recipe) else (),
+        beside=(folder.checkpoints,),
+    )
+
+
+def answers_file(recipe: Recipe, folder: RunFolder) -> Path:
+    """The model's own answers: the recipe's, or else the run's."""
+    given = recipe.soft.answers if recipe.soft else None
+    return (Path(given) if given else folder.answers) / "answers.parquet"
+
+
+def _answers_hash(recipe: Recipe, folder: RunFolder) -> str:
+    path = answers_file(recipe, folder)
+    if not path.is_file():
+        raise DataError(f"{path} is not there; make it with `llmrec distill`")
+    return remembered_hash(path)
+
+
+def _product(train: dict[str, Any]) -> int:
+    """Rows of an optimiser step in one process."""
+    rows, accumulated = (int(train.get(name) or 1) for name in _CUT)
+    return rows * accumulated
+
+
+def _is_constant(recipe: Recipe) -> bool:
+    """Whether no step of a training depends on how many are still to come."""
+    train, soft = recipe.train, recipe.soft
+    warmup = train.get("warmup_steps", 0)
+    return (
+        train.get("lr_scheduler_type") in _CONSTANT
+        and isinstance(warmup, int | float)
+        and (warmup == 0 or warmup >= 1)
+        and (soft is None or soft.schedule != "linear")
+    )

@@ -1,0 +1,89 @@
+"""Foreign rankings judged without a run: the numbers, what is told, what is refused."""
+
+import math
+
+import pytest
+
+from llmrec.errors import DataError, RecipeError
+from llmrec.recipe.evaluation import Evaluate
+from llmrec.stages import evaluate_files
+
+TARGETS = "user_id,item_id\nu1,a\nu2,b\nu3,c\nu4,d\n"
+# First place, second place, third place, no list.
+MINE = "user_id,item_id,rank\nu1,a,1\nu1,x,2\nu2,x,1\nu2,b,2\nu3,x,1\nu3,y,2\nu3,c,3\nv,a,1\n"
+SETTINGS = Evaluate(k=[1, 3], samples=100)
+
+
+@pytest.fixture
+def files(tmp_path):
+    def write(**texts):
+        for name, text in texts.items():
+            (tmp_path / name).write_text(text, "utf-8")
+        return tmp_path
+
+    return write
+
+
+def cell(result, system, metric):
+    return result["metrics"]["table"]["systems"][system][metric]["all"]["mean"]
+
+
+def test_metrics_are_those_worked_by_hand(files):
+    folder = files(targets=TARGETS, mine=MINE)
+    result = evaluate_files.run(folder / "targets", [f"mine={folder / 'mine'}"], SETTINGS)
+    assert cell(result, "mine", "HR@1") == pytest.approx(1 / 4)
+    assert cell(result, "mine", "HR@3") == pytest.approx(3 / 4)
+    expected = (1 + 1 / math.log2(3) + 1 / math.log2(4)) / 4
+    assert cell(result, "mine", "NDCG@3") == pytest.approx(expected)
+    assert "1 of 4 users have no list" in result["table"]
+    assert "1 users without a target left out" in result["table"]
+    assert "uniform" not in result["table"]
+
+
+def test_systems_are_tested_against_the_first(files):
+    other = MINE.replace("u2,x,1\nu2,b,2", "u2,b,1\nu2,x,2")
+    folder = files(targets=TARGETS, mine=MINE, other=other)
+    given = [f"mine={folder / 'mine'}", f"other={folder / 'other'}"]
+    result = evaluate_files.run(folder / "targets", given, SETTINGS)
+    [ndcg] = [c for c in result["metrics"]["comparisons"] if c["metric"] == "NDCG@3"]
+    assert (ndcg["system"], ndcg["reference"]) == ("other", "mine")
+    assert ndcg["difference"] == pytest.approx((1 - 1 / math.log2(3)) / 4)
+
+
+def test_several_targets_of_a_user(files):
+    folder = files(
+        targets="u 0 a 1\nu 0 b 1\nu 0 z 0\n", mine="user_id,item_id,rank\nu,a,1\nu,z,2\nu,b,3\n"
+    )
+    result = evaluate_files.run(folder / "targets", [f"mine={folder / 'mine'}"], SETTINGS)
+    assert cell(result, "mine", "Recall@1") == pytest.approx(1 / 2)
+    assert cell(result, "mine", "Recall@3") == pytest.approx(1)
+
+
+def test_probabilities_that_are_a_distribution_give_an_nll(files):
+    mine = "user_id,item_id,score,probability\n" + "".join(
+        f"{user},{item},{p},{p}\n"
+        for user in ("u1", "u2", "u3", "u4")
+        for item, p in (("a", 0.5), ("b", 0.25), ("c", 0.125), ("d", 0.125))
+    )
+    folder = files(targets=TARGETS, mine=mine)
+    result = evaluate_files.run(folder / "targets", [f"mine={folder / 'mine'}"], SETTINGS)
+    assert cell(result, "mine", "NLL") == pytest.approx((1 + 2 + 3 + 3) * math.log(2) / 4)
+
+
+def test_a_cut_off_that_no_list_reaches_is_not_measured(files):
+    folder = files(targets=TARGETS, mine="user_id,item_id,rank\nu1,a,1\n")
+    result = evaluate_files.run(folder / "targets", [f"mine={folder / 'mine'}"], SETTINGS)
+    assert cell(result, "mine", "HR@1") == pytest.approx(1 / 4)
+    assert cell(result, "mine", "HR@3") is None
+
+
+def test_what_is_refused(files):
+    folder = files(targets=TARGETS, mine="user_id,item_id,rank\n1,a,1\n")
+    with pytest.raises(DataError, match=r"lists '1' and others, and none of the users .*'u1'"):
+        evaluate_files.run(folder / "targets", [f"mine={folder / 'mine'}"], SETTINGS)
+    with pytest.raises(RecipeError, match="written NAME=FILE"):
+        evaluate_files.run(folder / "targets", ["mine"], SETTINGS)
+    with pytest.raises(RecipeError, match="mine is there twice"):
+        evaluate_files.run(folder / "targets", ["mine=a", "mine=b"], SETTINGS)
+    with pytest.raises(DataError, match="is not there"):
+        evaluate_files.run(folder / "targets", ["mine=nowhere.csv"], SETTINGS)
