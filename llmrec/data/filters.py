@@ -60,6 +60,13 @@ def seeded_subset(total: int, count: int | None, seed: int, purpose: int) -> Lon
     return np.sort(drawn)
 
 
+def drawn_items(total: int, share: float, seed: int, purpose: int) -> Bools:
+    """(N,) True for a seeded `share` of N items; nested: a smaller share's are among a larger's."""
+    drawn = np.zeros(total, dtype=np.bool_)
+    drawn[seeded_subset(total, round(share * total), seed, purpose)] = True
+    return drawn
+
+
 def compacted(codes: npt.NDArray[np.int32], total: int) -> tuple[npt.NDArray[np.int32], Longs]:
     """Codes renumbered 0..n-1 without gaps, in order, and the n old codes that are in use."""
     used = np.flatnonzero(np.bincount(codes, minlength=total))

@@ -2,8 +2,9 @@
 
 Four rules: `leave_one_out`, `global_time`, `sliding_window` (SOFT, arXiv 2505.20771) and `by_user`
 (AdaptRec, arXiv 2504.08786). Each takes interactions ordered by `order`, whose rule for equal
-timestamps is stated. A history holds only rows before its target in that order. Array code: no
-loop over rows or users. Knows nothing of files, recipes or text.
+timestamps is stated. A history holds only rows before its target in that order. Items may be held
+back from all but the targets of valid and test (`held_back`). Array code: no loop over rows or
+users. Knows nothing of files, recipes or text.
 """
 
 from collections.abc import Sequence
@@ -54,7 +55,7 @@ def order(interactions: Interactions, ties: str = SOURCE_ROW_TIES, seed: int = 0
     return interactions.take(rows_in_order([interactions.user, interactions.timestamp, *keys]))
 
 
-def leave_one_out(ordered: Interactions) -> Split:
+def leave_one_out(ordered: Interactions, held_back: Bools | None = None) -> Split:
     """Each user's last item is the test target, the one before it the valid target.
 
     The rest trains: its last item is the train target. A user with fewer than three rows has no
@@ -70,10 +71,13 @@ def leave_one_out(ordered: Interactions) -> Split:
         train_targets=(train_end - 1)[train_end - first >= 2],
         valid_targets=end[tested] - 2,
         test_targets=end[tested] - 1,
+        held_back=held_back,
     )
 
 
-def global_time(ordered: Interactions, ratios: Sequence[float] = (0.8, 0.1, 0.1)) -> Split:
+def global_time(
+    ordered: Interactions, ratios: Sequence[float] = (0.8, 0.1, 0.1), held_back: Bools | None = None
+) -> Split:
     """Two cuts in time; rows of equal timestamp are never cut apart.
 
     The cuts are the timestamps at which the given shares of all rows lie behind. Train: rows
@@ -94,10 +98,13 @@ def global_time(ordered: Interactions, ratios: Sequence[float] = (0.8, 0.1, 0.1)
         train_targets=(train_end - 1)[count[0] >= 2],
         valid_targets=train_end[(count[1] > 0) & (train_end > first)],
         test_targets=valid_end[(count[2] > 0) & (valid_end > first)],
+        held_back=held_back,
     )
 
 
-def by_user(ordered: Interactions, ratios: Sequence[float] = (0.8, 0.1, 0.1)) -> Split:
+def by_user(
+    ordered: Interactions, ratios: Sequence[float] = (0.8, 0.1, 0.1), held_back: Bools | None = None
+) -> Split:
     """Users sorted by their first timestamp and cut by the ratios; the target is the last item.
 
     A user with one row has no target; all rows of the train users train.
@@ -110,42 +117,46 @@ def by_user(ordered: Interactions, ratios: Sequence[float] = (0.8, 0.1, 0.1)) ->
     asked = end - first >= 2
     in_train = np.repeat(part_of == 0, end - first)
     targets = [end[asked & (part_of == part)] - 1 for part in range(3)]
-    return _split(ordered, in_train, targets[0], targets[1], targets[2])
+    return _split(ordered, in_train, targets[0], targets[1], targets[2], held_back)
 
 
 def sliding_window(
-    ordered: Interactions, window: int = 11, ratios: Sequence[float] = (0.8, 0.1, 0.1)
+    ordered: Interactions,
+    window: int = 11,
+    ratios: Sequence[float] = (0.8, 0.1, 0.1),
+    held_back: Bools | None = None,
 ) -> Split:
     """Every run of `window` rows of a user: the last is the target, the others the history.
 
     Windows go by their last timestamp (then by user, then by place) and are cut by the ratios.
     Training interactions are the rows of the train windows. A user with fewer rows has none.
     """
+    shown = _shown(ordered, held_back)
+    rows = np.flatnonzero(shown)  # of which histories are made
     first, end = _user_bounds(ordered)
-    place = np.arange(len(ordered)) - np.repeat(first, end - first)
+    before: Longs = np.cumsum(shown) - shown  # shown rows in front of each row
+    place: Longs = before - np.repeat(before[first], end - first)
     last = np.flatnonzero(place >= window - 1)
     last = last[np.argsort(ordered.timestamp[last], kind="stable")]
     low, high = _cut_rows(len(last), ratios)
-    covered = np.zeros(len(ordered) + 1, dtype=np.int64)  # +1 where a window opens, -1 behind it
-    np.add.at(covered, last[:low] - (window - 1), 1)
-    np.add.at(covered, last[:low] + 1, -1)
-    in_train = np.cumsum(covered[:-1]) > 0
-    in_catalog = _in_catalog(ordered, in_train)
+    train = last[:low][shown[last[:low]]]
+    covered = np.zeros(len(rows) + 1, dtype=np.int64)  # +1 where a window opens, -1 behind it
+    np.add.at(covered, before[train] - (window - 1), 1)
+    np.add.at(covered, before[train] + 1, -1)
+    in_train = rows[np.cumsum(covered[:-1]) > 0]
+    known = _in_catalog(ordered, in_train)
 
     def examples(targets: Longs) -> Examples:
         width = window - 1
         offsets = np.arange(len(targets) + 1, dtype=np.int64) * width
         positions = np.zeros(0, np.int32)
         if len(targets):
-            runs = np.lib.stride_tricks.sliding_window_view(ordered.position, width)
-            positions = runs[targets - width].ravel()
-        return _examples(ordered, positions, offsets, targets, in_catalog)
+            runs = np.lib.stride_tricks.sliding_window_view(ordered.position[rows], width)
+            positions = runs[before[targets] - width].ravel()
+        return _examples(ordered, positions, offsets, targets, rows[before[targets] - 1], known)
 
     return Split(
-        examples(last[:low]),
-        examples(last[low:high]),
-        examples(last[high:]),
-        ordered.take(in_train),
+        examples(train), examples(last[low:high]), examples(last[high:]), ordered.take(in_train)
     )
 
 
@@ -198,7 +209,15 @@ def _user_bounds(ordered: Interactions) -> tuple[Longs, Longs]:
     return first, np.append(first[1:], rows) if rows else first
 
 
-def _in_catalog(ordered: Interactions, in_train: Bools) -> Bools:
+def _shown(ordered: Interactions, held_back: Bools | None) -> Bools:
+    """(R,) the rows of items that are not held back; `held_back` (N,) by position."""
+    if held_back is None:
+        return np.ones(len(ordered), dtype=np.bool_)
+    shown: Bools = ~held_back[ordered.position]
+    return shown
+
+
+def _in_catalog(ordered: Interactions, in_train: npt.NDArray[Any]) -> Bools:
     """(N,) whether an item occurs in training, over the positions that occur at all."""
     bound = int(ordered.position.max()) + 1 if len(ordered) else 0
     known = np.zeros(bound, dtype=np.bool_)
@@ -212,34 +231,51 @@ def _split(
     train_targets: npt.NDArray[np.int64],
     valid_targets: npt.NDArray[np.int64],
     test_targets: npt.NDArray[np.int64],
+    held_back: Bools | None,
 ) -> Split:
-    """Examples whose history is all of the user's rows before the target row."""
+    """Examples whose history is all of the user's rows before the target row.
+
+    Rows of items held back are left out of training and of every history; a train target that is
+    one gives way to the user's latest row before it that is none, and an example without a history
+    is none.
+    """
+    shown = _shown(ordered, held_back)
+    in_train = in_train & shown
     known = _in_catalog(ordered, in_train)
     first, end = _user_bounds(ordered)
     start_of_row = np.repeat(first, end - first)
+    latest = np.maximum.accumulate(np.where(shown, np.arange(len(ordered)), -1))
+    before: Longs = np.cumsum(shown) - shown  # shown rows in front of each row
 
     def examples(targets: Longs) -> Examples:
         start = start_of_row[targets]
-        offsets = np.concatenate([[0], np.cumsum(targets - start)]).astype(np.int64)
+        lengths: Longs = before[targets] - before[start]
+        targets, start, lengths = targets[lengths > 0], start[lengths > 0], lengths[lengths > 0]
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         # Targets ascend, one a user: +1 where a history opens, -1 behind it.
         steps = np.zeros(len(ordered), dtype=np.int8)
         steps[start] = 1
         steps[targets] = -1
-        in_history = np.cumsum(steps, dtype=np.int8).view(np.bool_)
-        return _examples(ordered, ordered.position[in_history], offsets, targets, known)
+        in_history = np.cumsum(steps, dtype=np.int8).view(np.bool_) & shown
+        histories = ordered.position[in_history]
+        return _examples(ordered, histories, offsets, targets, latest[targets - 1], known)
 
+    trained = latest[train_targets] if len(train_targets) else train_targets
+    trained = trained[trained >= start_of_row[train_targets]]
     return Split(
-        examples(train_targets),
-        examples(valid_targets),
-        examples(test_targets),
-        ordered.take(in_train),
+        examples(trained), examples(valid_targets), examples(test_targets), ordered.take(in_train)
     )
 
 
 def _examples(
-    ordered: Interactions, histories: Ints, offsets: Longs, targets: Longs, known: Bools
+    ordered: Interactions,
+    histories: Ints,
+    offsets: Longs,
+    targets: Longs,
+    before: Longs,
+    known: Bools,
 ) -> Examples:
-    """Examples over history positions end to end and target rows; every history has a row."""
+    """Examples over history positions end to end, target rows and the history rows right before."""
     chosen = ordered.position[targets]
     return Examples(
         user_ids=ordered.user_ids[ordered.user[targets]],
@@ -247,6 +283,6 @@ def _examples(
         positions=histories,
         targets=chosen,
         timestamps=ordered.timestamp[targets],
-        tied=ordered.timestamp[targets] == ordered.timestamp[targets - 1],
+        tied=ordered.timestamp[targets] == ordered.timestamp[before],
         cold=~known[chosen],
     )

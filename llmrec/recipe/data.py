@@ -74,6 +74,9 @@ class Data(Section):
     """Examples kept of each split."""
     train_users: Count | None = None
     """Users whose interactions are used for training; null: all."""
+    cold_items: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.0
+    """Share of the items that are held back, drawn with the recipe's seed: they stay in the catalog
+    and can be targets of valid and test, and nothing else of the data holds them."""
     candidates: Annotated[int, Field(ge=2)] | None = None
     """Each target is to be found among so many items, itself and random ones that the user has not
     seen, drawn once with the recipe's seed; null: among the whole catalog."""

@@ -44,7 +44,8 @@ def run(recipe: "Recipe", folder: "RunFolder") -> dict[str, Any]:
     prepared, where a file cannot be read, or where the source is no longer what was prepared.
     """
     data, seed, sources = _prepared_from(folder)
-    log = Log(*prepare.ordered_log(data, seed, sources))
+    rows, catalog = prepare.ordered_log(data, seed, sources)
+    log = Log(rows, catalog, prepare.held_back(len(catalog), data, seed))
     found = Findings()
     training = _read(folder.interactions, Interactions.read)
     examples = {part: _read(folder.examples(part), Examples.read) for part in PARTS}

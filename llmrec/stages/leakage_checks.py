@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -31,10 +32,18 @@ class Findings:
 
 
 class Log:
-    """The whole ordered log, R rows, and where in it something stands."""
+    """The whole ordered log, R rows, and where in it something stands.
 
-    def __init__(self, rows: Interactions, catalog: Sequence[Any]) -> None:
+    `shown` (R,): not of an item that is held back (N,), which nothing but a target may be.
+    """
+
+    def __init__(
+        self, rows: Interactions, catalog: Sequence[Any], held_back: Bools | None = None
+    ) -> None:
         self.rows, self.items = rows, len(catalog)
+        self.shown = np.ones(len(rows), np.bool_)
+        if held_back is not None:
+            self.shown = ~held_back[rows.position]
         first = np.flatnonzero(np.diff(rows.user, prepend=-1) != 0)
         ends = np.append(first[1:], len(rows))
         names = rows.user_ids[rows.user[first]].tolist()
@@ -99,6 +108,11 @@ def check_training(
         )
     trained = np.zeros(len(rows), np.bool_)
     trained[at[known]] = True
+    for row in np.flatnonzero(trained & ~log.shown).tolist():
+        found.wrong(
+            f"{file}: user {rows.user_ids[rows.user[row]]!r}, time {rows.timestamp[row]}: position "
+            f"{rows.position[row]} is held back and may train nothing"
+        )
     asked = {
         int(row): f"{part}.parquet row {number}"
         for part in ("valid", "test")
@@ -136,9 +150,10 @@ def wrong_in_history(log: Log, example: Example, target: int) -> str | None:
     """What a history holds that the rows before the target are not."""
     first, end = log.span(example.user_id)
     history, position = example.history, log.rows.position
-    if len(history) > target - first:
-        return f"a history of {len(history)}, and {target - first} rows stand before the target"
-    others = np.flatnonzero(history != position[target - len(history) : target])
+    before = np.flatnonzero(log.shown[first:target]) + first
+    if len(history) > len(before):
+        return f"a history of {len(history)}, and {len(before)} rows stand before the target"
+    others = np.flatnonzero(history != position[before[len(before) - len(history) :]])
     if not len(others):
         return None
     place = int(others[-1])  # the latest items are what a leak would bring
@@ -232,7 +247,8 @@ def wrong_with(
             f"shows source row {source[np.argmax(times)]}, whose time {times.max()} is not "
             "earlier than the query's"
         )
-    if (np.diff(at) != 1).any():
+    between = (log.shown[before + 1 : behind] for before, behind in pairwise(at.tolist()))
+    if (np.diff(at) < 1).any() or any(shown.any() for shown in between):
         yield f"shows source rows {source.tolist()}, which do not follow one another in the log"
     wrong = np.flatnonzero(rows.position[at] != shown)
     if len(wrong):

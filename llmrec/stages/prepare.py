@@ -18,8 +18,8 @@ import numpy as np
 from llmrec.data.candidates import draw_candidates, write_candidates
 from llmrec.data.catalog import Catalog, build_catalog, duplicate_titles
 from llmrec.data.files import sha256_of, write_json
-from llmrec.data.filters import compacted, first_of_duplicates, k_core, seeded_subset
-from llmrec.data.records import Examples, Interactions
+from llmrec.data.filters import compacted, drawn_items, first_of_duplicates, k_core, seeded_subset
+from llmrec.data.records import Bools, Examples, Interactions
 from llmrec.data.sources import BadRows, Columns, Layout, RawData, read_layout, recognise
 from llmrec.data.splits import (
     Split,
@@ -44,7 +44,7 @@ VERSION = 2
 MANIFEST = "manifest.json"
 _LISTED_BAD_ROWS = 100
 _PARTS = ("train", "valid", "test")
-_TRAIN_USERS = 3  # the purpose of the draw; 0 to 2 are the parts
+_TRAIN_USERS, _COLD_ITEMS = 3, 4  # purposes of draws; 0 to 2 are the parts
 
 _TIE_RULES = {
     "source_row": "equal timestamps of a user go in the order of the source file",
@@ -83,7 +83,8 @@ def run(recipe: "Recipe", folder: "RunFolder", offline: bool = False) -> dict[st
     for notice in raw.bad_rows.notices:
         log.warning("prepare: %s", notice)
     kept, catalog = _catalogued(kept, raw, recipe.data)
-    whole = _split(order(kept, recipe.data.ties, recipe.seed), recipe.data)
+    held = held_back(len(catalog), recipe.data, recipe.seed)
+    whole = _split(order(kept, recipe.data.ties, recipe.seed), recipe.data, held)
     _refuse_empty(whole, recipe.data.split)
     counts["users_without_test"] = len(kept.user_ids) - len(set(whole.test.user_ids))
     split = _drawn(whole, recipe)
@@ -96,6 +97,7 @@ def run(recipe: "Recipe", folder: "RunFolder", offline: bool = False) -> dict[st
         "counts": counts | _sizes(kept, catalog, split),
         "shares": {part: _shares(examples) for part, examples in _parts(split).items()},
         "titles": _titles(catalog, raw),
+        "cold_items": [] if held is None else np.array(catalog.item_ids)[held].tolist(),
         "notices": raw.bad_rows.notices,
         "bad_rows": [str(row) for row in raw.bad_rows.rows[:_LISTED_BAD_ROWS]],
     }
@@ -261,14 +263,19 @@ def _catalogued(rows: Interactions, raw: RawData, data: "Data") -> tuple[Interac
     ), catalog
 
 
-def _split(ordered: Interactions, data: "Data") -> Split:
+def held_back(items: int, data: "Data", seed: int) -> Bools | None:
+    """(N,) the items that `data.cold_items` holds back; None where it holds none."""
+    return drawn_items(items, data.cold_items, seed, _COLD_ITEMS) if data.cold_items else None
+
+
+def _split(ordered: Interactions, data: "Data", held: Bools | None) -> Split:
     if data.split == "leave_one_out":
-        return leave_one_out(ordered)
+        return leave_one_out(ordered, held)
     if data.split == "global_time":
-        return global_time(ordered, data.ratios)
+        return global_time(ordered, data.ratios, held)
     if data.split == "by_user":
-        return by_user(ordered, data.ratios)
-    return sliding_window(ordered, data.window, data.ratios)
+        return by_user(ordered, data.ratios, held)
+    return sliding_window(ordered, data.window, data.ratios, held)
 
 
 def _drawn(split: Split, recipe: "Recipe") -> Split:
@@ -314,6 +321,8 @@ def _rules(data: "Data") -> dict[str, str]:
         else f"the target and "
         f"{data.candidates - 1} items drawn of those that the user has not seen, each example's "
         "draw by the seed and the example alone; shuffled",
+        "cold_items": f"a seeded and nested share of {data.cold_items:g} of the catalog: in no "
+        "training interaction and no history, only targets of valid and test",
         "subsets": "seeded and nested; interactions.parquet keeps all training interactions of "
         "the training users",
     }

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -17,7 +18,7 @@ from llmrec.fetch import cache as fetch
 from llmrec.recipe import Recipe
 from llmrec.recipe.data import Data
 from llmrec.runs.folder import RunFolder
-from llmrec.stages import prepare
+from llmrec.stages import leakage, prepare
 
 FILES = {
     "items.parquet",
@@ -164,6 +165,32 @@ def test_subsets_are_nested_and_training_users_are_fewer(source: Path, tmp_path:
         assert set(trained.user_ids[trained.user]) == users[count]["train"]
     assert users[2]["test"] < users[4]["test"]
     assert users[2]["train"] < users[4]["train"]
+
+
+@pytest.mark.parametrize("split", ["leave_one_out", "global_time", "sliding_window", "by_user"])
+def test_cold_items_stay_in_the_catalog_alone(source: Path, folder: RunFolder, split: str) -> None:
+    asked = recipe(source, cold_items=0.3, split=split, window=3, ratios=[0.5, 0.2, 0.3])
+    manifest = prepare.run(asked, folder)
+    catalog = Catalog.read(folder.items)
+    assert len(catalog) == 10
+    assert len(manifest["cold_items"]) == 3
+    cold = {catalog.position_of[item_id] for item_id in manifest["cold_items"]}
+    assert not cold & set(Interactions.read(folder.interactions).position.tolist())
+    parts = {part: Examples.read(folder.examples(part)) for part in ("train", "valid", "test")}
+    assert not cold & set(parts["train"].targets.tolist())
+    assert cold & set(parts["test"].targets.tolist())
+    for examples in parts.values():
+        assert not cold & set(examples.positions.tolist())
+        assert all(examples.cold[[int(t) in cold for t in examples.targets]])
+    result = leakage.run(asked, folder)
+    assert (result["violations"], result["examples"]) == (0, [])
+    # One row of a cold item in the training data is found.
+    log, _ = prepare.ordered_log(asked.data, asked.seed, manifest["sources"])
+    at = np.flatnonzero(np.isin(log.position, list(cold)))[:1]
+    log.take(np.append(np.flatnonzero(log.user == 0)[:2], at)).write(folder.interactions)
+    result = leakage.run(asked, folder)
+    assert any("is held back and may train nothing" in said for said in result["examples"])
+    assert prepare.run(recipe(source), folder)["cold_items"] == []
 
 
 def test_filters_are_counted(source: Path, folder: RunFolder) -> None:
