@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
-from llmrec.model.forward import TreeBatch, forward_logits
+from llmrec.model.forward import StepBatch, forward_logits
 from llmrec.model.last_layer import last_block_at
 
 WORTH = 64  # tokens that must be saved to read the common beginning in a pass of its own
@@ -49,7 +49,7 @@ def beginning_of(model: nn.Module, prompts: Iterable[npt.NDArray[np.int32]]) -> 
     if size * (count - 1) < WORTH:
         return None
     ids, sees = torch.from_numpy(tokens.astype(np.int64))[None], torch.ones(size, size).bool()
-    batch = TreeBatch(ids, torch.arange(size)[None], sees.tril()[None, None], ids.new_zeros(0))
+    batch = StepBatch(ids, torch.arange(size)[None], sees.tril()[None, None], ids.new_zeros(0))
     batch, cache = batch.to(next(model.parameters()).device), DynamicCache()
     with last_block_at(model, batch.at):
         forward_logits(model, batch, cache)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
 
 from llmrec.errors import RecipeError
-from llmrec.model.forward import TreeBatch, forward_logits
+from llmrec.model.forward import StepBatch, forward_logits
 
 Longs = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -172,7 +172,7 @@ class _Room:
     def _first(self, inputs: Sequence[Tensor]) -> _Pass:
         """The pass of a new shape; it has run."""
         *batch, columns = inputs
-        run = partial(_logits, self._model, self._cache, TreeBatch(*batch), columns)
+        run = partial(_logits, self._model, self._cache, StepBatch(*batch), columns)
         logits = run()
         # One for all passes of so many logits and outside of the graphs' memory: graphs that leave
         # nothing in that may share it, whatever order they run in.
@@ -182,7 +182,7 @@ class _Room:
         return _Pass(tuple(inputs), out, self._graphs.captured(again) if self._graphs else again)
 
 
-def _logits(model: nn.Module, cache: Any, batch: TreeBatch, columns: Tensor) -> Tensor:
+def _logits(model: nn.Module, cache: Any, batch: StepBatch, columns: Tensor) -> Tensor:
     for layer in cache.layers:
         layer.columns = columns
     return forward_logits(model, batch, cache)

@@ -18,7 +18,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from llmrec.decoding.beginning import Beginning, beginning_of
 from llmrec.decoding.fixed_steps import FixedSteps, Held, Layers
-from llmrec.model.forward import TreeBatch, forward_logits
+from llmrec.model.forward import StepBatch, forward_logits
 from llmrec.model.last_layer import last_block_at
 
 Longs = npt.NDArray[np.int64]
@@ -122,7 +122,7 @@ class SharedPrompt:
         if self._held is not None:
             return self._held.read(ids, positions, mask, at)
         arrays = (ids, np.array(positions), mask[:, None], at)
-        batch = TreeBatch(*(torch.from_numpy(a) for a in arrays)).to(self._device)
+        batch = StepBatch(*(torch.from_numpy(a) for a in arrays)).to(self._device)
         return forward_logits(self._model, batch, self._cache)
 
 

@@ -41,7 +41,7 @@ def of_any_size(batch: dict[str, Any]) -> None:
     """
     # The head's positions reach it through a hook, and what hangs on a module counts as fixed.
     torch._dynamo.config.force_nn_module_property_static_shapes = False
-    sizes = {"input_ids": (1,), "position_ids": (1,), "mask": (2, 3), "at": (0,)}
+    sizes = {"input_ids": (1,), "position_ids": (1,), "spans": (2,), "at": (0,)}
     for name, dimensions in sizes.items():
         for dimension in dimensions:
             torch._dynamo.maybe_mark_dynamic(batch[name], dimension)

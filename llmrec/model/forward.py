@@ -1,8 +1,8 @@
 """Reading TokenTrees with a Hugging Face decoder: batches, and logits where they are needed.
 
-A batch is B flattened trees padded to S tokens under a (B, 1, S, S) mask. The head is computed at
-chosen positions only, through the model's own forward, so that PEFT, DDP, FSDP and DeepSpeed
-wrappers do what they do. Knows neither prompts nor losses nor search.
+A batch is B flattened trees padded to S tokens; their mask is made where the model is. The head is
+computed at chosen positions only, through the model's own forward, so that PEFT, DDP, FSDP and
+DeepSpeed wrappers do what they do. Knows neither prompts nor losses nor search.
 """
 
 import inspect
@@ -24,8 +24,38 @@ from llmrec.text.tree import FlatTree
 class TreeBatch:
     """B trees of at most S tokens, and the T positions whose next token matters.
 
-    input_ids, position_ids (B, S) int64; mask (B, 1, S, S) bool; at (T,) int64 indexes the B * S
-    row positions that predict.
+    input_ids, position_ids (B, S) int64; spans (B, 2, S) int32, see FlatTree; at (T,) int64 indexes
+    the B * S row positions that predict.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    spans: Tensor
+    at: Tensor
+
+    @property
+    def mask(self) -> Tensor:
+        """(B, 1, S, S) bool: row i may see column j. Made where the spans are."""
+        place, end = self.spans[:, 0], self.spans[:, 1]
+        query = place[:, :, None]
+        return ((place[:, None] <= query) & (query <= end[:, None]))[:, None]
+
+    def to(self, device: torch.device | str) -> "TreeBatch":
+        """The same batch on another device."""
+        return TreeBatch(
+            self.input_ids.to(device),
+            self.position_ids.to(device),
+            self.spans.to(device),
+            self.at.to(device),
+        )
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """S tokens for each of B users behind what a cache holds, under a mask of their own.
+
+    input_ids, position_ids (B, S) int64; mask (B, 1, S, C) bool over the C columns of the cache and
+    of these tokens; at as in TreeBatch.
     """
 
     input_ids: Tensor
@@ -33,9 +63,9 @@ class TreeBatch:
     mask: Tensor
     at: Tensor
 
-    def to(self, device: torch.device | str) -> "TreeBatch":
+    def to(self, device: torch.device | str) -> "StepBatch":
         """The same batch on another device."""
-        return TreeBatch(
+        return StepBatch(
             self.input_ids.to(device),
             self.position_ids.to(device),
             self.mask.to(device),
@@ -51,24 +81,23 @@ def collate(trees: Sequence[FlatTree], predictors: Sequence[np.ndarray]) -> Tree
     width = max(len(tree.input_ids) for tree in trees)
     ids = np.zeros((len(trees), width), np.int64)
     positions = np.zeros((len(trees), width), np.int64)
-    mask = np.zeros((len(trees), 1, width, width), bool)
-    mask[:, :, range(width), range(width)] = True
+    spans = np.tile(np.arange(width, dtype=np.int32), (len(trees), 2, 1))
     at = []
     for row, tree in enumerate(trees):
         size = len(tree.input_ids)
         ids[row, :size] = tree.input_ids
         positions[row, :size] = tree.position_ids
-        mask[row, 0, :size, :size] = tree.mask
+        spans[row, :, :size] = tree.spans
         at.append(row * width + predictors[row].astype(np.int64))
     return TreeBatch(
         torch.from_numpy(ids),
         torch.from_numpy(positions),
-        torch.from_numpy(mask),
+        torch.from_numpy(spans),
         torch.from_numpy(np.concatenate(at)),
     )
 
 
-def forward_logits(model: nn.Module, batch: TreeBatch, cache: Any = None) -> Tensor:
+def forward_logits(model: nn.Module, batch: TreeBatch | StepBatch, cache: Any = None) -> Tensor:
     """(T, V) logits at the batch's chosen positions, in the model's dtype.
 
     `cache`: a Hugging Face cache whose keys the mask's first columns stand for; it grows by S.
@@ -108,7 +137,11 @@ def mask_for(model: nn.Module, mask: Tensor) -> Tensor:
     inner = _inside(model)
     kind = inner.config._attn_implementation
     if kind == TREE_ATTENTION:
-        return stacked_mask(inner.config, mask, inner.dtype)
+        # In the type that queries will have, so that no layer makes a copy of its own.
+        kind_of_device = mask.device.type
+        autocast = torch.is_autocast_enabled(kind_of_device)
+        dtype = torch.get_autocast_dtype(kind_of_device) if autocast else inner.dtype
+        return stacked_mask(inner.config, mask, dtype)
     if kind == "sdpa":
         return mask
     if kind == "eager":

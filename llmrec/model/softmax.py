@@ -107,7 +107,7 @@ class Softmax:
         return {
             "input_ids": batch.input_ids,
             "position_ids": batch.position_ids,
-            "mask": batch.mask,
+            "spans": batch.spans,
             "at": batch.at,
             "branches": torch.from_numpy(of_token.astype(np.int64)),
             "kinds": torch.from_numpy(np.concatenate([row.kinds for row in rows]).astype(int)),
@@ -116,7 +116,7 @@ class Softmax:
 
     def branch_log_probabilities(self, model: torch.nn.Module, batch: dict[str, Any]) -> Tensor:
         """(G,) log-probability of each branch of a prepared batch."""
-        trees = TreeBatch(batch["input_ids"], batch["position_ids"], batch["mask"], batch["at"])
+        trees = TreeBatch(batch["input_ids"], batch["position_ids"], batch["spans"], batch["at"])
         values = self._of_tokens(forward_logits(model, trees), batch)
         return branch_sums(values, batch["branches"], len(batch["kinds"]))
 

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 Ids = npt.NDArray[np.int32]
+Longs = npt.NDArray[np.int64]
 ROOT = -1
 
 
@@ -37,22 +38,31 @@ class Segment:
 class FlatTree:
     """A TokenTree as one row of S tokens of which T are to be predicted.
 
-    input_ids (S,), position_ids (S,), mask (S, S): row i may see column j. For predicted token t:
-    `labels` (T,) its id, `predictors` (T,) the row index of the token before it on its path,
-    `branches` (T,) the number, from 0, of the predicted segment it lies in, `targets` (T,) the
-    item's position and `steps` (T,) its index inside that item's completion. `kinds` (G,): the
+    input_ids (S,), position_ids (S,). Token i may see token j if and only if
+    spans[0, j] <= spans[0, i] <= spans[1, j]: spans (2, S) are each token's place in an order that
+    goes through one branch after another, and the last place of what hangs on it. For predicted
+    token t: `labels` (T,) its id, `predictors` (T,) the row index of the token before it on its
+    path, `branches` (T,) the number, from 0, of the predicted segment it lies in, `targets` (T,)
+    the item's position and `steps` (T,) its index inside that item's completion. `kinds` (G,): the
     kind of each of the G predicted segments.
     """
 
     input_ids: Ids
     position_ids: Ids
-    mask: npt.NDArray[np.bool_]
+    spans: Ids
     labels: Ids
     predictors: Ids
     branches: Ids
     targets: Ids
     steps: Ids
     kinds: Ids
+
+    @property
+    def mask(self) -> npt.NDArray[np.bool_]:
+        """(S, S) row i may see column j."""
+        place, end = self.spans
+        sees: npt.NDArray[np.bool_] = (place <= place[:, None]) & (place[:, None] <= end)
+        return sees
 
     @property
     def branch_count(self) -> int:
@@ -113,19 +123,15 @@ class TokenTree:
         starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
         depths = np.zeros(count, np.int64)
         last = np.full(count, ROOT, np.int64)  # row index of the last token on the path so far
-        sees = np.eye(count, dtype=bool)
         for index, segment in enumerate(self.segments):
             before = ROOT
             if segment.parent != ROOT:
                 depths[index] = depths[segment.parent] + lengths[segment.parent]
-                sees[index] |= sees[segment.parent]
                 before = last[segment.parent]
             last[index] = starts[index] + lengths[index] - 1 if lengths[index] else before
         owner = np.repeat(np.arange(count), lengths)
         inside = np.arange(len(owner)) - starts[owner]
-        mask = sees[owner][:, owner]
-        mask &= np.tri(len(owner), dtype=bool)
-
+        first, end = self._places(lengths)
         learned = [i for i, s in enumerate(self.segments) if s.target >= 0 and len(s.ids)]
         predictors = [
             np.concatenate([[last[self.segments[i].parent]], starts[i] + np.arange(lengths[i] - 1)])
@@ -134,7 +140,7 @@ class TokenTree:
         return FlatTree(
             input_ids=_joined([s.ids for s in self.segments]),
             position_ids=(depths[owner] + inside).astype(np.int32),
-            mask=mask,
+            spans=np.stack([first[owner] + inside, end[owner] - 1]).astype(np.int32),
             labels=_joined([self.segments[i].ids for i in learned]),
             predictors=_joined(predictors),
             branches=np.repeat(np.arange(len(learned)), lengths[learned]).astype(np.int32),
@@ -144,6 +150,23 @@ class TokenTree:
             steps=_joined([self.segments[i].start + np.arange(lengths[i]) for i in learned]),
             kinds=np.array([self.segments[i].kind for i in learned], np.int32),
         )
+
+    def _places(self, lengths: npt.NDArray[np.int64]) -> tuple[Longs, Longs]:
+        """For each segment the place of its first token, one branch read after another, and the
+        place behind all that hangs on it.
+        """
+        below = lengths.copy()  # tokens of a segment and of all that hangs on it
+        parents = [segment.parent for segment in self.segments]
+        for index in range(len(parents) - 1, -1, -1):
+            if parents[index] != ROOT:
+                below[parents[index]] += below[index]
+        first = np.zeros(len(parents), np.int64)
+        free = np.zeros(len(parents) + 1, np.int64)  # where the next child goes; last: of the root
+        for index, parent in enumerate(parents):
+            first[index] = free[parent]
+            free[parent] += below[index]
+            free[index] = first[index] + lengths[index]
+        return first, first + below
 
 
 def _joined(arrays: Sequence[npt.NDArray[np.int32] | npt.NDArray[np.int64]]) -> Ids:

@@ -2,12 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llmrec.model.attention import TREE_ATTENTION, stacked_mask, tree_attention
-from llmrec.model.forward import TreeBatch, forward_logits
+from llmrec.model.forward import StepBatch, collate, forward_logits, mask_for
+from llmrec.text.tree import Segment, TokenTree
 
 
 class Layer(torch.nn.Module):
@@ -78,7 +80,7 @@ def test_scores_with_a_bias_of_their_own_keep_it():
 
 
 def test_a_family_reads_a_tree_as_under_sdpa(tiny_model):
-    batch = TreeBatch(
+    batch = StepBatch(
         torch.randint(3, 50, (2, 6)),
         torch.arange(6).expand(2, 6),
         drawn_mask(2, 6, 6) | torch.eye(6, dtype=torch.bool),
@@ -93,6 +95,24 @@ def test_a_family_reads_a_tree_as_under_sdpa(tiny_model):
         finally:
             tiny_model.set_attn_implementation(TREE_ATTENTION)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_the_mask_has_the_type_that_queries_will_have(fresh_llama):
+    mask = drawn_mask(1, 4, 4)
+    assert mask_for(fresh_llama, mask).dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        assert mask_for(fresh_llama, mask).dtype == torch.bfloat16
+
+
+def test_padding_sees_itself_alone_and_nothing_sees_it():
+    long = TokenTree((Segment(np.arange(3)), Segment(np.arange(2), 0), Segment(np.arange(2), 0)))
+    short = TokenTree((Segment(np.arange(2)), Segment(np.arange(1), 0), Segment(np.arange(1), 0)))
+    flats = [long.flatten(), short.flatten()]
+    mask = collate(flats, [flat.predictors for flat in flats]).mask[:, 0].numpy()
+    assert np.array_equal(mask[0], flats[0].mask)
+    assert np.array_equal(mask[1, :4, :4], flats[1].mask)
+    assert np.array_equal(mask[1, 4:], np.eye(7, dtype=bool)[4:])
+    assert not mask[1, :4, 4:].any()
 
 
 def test_a_saved_model_names_no_attention_of_ours(fresh_llama, tmp_path):

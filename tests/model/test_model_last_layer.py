@@ -7,7 +7,7 @@ from transformers.cache_utils import DynamicCache
 
 from llmrec.model import last_layer
 from llmrec.model.attention import with_tree_attention
-from llmrec.model.forward import TreeBatch, forward_logits
+from llmrec.model.forward import StepBatch, forward_logits
 from llmrec.model.last_layer import last_block_at
 from llmrec.model.loading import Lora, with_new_lora
 
@@ -52,7 +52,7 @@ def batch_of(at):
     ids = torch.randint(3, 90, (2, 7), generator=torch.Generator().manual_seed(1))
     places = torch.arange(7).expand(2, 7)
     mask = torch.ones(7, 7, dtype=torch.bool).tril().expand(2, 1, 7, 7)
-    return TreeBatch(ids, places, mask, torch.tensor(at, dtype=torch.int64))
+    return StepBatch(ids, places, mask, torch.tensor(at, dtype=torch.int64))
 
 
 @torch.inference_mode()

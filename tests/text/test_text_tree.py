@@ -38,7 +38,7 @@ def test_a_token_sees_exactly_its_path(data):
     segments = [Segment(ids(*range(data.draw(st.integers(1, 3)))))]
     for number in range(1, data.draw(st.integers(1, 8))):
         length = data.draw(st.integers(0, 3))
-        segments.append(Segment(ids(*range(length)), data.draw(st.integers(0, number - 1))))
+        segments.append(Segment(ids(*range(length)), data.draw(st.integers(-1, number - 1))))
     tree = TokenTree(tuple(segments))
     flat = tree.flatten()
     starts = np.cumsum([0] + [len(s.ids) for s in segments])

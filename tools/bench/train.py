@@ -416,13 +416,14 @@ def msl_figure(model, encoder, users, count, repeats) -> dict:
     """Seconds of a step of msl and of sft on the same rows; the loss of msl checked by a loop."""
     rows = drawn_rows(encoder, users, count)
     with torch.no_grad():
-        batch = FullSoftmax().prepare([rows[0].flatten()])
+        flat = rows[0].flatten()
+        batch = FullSoftmax().prepare([flat])
         with head_at(model, batch["at"]):
             logits = (
                 model(
                     input_ids=batch["input_ids"],
                     position_ids=batch["position_ids"],
-                    attention_mask=batch["mask"],
+                    attention_mask=torch.from_numpy(flat.mask)[None, None],
                 )
                 .logits[0]
                 .numpy()
