@@ -6,10 +6,7 @@ on with cross-entropy alone for as many epochs as `cpft` took, which is what tha
 with. A step that was interrupted begins afresh.
 """
 
-import json
 import logging
-import os
-import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -24,12 +21,12 @@ from llmrec.baselines.sasrec import SASRec
 from llmrec.baselines.sequential import FittedNetwork, Sequential, sequences_of, spans
 from llmrec.data import sealed as checkpoints
 from llmrec.data.catalog import Catalog
-from llmrec.data.files import sha256_of
 from llmrec.data.records import Examples, Interactions
 from llmrec.errors import LlmrecError, RecipeError
 from llmrec.methods.network_sets import places_loss
 from llmrec.recipe import Recipe
 from llmrec.recipe.systems import parsed
+from llmrec.runs import made
 from llmrec.runs.folder import RunFolder
 
 log = logging.getLogger("llmrec")
@@ -77,11 +74,7 @@ def steps_of(recipe: Recipe) -> list[str]:
 
 def fitted(recipe: Recipe, folder: RunFolder, step: str) -> FittedNetwork:
     """The network as a step left it. Raises LlmrecError where it was not trained."""
-    known = _standing(recipe, folder, step)
-    if known is None:
-        raise LlmrecError(
-            f"{folder.network(step)}: no trained network of this recipe; run `llmrec train` first"
-        )
+    known = made.network(recipe, folder, step).require()
     network = _sizes(recipe).network(len(Catalog.read(folder.items)))
     network.load_state_dict(load_file(folder.network(step) / WEIGHTS))
     return FittedNetwork(network.eval(), 1.0, known["epoch"])
@@ -89,24 +82,17 @@ def fitted(recipe: Recipe, folder: RunFolder, step: str) -> FittedNetwork:
 
 def facts(recipe: Recipe, folder: RunFolder, step: str) -> dict[str, Any]:
     """What is known of a step's training, as `train` returns it, and what it was trained with."""
-    known = _standing(recipe, folder, step) or {}
+    known = made.network(recipe, folder, step).facts_or_none() or {}
     said = {**_described(known), "step": step}
     return {**said, **asdict(_sizes(recipe))}
 
 
-def weights_hash(folder: RunFolder, step: str) -> str:
-    """SHA-256 of a step's weights. Raises LlmrecError where there are none."""
-    path = folder.network(step) / WEIGHTS
-    if not path.is_file():
-        raise LlmrecError(f"{path} is not there; run `llmrec train` first")
-    return sha256_of(path)
-
-
 def _step(recipe: Recipe, folder: RunFolder, step: str) -> dict[str, Any]:
-    known = _standing(recipe, folder, step)
-    if known is not None:
-        log.info("train: %s stands already", folder.network(step))
-        return {**_described(known), "skipped": True}
+    artifact = made.network(recipe, folder, step)
+    standing = artifact.facts_or_none()
+    if standing is not None:
+        log.info("train: %s stands already", artifact.place)
+        return {**_described(standing), "skipped": True}
     data, valid = Interactions.read(folder.interactions), Examples.read(folder.examples("valid"))
     filter_seen = recipe.decode.filter_seen
     if step == "base":
@@ -119,8 +105,12 @@ def _step(recipe: Recipe, folder: RunFolder, step: str) -> dict[str, Any]:
         }
     else:
         network, known = _tuned_on(recipe, folder, step, data, valid)
-    _keep(recipe, folder, step, network, **known)
-    return {**_described(checkpoints.facts(folder.network(step))), "skipped": False}
+    staged = artifact.staged()
+    staged.mkdir()
+    state = network.network.state_dict()
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, staged / WEIGHTS)
+    artifact.seal(staged, epoch=network.epoch, **known)
+    return {**_described(checkpoints.facts(artifact.place)), "skipped": False}
 
 
 def _tuned_on(
@@ -135,7 +125,7 @@ def _tuned_on(
         loss = places_loss(conformal)
         further = following_items(data, valid) if conformal.view == "valid" else None
     else:
-        as_many = _standing(recipe, folder, "cpft")
+        as_many = made.network(recipe, folder, "cpft").facts_or_none()
         if as_many is None:
             raise LlmrecError("step ce trains for as many epochs as cpft; run that first")
         epochs, patience = as_many["epochs"], None
@@ -152,51 +142,6 @@ def _tuned_on(
         "learning_rate": best,
         "trials": {f"{rate:g}": tried.ndcg for rate, tried in tries.items()},
     }
-
-
-def _keep(
-    recipe: Recipe, folder: RunFolder, step: str, network: FittedNetwork, **known: Any
-) -> None:
-    final = folder.network(step)
-    staged = final.with_name(f".{step}.{os.getpid()}")
-    shutil.rmtree(staged, ignore_errors=True)
-    staged.mkdir(parents=True)
-    save_file(
-        {k: v.contiguous() for k, v in network.network.state_dict().items()}, staged / WEIGHTS
-    )
-    checkpoints.seal(
-        staged, final, settings=_settings(recipe, folder, step), epoch=network.epoch, **known
-    )
-
-
-def _standing(recipe: Recipe, folder: RunFolder, step: str) -> dict[str, Any] | None:
-    """The facts of a verified network of these very settings, None where there is none."""
-    place = folder.network(step)
-    if not place.is_dir():
-        return None
-    wrong = checkpoints.problem(place)
-    if wrong is not None:
-        log.warning("train: %s is damaged (%s); training again", place, wrong)
-        return None
-    known = checkpoints.facts(place)
-    if known["settings"] != json.loads(json.dumps(_settings(recipe, folder, step))):
-        raise LlmrecError(
-            f"{place} was trained with other settings or data; give the recipe "
-            "another name, or remove that folder"
-        )
-    return known
-
-
-def _settings(recipe: Recipe, folder: RunFolder, step: str) -> dict[str, Any]:
-    """All that a step's weights depend on."""
-    settings = recipe.model_dump(mode="json", include={"seed", "network"})
-    settings |= {
-        "filter_seen": recipe.decode.filter_seen,
-        "data": sha256_of(folder.data / "manifest.json"),
-    }
-    if step != "base" and recipe.conformal is not None:
-        settings["conformal"] = recipe.conformal.model_dump(mode="json", exclude={"candidates"})
-    return settings
 
 
 def _described(known: Mapping[str, Any]) -> dict[str, Any]:

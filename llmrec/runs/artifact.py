@@ -18,6 +18,7 @@ from typing import Any
 from llmrec.data import sealed
 from llmrec.errors import LlmrecError
 from llmrec.recipe import Recipe
+from llmrec.runs.identity import combined
 
 log = logging.getLogger("llmrec")
 SETTINGS, VERSION = "settings", "result version"
@@ -35,6 +36,7 @@ class Artifact:
     `version` is raised when the code gives something else for the same key. Where `costly`, one of
     another key is refused, else it is made again. `grows`: numbers that may be larger than when it
     was made, as it can be continued; `beside`: where states that it is continued from are.
+    With `to_use` what it was made from besides is not looked at.
     """
 
     place: Path
@@ -47,6 +49,7 @@ class Artifact:
     costly: bool = False
     grows: Sequence[str] = ()
     beside: Sequence[Path] = ()
+    to_use: bool = False
 
     @cached_property
     def key(self) -> dict[str, Any]:
@@ -61,6 +64,11 @@ class Artifact:
             }
         made: dict[str, Any] = json.loads(json.dumps({**key, **self.contents}))
         return made
+
+    @property
+    def short(self) -> str:
+        """16 hex digits of the key, for a name."""
+        return combined([json.dumps(self.key, sort_keys=True)])[:16]
 
     def facts_or_none(self) -> dict[str, Any] | None:
         """The manifest of what stands, verified; None where it is to be made.
@@ -79,7 +87,7 @@ class Artifact:
 
     def fits(self, facts: Mapping[str, Any], place: Path) -> bool:
         """Whether what has these facts is of this key. Raises LlmrecError as `facts_or_none`."""
-        different = differences(facts.get(SETTINGS) or {}, self.key)
+        different = self._differences(facts)
         if not different:
             return True
         if self._is_longer(different):
@@ -92,7 +100,7 @@ class Artifact:
 
     def resumes(self, facts: Mapping[str, Any], place: Path) -> None:
         """Raise LlmrecError unless making it may go on from a state with these facts."""
-        different = differences(facts.get(SETTINGS) or {}, self.key)
+        different = self._differences(facts)
         if different and not self._is_longer(different):
             raise LlmrecError(self._refusal(different, place))
 
@@ -100,8 +108,14 @@ class Artifact:
         """The manifest of what stands. Raises LlmrecError where it is not there."""
         facts = self.facts_or_none()
         if facts is None:
-            raise LlmrecError(f"{self.place}: nothing whole is there; run `llmrec {self.verb}`")
+            raise LlmrecError(
+                f"{self.place}: there is none of this recipe; run `llmrec {self.verb}` first"
+            )
         return facts
+
+    def content(self) -> str:
+        """SHA-256 over the files that stand, verified. Raises LlmrecError where there are none."""
+        return content_of(self.require())
 
     def staged(self) -> Path:
         """Where to make it: a path beside `place` at which nothing stands."""
@@ -115,6 +129,12 @@ class Artifact:
         """Put the folder or file `staged` in place, whole, with its key and `facts`."""
         seal = sealed.seal if staged.is_dir() else sealed.seal_file
         seal(staged, self.place, **{SETTINGS: self.key}, **facts)
+
+    def _differences(self, facts: Mapping[str, Any]) -> Difference:
+        made = facts.get(SETTINGS) or {}
+        if self.to_use:
+            made = {name: value for name, value in made.items() if name in self.key}
+        return differences(made, self.key)
 
     def _is_longer(self, different: Difference) -> bool:
         return all(name in self.grows and _grew(old, new) for name, (old, new) in different.items())
@@ -136,6 +156,12 @@ class Artifact:
             + "\n".join(lines)
             + f"\n{as_it_was}give the recipe another name, or remove {remove} to make it again"
         )
+
+
+def content_of(facts: Mapping[str, Any]) -> str:
+    """SHA-256 over the files of a manifest, apart from a page that describes them."""
+    files = sorted(facts["files"].items())
+    return combined(f"{name} {sha}" for name, sha in files if not name.endswith(".md"))
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Difference:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llmrec.data.files import sha256_of, write_json
-from llmrec.errors import DataError, RecipeError
+from llmrec.errors import DataError, LlmrecError, RecipeError
 from llmrec.fetch import cache as fetch
 from llmrec.recipe import Recipe, shipped
 from llmrec.runs.folder import RunFolder
@@ -100,7 +100,14 @@ def data_content(folder: RunFolder, *names: str) -> Content:
 
 
 def weights_content(folder: Path) -> str:
-    """SHA-256 over the weights in a folder and how they are applied (an adapter's rank, scale)."""
+    """SHA-256 over the weights in a folder and how they are applied (an adapter's rank, scale).
+
+    Raises LlmrecError where there are none.
+    """
+    if not _those(folder, ("*.safetensors",)):
+        raise LlmrecError(
+            f"{folder}: no trained weights; run `llmrec train` first or name another adapter"
+        )
     return combined(
         f"{path.name} {remembered_hash(path)}"
         for path in _those(folder, ("*.safetensors", "adapter_config.json"))

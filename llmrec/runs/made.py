@@ -6,11 +6,18 @@ A reviewed table in the tests holds what each recipe key makes to be done again.
 from pathlib import Path
 from typing import Any
 
-from llmrec.errors import DataError
+from llmrec.data import sealed
+from llmrec.errors import DataError, LlmrecError
 from llmrec.recipe import Recipe
-from llmrec.runs.artifact import Artifact
+from llmrec.runs.artifact import Artifact, content_of
 from llmrec.runs.folder import RunFolder
-from llmrec.runs.identity import base_content, data_content, remembered_hash, template_content
+from llmrec.runs.identity import (
+    base_content,
+    data_content,
+    remembered_hash,
+    template_content,
+    weights_content,
+)
 
 # Of `train`: what is told, kept and how fast it goes, and no weight. The cut of a step into
 # micro-batches is one of them; its product counts.
@@ -30,16 +37,26 @@ HARMLESS_TRAIN = (
     *("ddp_broadcast_buffers", "ddp_static_graph", "local_rank", "use_cpu"),
 )
 _CONSTANT = ("constant", "constant_with_warmup")
-_OF_NETWORKS = ("learning_rate", "batch_size", "max_epochs", "patience")
+_OF_NETWORKS = (
+    "learning_rate",
+    "grid",
+    "batch_size",
+    "max_epochs",
+    "patience",
+    "distance",
+    "linkage",
+)
 TRAINING_DATA = ("train.parquet", "valid.parquet", "items.parquet", "interactions.parquet")
+ANSWERS = "answers.parquet"
 PROMPT = ("prompt.form", "prompt.max_history", "prompt.max_tokens")
 MODEL = ("model.dtype", "model.quantization")
 
 
-def adapter(recipe: Recipe, folder: RunFolder) -> Artifact:
+def adapter(recipe: Recipe, folder: RunFolder, to_use: bool = False) -> Artifact:
     """The trained weights of a language model. Raises DataError where what they read is not there.
 
     Which weights are kept is decided by validation, so they depend on what of `decode` it uses.
+    `to_use`: to answer with them; then the files of training may be gone.
     """
     soft, train, validation = recipe.soft, recipe.train, recipe.validation
     ranks = validation.metric != "nll"
@@ -56,17 +73,20 @@ def adapter(recipe: Recipe, folder: RunFolder) -> Artifact:
     without += [f"conformal.{name}" for name in _OF_NETWORKS]
     if not ranks:
         without += ["validation.k", "validation.answer"]
+    data = [*TRAINING_DATA, "candidates-valid.parquet"]
+    if to_use:
+        data = [name for name in data if (folder.data / name).is_file()]
     contents: dict[str, Any] = {
         " x ".join(f"train.{name}" for name in _CUT): _product(train),
         **base_content(recipe),
         **template_content(recipe),
-        **data_content(folder, *TRAINING_DATA, "candidates-valid.parquet"),
+        **data_content(folder, *data),
     }
     if searches:
         ranked = recipe.decode.model_copy(update={"top_k": validation.k})
         contents["decode.search"] = ranked.kind
         contents["decode.beams"] = None if ranked.kind == "best_first" else ranked.width
-    if soft is not None:
+    if soft is not None and not to_use:
         contents["answers"] = _answers_hash(recipe, folder)
     return Artifact(
         folder.adapter,
@@ -78,13 +98,71 @@ def adapter(recipe: Recipe, folder: RunFolder) -> Artifact:
         costly=True,
         grows=("train.num_train_epochs", "train.max_steps") if _is_constant(recipe) else (),
         beside=(folder.checkpoints,),
+        to_use=to_use,
+    )
+
+
+def adapter_content(recipe: Recipe, folder: RunFolder, before_soft: bool = False) -> str:
+    """SHA-256 over the adapter that answers: the recipe's, or else the run's own; verified.
+
+    `before_soft`: the one that SOFT begins with. Raises LlmrecError where there is none, and for
+    one of the run's that was trained with other settings.
+    """
+    given = recipe.soft.sft_adapter if before_soft and recipe.soft else recipe.model.adapter
+    if given is None:
+        own = sft(recipe, folder) if before_soft else adapter(recipe, folder, to_use=True)
+        return own.content()
+    place = Path(given)
+    if not sealed.manifest_of(place).is_file():
+        return weights_content(place)
+    wrong = sealed.problem(place)
+    if wrong is not None:
+        raise LlmrecError(f"{place} is damaged ({wrong}); train it again or name another adapter")
+    return content_of(sealed.facts(place))
+
+
+def sft(recipe: Recipe, folder: RunFolder) -> Artifact:
+    """The fine-tuned adapter that SOFT begins with, to answer with it."""
+    return adapter(recipe.model_copy(update={"soft": None}), folder.sft, to_use=True)
+
+
+def network(recipe: Recipe, folder: RunFolder, step: str) -> Artifact:
+    """A sequential network as the step `base`, `cpft` or `ce` leaves it."""
+    further = ("conformal",) if step != "base" else ()
+    return Artifact(
+        folder.network(step),
+        recipe,
+        ("seed", "network", "decode.filter_seen", *further),
+        ("conformal.candidates",),
+        data_content(folder, *TRAINING_DATA),
+        costly=True,
+    )
+
+
+def answers(recipe: Recipe, folder: RunFolder) -> Artifact:
+    """The fine-tuned model's own answers to the training prompts."""
+    reads = ["seed", "rows", "data.candidates", *MODEL, *PROMPT, "soft.distill"]
+    if recipe.soft is not None and recipe.soft.distill.decode == "constrained":
+        reads.append("decode.renormalise")
+    return Artifact(
+        folder.answers / ANSWERS,
+        recipe,
+        reads,
+        contents={
+            "adapter": adapter_content(recipe, folder, before_soft=True),
+            **base_content(recipe),
+            **template_content(recipe),
+            **data_content(folder, *TRAINING_DATA),
+        },
+        verb="distill",
+        costly=True,
     )
 
 
 def answers_file(recipe: Recipe, folder: RunFolder) -> Path:
     """The model's own answers: the recipe's, or else the run's."""
     given = recipe.soft.answers if recipe.soft else None
-    return (Path(given) if given else folder.answers) / "answers.parquet"
+    return (Path(given) if given else folder.answers) / ANSWERS
 
 
 def _answers_hash(recipe: Recipe, folder: RunFolder) -> str:

@@ -25,6 +25,7 @@ from llmrec.evaluation.predictions import Predictions, SystemInfo
 from llmrec.inference.similar_users import shortfalls
 from llmrec.recipe import Recipe
 from llmrec.recipe.systems import GUIDES, System
+from llmrec.runs import made
 from llmrec.runs.batch_files import collected, discard
 from llmrec.runs.folder import RunFolder
 
@@ -38,7 +39,7 @@ class Answering:
     recipe: Recipe
     folder: RunFolder
     tuned: dict[str, Tuned] = field(default_factory=dict)
-    adapters: dict[Path, str] = field(default_factory=dict)
+    weights: dict[str, str] = field(default_factory=dict)
 
     @cached_property
     def catalog(self) -> Catalog:
@@ -72,12 +73,8 @@ class Answering:
         known["data"] = sha256_of(self.folder.data / "manifest.json")
         if system.way == "guided" and recipe.decode.guidance.baseline == "auto":
             known["guides"] = [name for name in recipe.systems if name in GUIDES]
-        if system.has_adapter:
-            known["adapter"] = self._adapter_hash(system)
-        if system.kind == "network":
-            from llmrec.methods.networks import weights_hash
-
-            known["weights"] = weights_hash(self.folder, system.step)
+        if system.is_trained:
+            known["weights"] = self._weights_hash(system)
         return known
 
     def fitted(self, name: str) -> Tuned:
@@ -335,15 +332,18 @@ class Answering:
         ]
         return np.concatenate(parts)
 
-    def _adapter_hash(self, system: System) -> str:
-        from llmrec.inference.from_recipe import weights_hash
-        from llmrec.systems.language import adapter_of_system
+    def _weights_hash(self, system: System) -> str:
+        """SHA-256 over what was trained, verified. Raises LlmrecError for other settings' weights.
 
-        adapter = adapter_of_system(self.recipe, self.folder, system)
-        assert adapter is not None  # noqa: S101  the caller asked
-        if adapter not in self.adapters:
-            self.adapters[adapter] = weights_hash(adapter)
-        return self.adapters[adapter]
+        Known once, as a file of weights is long.
+        """
+        if system.weights not in self.weights:
+            self.weights[system.weights] = (
+                made.network(self.recipe, self.folder, system.step).content()
+                if system.kind == "network"
+                else made.adapter_content(self.recipe, self.folder, system.is_before_soft)
+            )
+        return self.weights[system.weights]
 
     def _provenance(self, system: str) -> dict[str, Any]:
         return {**self.folder.provenance(self.recipe), "settings": self.settings(system)}

@@ -12,6 +12,7 @@ from llmrec.data.records import Examples, Interactions
 from llmrec.errors import LlmrecError, RecipeError
 from llmrec.evaluation.predictions import Predictions
 from llmrec.methods import networks
+from llmrec.runs import made
 from llmrec.stages import evaluate, pipeline, prepare, recommend
 
 SYSTEMS = "systems=[popularity, network, network_ce, network_cpft]"
@@ -145,7 +146,7 @@ def test_a_damaged_network_is_trained_again_to_the_same_bytes(recipe_of, caplog)
     made = weights(folder)
     for step in ("base", "ce"):
         (folder.network(step) / networks.WEIGHTS).write_bytes(made[step][:-3])
-    with pytest.raises(LlmrecError, match="no trained network"):
+    with pytest.raises(LlmrecError, match="there is none of this recipe"):
         networks.fitted(recipe, folder, "base")
     done = pipeline.train(recipe, folder)
     assert {step: known["skipped"] for step, known in done.items()} == {
@@ -181,12 +182,12 @@ def test_other_settings_are_refused_and_those_that_make_no_difference_are_not(re
         "network.max_epochs=4",
         "decode.filter_seen=false",
     ):
-        with pytest.raises(LlmrecError, match=r"base was trained with other settings or data"):
+        with pytest.raises(LlmrecError, match=r"base was made with other settings or data"):
             pipeline.train(recipe_of(*ALL, change)[0], folder)
     other, _ = recipe_of(*ALL, "conformal.alpha=0.2")
     assert pipeline.train(other, folder, "base")["base"]["skipped"]
     for step in ("cpft", "ce"):
-        with pytest.raises(LlmrecError, match=f"{step} was trained with other settings"):
+        with pytest.raises(LlmrecError, match=f"{step} was made with other settings"):
             pipeline.train(other, folder, step)
     same, _ = recipe_of(
         *ALL, "decode.top_k=3", "conformal.candidates.beams=2", "evaluate.samples=200"
@@ -196,7 +197,7 @@ def test_other_settings_are_refused_and_those_that_make_no_difference_are_not(re
 
 def test_steps_out_of_order_and_unknown_ones_say_what_to_run(recipe_of):
     recipe, folder = recipe_of(*ALL)
-    with pytest.raises(LlmrecError, match="no trained network of this recipe; run `llmrec train`"):
+    with pytest.raises(LlmrecError, match="there is none of this recipe; run `llmrec train`"):
         pipeline.train(recipe, folder, "cpft")
     pipeline.train(recipe, folder, "base")
     with pytest.raises(LlmrecError, match="as many epochs as cpft; run that first"):
@@ -207,7 +208,7 @@ def test_steps_out_of_order_and_unknown_ones_say_what_to_run(recipe_of):
         with pytest.raises(LlmrecError, match="run `llmrec train` first"):
             networks.fitted(recipe, folder, step)
         with pytest.raises(LlmrecError, match="run `llmrec train` first"):
-            networks.weights_hash(folder, step)
+            made.network(recipe, folder, step).content()
 
 
 def test_only_the_steps_that_the_systems_need(recipe_of):

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llmrec.data.files import replacing, sha256_of
+from llmrec.data.files import replacing
 from llmrec.errors import DataError
 
 FILE = "answers.parquet"
@@ -45,8 +45,6 @@ class Question:
 class Answers:
     """Q answers. `texts` and `positions` (-1: no catalog item) are the chosen ones, `distances`
     theirs from the truth; `beams`: for each, best first, dicts of text, position, score, distance.
-
-    `settings`: all that the answers depend on.
     """
 
     questions: Sequence[Question]
@@ -54,7 +52,6 @@ class Answers:
     positions: Sequence[int]
     distances: Sequence[float]
     beams: Sequence[Sequence[dict[str, Any]]]
-    settings: dict[str, Any]
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -71,9 +68,9 @@ class Answers:
             "distinct": len(set(self.texts)),
         }
 
-    def write(self, folder: Path) -> None:
-        """Write the file into `folder`; settings and figures go into its metadata."""
-        about = json.dumps({"settings": self.settings, **self.figures}, sort_keys=True)
+    def write(self, path: Path) -> None:
+        """Write the file; figures go into its metadata."""
+        about = json.dumps(self.figures, sort_keys=True)
         table = pa.table(
             {
                 "example": pa.array([q.example for q in self.questions], pa.int64()),
@@ -88,7 +85,7 @@ class Answers:
                 "beams": pa.array(self.beams, _BEAMS),
             }
         ).replace_schema_metadata({_ABOUT: about.encode()})
-        with replacing(folder / FILE) as temporary:
+        with replacing(path) as temporary:
             pq.write_table(table, temporary)
 
     @staticmethod
@@ -97,7 +94,7 @@ class Answers:
         path = folder / FILE
         try:
             table = pq.read_table(path)
-            about = json.loads(table.schema.metadata[_ABOUT])
+            json.loads(table.schema.metadata[_ABOUT])
             columns = table.to_pydict()
         except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
             raise DataError(
@@ -115,12 +112,7 @@ class Answers:
             )
         ]
         return Answers(
-            questions,
-            columns["answer"],
-            columns["position"],
-            columns["distance"],
-            columns["beams"],
-            about["settings"],
+            questions, columns["answer"], columns["position"], columns["distance"], columns["beams"]
         )
 
     def require_questions(self, wanted: Sequence[Question], folder: Path) -> None:
@@ -134,8 +126,3 @@ class Answers:
                 f"{folder}: {len(self)} answers to other prompts than this recipe's {len(wanted)}; "
                 "data, prompt, rows and seed must be those that the answers were made with"
             )
-
-
-def hash_of(folder: Path) -> str:
-    """SHA-256 of the file of answers."""
-    return sha256_of(folder / FILE)

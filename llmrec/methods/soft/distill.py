@@ -4,27 +4,24 @@ Answers are made once per prompt, kept batch by batch so that an interrupted run
 among processes; the file is the same bytes either way.
 """
 
-import hashlib
-import json
 import logging
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from llmrec.data.catalog import Catalog
-from llmrec.data.files import sha256_of
 from llmrec.data.records import Examples
 from llmrec.decoding.beginning import beginning_of
-from llmrec.errors import DataError, LlmrecError, RecipeError
+from llmrec.errors import RecipeError
 from llmrec.inference.free_answers import Answering, Embedding
-from llmrec.inference.from_recipe import base_of, encoder_of, sft_adapter_of, weights_hash
-from llmrec.methods.soft.answer_file import FILE, Answers
+from llmrec.inference.from_recipe import base_of, encoder_of, sft_adapter_of
+from llmrec.methods.soft.answer_file import Answers
 from llmrec.methods.windows import questions_of, training_windows
 from llmrec.model.forward import require_tree_support
 from llmrec.model.loading import load_tuned
 from llmrec.recipe import Recipe
 from llmrec.recipe.soft import Distill
+from llmrec.runs import made
 from llmrec.runs.batch_files import Batch, answer_in_parts, batches, collected, discard
 from llmrec.runs.folder import RunFolder
 from llmrec.runs.processes import processes
@@ -46,14 +43,13 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     windows = training_windows(recipe, Examples.read(folder.examples("train")))
     questions = questions_of(recipe, encoder, windows)
     adapter = sft_adapter_of(recipe, folder)
-    settings = _settings(recipe, folder, adapter)
-    standing = _standing(folder.answers, settings)
-    if standing is not None:
+    artifact = made.answers(recipe, folder)
+    if artifact.facts_or_none() is not None:
+        standing = Answers.read(folder.answers)
         standing.require_questions(questions, folder.answers)
-        log.info("distill: %s stands already, nothing to do", folder.answers / FILE)
+        log.info("distill: %s stands already, nothing to do", artifact.place)
         return {"answers": str(folder.answers), "skipped": True, **standing.figures}
-    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-    parts = folder.answers / f".parts-{key}"
+    parts = folder.answers / f".parts-{artifact.short}"
 
     loaded: list[Any] = []
 
@@ -86,7 +82,9 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
         measured = [[{**beam, "distance": float(next(distances))} for beam in one] for one in beams]
         chosen = [chosen_beam(one, soft.distill) for one in measured]
         columns = ([c[name] for c in chosen] for name in ("text", "position", "distance"))
-        Answers(questions, *columns, measured, settings).write(folder.answers)
+        staged = artifact.staged()
+        Answers(questions, *columns, measured).write(staged)
+        artifact.seal(staged)
         discard(parts)
         log.info("distill: %d answers in %.0f s", len(questions), seconds)
     state.wait_for_everyone()
@@ -102,40 +100,3 @@ def chosen_beam(beams: list[dict[str, Any]], distill: Distill) -> dict[str, Any]
     if distill.select == "first_beam":
         return beams[0]
     return min(beams, key=lambda beam: float(beam["distance"]))
-
-
-def _standing(folder: Path, settings: dict[str, Any]) -> Answers | None:
-    """The answers of these very settings, if they are there and readable."""
-    if not (folder / FILE).exists():
-        return None
-    try:
-        standing = Answers.read(folder)
-    except DataError as error:
-        log.warning("distill: %s; making them again", error)
-        return None
-    if standing.settings != settings:
-        raise LlmrecError(
-            f"{folder / FILE} was made with other settings, data or another adapter; give the "
-            "recipe another name, or remove that folder"
-        )
-    return standing
-
-
-def _settings(recipe: Recipe, folder: RunFolder, adapter: Path) -> dict[str, Any]:
-    assert recipe.soft is not None  # noqa: S101  run asks first
-    known: dict[str, Any] = recipe.model_dump(
-        mode="json",
-        include={
-            "seed": True,
-            "prompt": True,
-            "rows": True,
-            "decode": {"renormalise"},
-            "model": {"base", "revision", "dtype", "quantization"},
-        },
-    )
-    return {
-        **known,
-        "distill": recipe.soft.distill.model_dump(mode="json"),
-        "adapter": weights_hash(adapter),
-        "data": sha256_of(folder.data / "manifest.json"),
-    }
