@@ -16,7 +16,8 @@ from llmrec.errors import RecipeError
 from llmrec.inference.free_answers import Answering, Embedding
 from llmrec.inference.from_recipe import base_of, encoder_of, sft_adapter_of
 from llmrec.methods.soft.answer_file import Answers
-from llmrec.methods.windows import questions_of, training_windows
+from llmrec.methods.soft.pairs import questions_of
+from llmrec.methods.windows import training_windows
 from llmrec.model.forward import require_tree_support
 from llmrec.model.loading import load_tuned
 from llmrec.recipe import Recipe
