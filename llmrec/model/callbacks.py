@@ -13,12 +13,23 @@ class FiniteGradients(TrainerCallback):
     """Stops the run before a non-finite gradient reaches the weights."""
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **context: Any) -> None:
-        for name, parameter in context["model"].named_parameters():
-            if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
-                raise LlmrecError(
-                    f"the gradient of {name} is not finite at step {state.global_step + 1}; the "
-                    "weights were not updated. Lower train.learning_rate or train.max_grad_norm"
-                )
+        named = [
+            (name, parameter.grad)
+            for name, parameter in context["model"].named_parameters()
+            if parameter.grad is not None
+        ]
+        if not named:
+            return
+        # One sum for each, and one wait for a GPU, however many gradients there are.
+        sums = torch._foreach_norm([gradient for _, gradient in named], 1, torch.float32)
+        whole = [one.full_tensor() if hasattr(one, "full_tensor") else one for one in sums]
+        finite = torch.stack([one.to(whole[0].device) for one in whole]).isfinite().tolist()
+        if not all(finite):
+            raise LlmrecError(
+                f"the gradient of {named[finite.index(False)][0]} is not finite at step "
+                f"{state.global_step + 1}; the weights were not updated. Lower "
+                "train.learning_rate or train.max_grad_norm"
+            )
 
 
 class Epochs(TrainerCallback):

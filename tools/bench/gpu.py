@@ -103,13 +103,24 @@ def main() -> None:
     options.add_argument("--repeats", type=int, default=5)
     options.add_argument("--minutes", type=float, default=9.0, help="no part begins after them")
     options.add_argument("--smoke", action="store_true", help="tiny shapes on the CPU, once")
+    options.add_argument("--only", default="", metavar="NAME,NAME",
+                         help="parts whose names begin so, and in this order")  # fmt: skip
+    options.add_argument("--model", default="", help="of a size whose name begins so")
+    options.add_argument("--batches", default="", metavar="N,N", help="users in a batch, tried")
     options.add_argument("--out", type=Path)
     given = options.parse_args()
     if not given.smoke and not torch.cuda.is_available():
         sys.exit("no CUDA GPU is visible to torch; --smoke tries the script on the CPU")
     plan = SMOKE if given.smoke else FULL
+    plan = replace(
+        plan, sizes=tuple(size for size in plan.sizes if size.name.startswith(given.model)),
+        batches=tuple(map(int, given.batches.split(","))) if given.batches else plan.batches,
+    )  # fmt: skip
     clock, figures = Clock(60 * given.minutes, 1 if given.smoke else given.repeats), []
-    for name, part in parts(plan, clock):
+    listed = list(parts(plan, clock)) if given.only else parts(plan, clock)
+    wanted = (part for begin in given.only.split(",") for part in listed
+              if part[0].startswith(begin))  # fmt: skip
+    for name, part in wanted:
         figures.append(attempted(name, part, plan, clock))
         print(json.dumps(figures[-1]), flush=True)
     if given.out:

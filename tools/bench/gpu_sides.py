@@ -26,7 +26,8 @@ from llmrec.model.softmax import FullSoftmax
 from llmrec.text.tree import FlatTree, Segment, TokenTree
 from llmrec.text.trie import TitleTrie
 
-PEAK, BANDWIDTH = 790e12, 4.8e12  # of an H200: FLOP/s in bf16, bytes/s
+PEAK = 790e12  # FLOP/s in bf16 of an H100 or H200, as measured in large products
+BANDWIDTHS = {"H100": 3.35e12, "H200": 4.8e12}  # bytes/s, by what a device's name holds
 NOTHING = np.zeros(0, np.int32)
 SHARP = 3.0  # standard deviation of the logits
 SEED = 0
@@ -380,6 +381,12 @@ def sharing(bench: Bench, beams: int) -> float:
     return beams * (bench.length + behind) / (bench.length + beams * behind)
 
 
+def bandwidth(device: str) -> float:
+    """Bytes per second of the device's memory; an H200's where it is of another make."""
+    name = torch.cuda.get_device_name() if device == "cuda" else ""
+    return next((rate for kind, rate in BANDWIDTHS.items() if kind in name), BANDWIDTHS["H200"])
+
+
 def roofline(bench: Bench, read: float, batch: int = 0, passes: int = 0) -> float:
     """Users per second at most, where `read` tokens behind each prompt need logits.
 
@@ -394,5 +401,6 @@ def roofline(bench: Bench, read: float, batch: int = 0, passes: int = 0) -> floa
     width = torch.finfo(bench.plan.dtype).bits // 8
     held = users * bench.length * 2 * size.layers * size.kv_heads * (size.hidden // size.heads)
     loads = [width * (body + head), width * passes * (body + head + held)] if batch else [0, 0]
-    seconds = max(first / PEAK, loads[0] / BANDWIDTH) + max(later / PEAK, loads[1] / BANDWIDTH)
+    rate = bandwidth(bench.plan.device)
+    seconds = max(first / PEAK, loads[0] / rate) + max(later / PEAK, loads[1] / rate)
     return users / seconds
