@@ -79,6 +79,22 @@ def test_without_time_every_part_says_that_it_was_left_out(tmp_path, bench, monk
     assert out.read_text("utf-8").count("not measured (0 s were left)") == 13
 
 
+def test_the_parts_that_are_wanted_come_in_the_wanted_order(bench, monkeypatch, capsys):
+    arguments = ["gpu.py", "--smoke", "--minutes", "0", "--only", "decode 2,pairs,equal gr"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    bench[0].main()
+
+    names = [json.loads(line)["figure"] for line in capsys.readouterr().out.splitlines()]
+    assert names == ["decode 2", "decode 2", "pairs", "equal graphs", "equal gradients"]
+
+
+def test_bandwidth_is_that_of_the_device(bench, monkeypatch):
+    sides = bench[1]
+    monkeypatch.setattr(sides.torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
+    assert sides.bandwidth("cuda") == 3.35e12
+    assert sides.bandwidth("cpu") == 4.8e12
+
+
 def test_a_part_that_fails_is_named_and_the_others_go_on(bench, monkeypatch, capsys):
     gpu, _ = bench
 

@@ -30,13 +30,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from gpu_page import page
+from gpu_plans import FULL, SMOKE, Plan
 from gpu_rates import Clock, Graphs, best_batch, measured, same_lists, shared, side_by_side
 from gpu_sides import (
     PEAK,
     Bench,
     PairStep,
-    Plan,
-    Size,
     alike,
     batched,
     best_of_all,
@@ -52,49 +51,6 @@ from gpu_sides import (
 )
 
 OWN_BEAMS = 4
-FULL = Plan(
-    (
-        Size(
-            "Llama-3.2-3B",
-            3072,
-            28,
-            24,
-            8,
-            8192,
-            128256,
-            pairs=16,
-            goals=(("decode 10", 8.0), ("decode 20", 12.0), ("own answers", 6.0), ("pairs", 2.2)),
-        ),
-        Size("SmolLM2-135M", 576, 30, 9, 3, 1536, 49152, pairs=32),
-    ),
-    Size("small", 256, 4, 8, 2, 512, 4096),
-    "cuda",
-    torch.bfloat16,
-    prompt=300,
-    spread=20,
-    title=10,
-    items=4000,
-    users=64,
-    batches=(8, 32, 64),
-    peers=8,
-    beams=(10, 20, 50),
-    needed=45.0,
-)
-SMOKE = Plan(
-    (Size("tiny", 64, 2, 4, 2, 128, 512, pairs=2, goals=(("decode 2", 8.0), ("pairs", 2.2))),),
-    Size("tiny", 64, 2, 4, 2, 128, 512),
-    "cpu",
-    torch.float32,
-    prompt=24,
-    spread=4,
-    title=5,
-    items=60,
-    users=4,
-    batches=(2, 4),
-    peers=2,
-    beams=(2, 3),
-    needed=1.0,
-)
 
 
 def main() -> None:
@@ -107,6 +63,7 @@ def main() -> None:
                          help="parts whose names begin so, and in this order")  # fmt: skip
     options.add_argument("--model", default="", help="of a size whose name begins so")
     options.add_argument("--batches", default="", metavar="N,N", help="users in a batch, tried")
+    options.add_argument("--peers", type=int, help="users that `generate` is asked for at once")
     options.add_argument("--out", type=Path)
     given = options.parse_args()
     if not given.smoke and not torch.cuda.is_available():
@@ -115,6 +72,7 @@ def main() -> None:
     plan = replace(
         plan, sizes=tuple(size for size in plan.sizes if size.name.startswith(given.model)),
         batches=tuple(map(int, given.batches.split(","))) if given.batches else plan.batches,
+        peers=given.peers or plan.peers,
     )  # fmt: skip
     clock, figures = Clock(60 * given.minutes, 1 if given.smoke else given.repeats), []
     listed = list(parts(plan, clock)) if given.only else parts(plan, clock)

@@ -14,7 +14,7 @@ TABLES = {  # by the beginning of a figure's name: heading and columns
     "decode": (
         "Decoding, users per second",
         "model beams softmax hugging_face llmrec ratio graphs graphs_ratio goal "
-        "sharing_limit roofline roofline_share batch same_lists graphs_same_lists "
+        "sharing_limit roofline roofline_share batch peer_batch same_lists graphs_same_lists "
         "same_items graphs_same_items peer_same_items",
     ),
     "own answers": (
@@ -50,10 +50,11 @@ def page(figures: list[dict], arguments: list[str]) -> str:
         + ", ".join(f"{key.replace('_', ' ')} {on[key]}" for key in SHOWN if key in on)
         + ". Random weights, prompts and titles (`tools/bench/gpu_sides.py` draws them). Rates are "
         "medians of alternating repeats, ratios the medians of theirs; the peer is `generate` one "
-        "user at a time or in batches, whichever is faster. Sharing limit: what reading each "
-        "prompt once can gain. Roofline: users per second that 790 TFLOP/s allow. Same lists, same "
-        "items: with the peer one user at a time, in this dtype; the peer's own: "
-        "in batches against one at a time. Graphs: llmrec with decode.cuda_graphs, in its own best "
+        "user at a time or `peer batch` at a time, whichever is faster. Sharing limit: what "
+        "reading each prompt once can gain, both sides asked alike. Roofline: users per second "
+        "that 790 TFLOP/s allow. Same lists, same items: with the peer one user at a time, in this "
+        "dtype; the peer's own: in batches against one at a time. Graphs: llmrec with "
+        "decode.cuda_graphs, in its own best "
         "batch; their ratio and lists are to the same peer, and in best-first search the lists to "
         "those without graphs.\n",
     ]

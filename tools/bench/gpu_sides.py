@@ -8,12 +8,12 @@ scaled so that choices are about as sharp as a trained model's. Knows no clock.
 
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cached_property, partial
 
 import numpy as np
 import torch
 import transformers
+from gpu_plans import Plan, Size
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from llmrec.decoding.beam import Scoring, beam_search
@@ -33,41 +33,6 @@ SHARP = 3.0  # standard deviation of the logits
 SEED = 0
 
 Answers = list[tuple[list[int | None], list[float]]]  # each user's items, best first, and scores
-
-
-@dataclass(frozen=True)
-class Size:
-    """A Llama-shaped model with tied embeddings; `pairs` in a training step; goals by figure."""
-
-    name: str
-    hidden: int
-    layers: int
-    heads: int
-    kv_heads: int
-    intermediate: int
-    vocabulary: int
-    pairs: int = 4
-    goals: tuple[tuple[str, float], ...] = ()
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is asked: prompts of `prompt` tokens, give or take `spread`, titles of `title` with
-    the end token, `users` for llmrec in `batches`, the first `peers` of them for `generate`."""
-
-    sizes: tuple[Size, ...]
-    checked: Size
-    device: str
-    dtype: torch.dtype
-    prompt: int
-    spread: int
-    title: int
-    items: int
-    users: int
-    batches: tuple[int, ...]
-    peers: int
-    beams: tuple[int, ...]
-    needed: float  # seconds that must be left for a part to begin
 
 
 class Bench:
