@@ -20,7 +20,7 @@ from llmrec.decoding.open_items import OpenItems, segment_log_softmax
 from llmrec.evaluation.intervals import paired_test
 from llmrec.inference.engine import closed_items
 from llmrec.runs.folder import open_run
-from llmrec.systems.language import LanguageSystems, scored_paths
+from llmrec.systems.language import LanguageSystems
 
 POWERS = [tenth / 10 for tenth in range(3, 16)]
 WEIGHTS = [twentieth / 20 for twentieth in range(21)]
@@ -37,18 +37,11 @@ def main() -> None:
     train = Interactions.read(folder.interactions)
     splits = {name: Examples.read(folder.examples(name)) for name in ("valid", "test")}
     systems = LanguageSystems(recipe, folder, catalog)
-    paths = {
-        name: list(
-            scored_paths(
-                systems.model_of("tuned"),
-                systems.encoder,
-                split,
-                filter_seen=True,
-                batch_size=recipe.decode.batch_size,
-            )
-        )
-        for name, split in splits.items()
-    }
+    engine, paths = systems.engine_of("tuned"), {}
+    for name, split in splits.items():
+        histories = split.histories()
+        prompts = [systems.encoder.prompt(history).ids for history in histories]
+        paths[name] = list(engine.paths(prompts, histories, split.targets))
     tuned = choose("markov", train, splits["valid"], catalog, True, recipe.seed)
     guides = {
         "first-order Markov (reach 1, last item, forward only)": Markov(

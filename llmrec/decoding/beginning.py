@@ -41,6 +41,10 @@ class Beginning:
                 )
 
 
+# Not one common token: where this is given, batches read no beginning of their own either.
+NOTHING = Beginning(np.zeros(0, np.int32), ())
+
+
 @torch.inference_mode()
 def beginning_of(model: nn.Module, prompts: Iterable[npt.NDArray[np.int32]]) -> Beginning | None:
     """What all `prompts` begin with, read; None where that saves too few tokens."""

@@ -55,6 +55,7 @@ def candidate_scores(
     completions: Sequence[npt.NDArray[np.int32]],
     candidates: npt.NDArray[np.integer],
     renormalise: bool,
+    passes: int = 0,
 ) -> Doubles:
     """(U, C) log-probabilities, in nats, of each user's candidates behind the user's prompt.
 
@@ -62,7 +63,8 @@ def candidate_scores(
     `renormalise`: a candidate's tokens under the whole vocabulary, as when prompt and completion
     are read alone. `renormalise`: each token among those that continue one of the user's
     candidates; a user's probabilities sum to 1, candidates of equal tokens share theirs, and only
-    what leads to a choice is read. Raises ValueError where users and prompts are not as many.
+    what leads to a choice is read. `passes` of the model behind the prompts are done at least.
+    Raises ValueError where users and prompts are not as many.
     """
     if len(candidates) != len(prompts):
         raise ValueError(f"candidates for {len(candidates)} users and {len(prompts)} prompts")
@@ -70,7 +72,7 @@ def candidate_scores(
     users = len(candidates)
     children = np.bincount(forest.parent[users:], minlength=len(forest.parent))
     asked = children > (1 if renormalise else 0)
-    step = _steps(prompts, forest, asked, renormalise)
+    step = _steps(prompts, forest, asked, renormalise, passes)
     total = np.zeros(len(step))
     for node in range(users, len(step)):
         total[node] = total[forest.parent[node]] + step[node]
@@ -78,6 +80,25 @@ def candidate_scores(
     if renormalise:
         scores -= np.log(np.bincount(forest.ends.ravel())[forest.ends])
     return scores
+
+
+def passes_at_most(
+    completions: Sequence[npt.NDArray[np.int32]],
+    candidates: npt.NDArray[np.integer],
+    vocabulary: int,
+) -> int:
+    """Passes behind the prompts that `candidate_scores` of U users (U, C) may need.
+
+    `vocabulary`: how many logits the model gives.
+    """
+    inner = np.array([len(ids) - 1 for ids in completions])
+    columns = int(inner[candidates].sum(axis=1).max())
+    return -(-columns // _slab(len(candidates) * vocabulary))
+
+
+def _slab(logits: int) -> int:
+    """How many columns are read in a pass, each of which gives so many logits."""
+    return max(1, HELD // logits)
 
 
 def candidate_ranking(positions: npt.NDArray[np.integer], scores: Doubles) -> Ranking:
@@ -108,7 +129,9 @@ def _forest(
     return _Forest(*(np.array(x, np.int64) for x in (user, parent, token, depth)), ends)
 
 
-def _steps(prompts: SharedPrompt, forest: _Forest, asked: Bools, renormalise: bool) -> Doubles:
+def _steps(
+    prompts: SharedPrompt, forest: _Forest, asked: Bools, renormalise: bool, passes: int
+) -> Doubles:
     """(M,) log-probability of each node's token after its parent; 0 where that is not `asked`."""
     users = len(prompts)
     logits = np.zeros(len(asked))  # at a node's token, after its parent
@@ -130,8 +153,8 @@ def _steps(prompts: SharedPrompt, forest: _Forest, asked: Bools, renormalise: bo
     columns = _columns(forest, asked)
     prompts.restart()
     width = columns.tokens.shape[1]
-    slab = max(1, HELD // prompts.logits.numel())  # columns at a time; the earlier stay in place
-    for begin in range(0, width, slab):
+    slab = _slab(prompts.logits.numel())
+    for begin in range(0, width, slab):  # the columns of earlier passes stay in place
         end = min(begin + slab, width)
         inside = (columns.column >= begin) & (columns.column < end) & asked[columns.node]
         nodes = columns.node[inside]
@@ -145,6 +168,8 @@ def _steps(prompts: SharedPrompt, forest: _Forest, asked: Bools, renormalise: bo
                 at,
             ),
         )
+    for _ in range(-(-width // slab), passes):
+        prompts.read_nothing()
     step = np.zeros(len(asked))
     if renormalise:
         step[of_asked] = segment_log_softmax(logits[of_asked], parents)

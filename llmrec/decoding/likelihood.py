@@ -56,10 +56,12 @@ def path_scores(
     completions: Sequence[npt.NDArray[np.int32]],
     targets: Sequence[int],
     open_items: OpenItems,
+    evenly: bool = False,
 ) -> PathScores:
     """Read each user's target behind the prompt.
 
-    completions: token ids of all N items; targets: U positions.
+    completions: token ids of all N items; targets: U positions. `evenly`: the model is called once
+    even where no path has a choice behind its first token.
     """
     trie, users = open_items.trie, len(targets)
     walks = [trie.walk(completions[target]).astype(np.int64) for target in targets]
@@ -79,7 +81,7 @@ def path_scores(
     kept = open_choice[owner]
     children, owner = children[kept], (np.cumsum(open_choice) - 1)[owner[kept]]
     user, step, following = user[open_choice], step[open_choice], following[open_choice]
-    logits = _logits(prompts, completions, targets, user, step)
+    logits = _logits(prompts, completions, targets, user, step, evenly)
     tokens = torch.from_numpy(trie.tokens[children].astype(np.int64)).to(logits.device)
     picked = logits[torch.from_numpy(owner).to(logits.device), tokens].double().cpu().numpy()
     chosen = np.flatnonzero(children == following[owner])
@@ -92,10 +94,13 @@ def _logits(
     targets: Sequence[int],
     user: Longs,
     step: Longs,
+    evenly: bool,
 ) -> torch.Tensor:
     """(R, V) logits that predict token `step[r]` of the target of `user[r]`; users ascending."""
     read = step > 0
     if not read.any():
+        if evenly:
+            prompts.read_nothing()
         return prompts.logits[torch.from_numpy(user).to(prompts.logits.device)]
     width = int(step.max())
     tokens = np.zeros((len(targets), width), np.int64)

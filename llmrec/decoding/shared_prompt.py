@@ -101,6 +101,14 @@ class SharedPrompt:
         prompt = np.broadcast_to(self._real[:, None, :], (*tokens.shape, self._real.shape[1]))
         return self._forward(tokens, positions, np.concatenate([prompt, sees], axis=2), at)
 
+    def read_nothing(self) -> None:
+        """A pass that changes nothing, where other processes do one: sharded models demand it."""
+        self.restart()
+        users = len(self)
+        none = np.zeros(0, np.int64)
+        self.read(np.zeros((users, 1), np.int64), 0, np.ones((users, 1, 1), bool), none)
+        self.restart()
+
     def _begin(self, prompts: Sequence[npt.NDArray[np.int32]], given: Beginning | None) -> int:
         """Take over what is read already of each prompt; returns how many tokens that are."""
         beginning = beginning_of(self._model, prompts) if given is None else given

@@ -10,13 +10,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from torch import nn
 
-from llmrec.decoding.beam import Scoring, beam_search
-from llmrec.decoding.beginning import Beginning
-from llmrec.decoding.free import free_beam_search
-from llmrec.decoding.open_items import OpenItems
-from llmrec.decoding.shared_prompt import SharedPrompt
+from llmrec.inference.engine import Engine
 from llmrec.model.states import text_states
 from llmrec.recipe.decoding import Decode
 from llmrec.recipe.soft import Distill
@@ -34,52 +29,33 @@ class Beam:
     score: float
 
 
-class Answering:
-    """Asks models for answers under one encoder and one set of settings."""
+def own_decode(decode: Decode, distill: Distill) -> Decode:
+    """How an Engine decodes that `own_answers` asks: by beam search, whatever the recipe's is."""
+    beams = distill.beams
+    return decode.model_copy(update={"search": "beam", "beams": beams, "top_k": beams})
 
-    def __init__(self, encoder: PromptEncoder, distill: Distill, decode: Decode) -> None:
-        self.encoder, self.distill, self.decode = encoder, distill, decode
 
-    def ask(
-        self,
-        model: nn.Module,
-        histories: Sequence[npt.NDArray[np.int32]],
-        texts: Sequence[Ids] | None = None,
-        beginning: Beginning | None = None,
-    ) -> list[list[Beam]]:
-        """The beams of each prompt, best first; reads all prompts as one batch.
-
-        `texts`: the prompts' tokens, where they show more than the histories. `beginning`: what the
-        prompts of all batches begin with.
-        """
-        shown = [self.encoder.prompt(h).ids for h in histories] if texts is None else texts
-        prompts = SharedPrompt(model, shown, beginning)
-        beams = self.distill.beams
-        if self.distill.decode == "free":
-            end = self.encoder.tokenizer.eos_token_id
-            written = free_beam_search(
-                prompts, beams=beams, end=end, max_new_tokens=self.distill.max_new_tokens
-            )
-            return [[self._beam(w.tokens, w.score) for w in one] for one in written]
-        closed = [np.zeros(0, np.int32)] * len(histories)
-        rankings = beam_search(
-            prompts,
-            OpenItems(self.encoder.trie, closed),
-            beams=beams,
-            top_k=beams,
-            scoring=Scoring(self.decode.renormalise),
-        )
+def own_answers(engine: Engine, prompts: Sequence[Ids], distill: Distill) -> list[list[Beam]]:
+    """The beams behind each of E prompts, best first; `engine` decodes as `own_decode` says."""
+    encoder = engine.encoder
+    if distill.decode == "constrained":
+        nothing = [np.zeros(0, np.int32)] * len(prompts)
         return [
             [
-                Beam(self.encoder.titles[p], p, s)
-                for p, s in zip(r.positions.tolist(), r.scores.tolist(), strict=True)
+                Beam(encoder.titles[position], position, score)
+                for position, score in zip(
+                    ranking.positions.tolist(), ranking.scores.tolist(), strict=True
+                )
             ]
-            for r in rankings
+            for ranking in engine.rank(prompts, nothing).rankings
         ]
-
-    def _beam(self, tokens: npt.NDArray[np.int32], score: float) -> Beam:
-        text = self.encoder.written(tokens)
-        return Beam(text, self.encoder.position_of.get(text, -1), score)
+    answers = []
+    for beams in engine.write(prompts, distill.beams, distill.max_new_tokens):
+        texts = [encoder.written(written.tokens) for written in beams]
+        positions = [encoder.position_of.get(text, -1) for text in texts]
+        scores = [written.score for written in beams]
+        answers.append(list(map(Beam, texts, positions, scores)))
+    return answers
 
 
 class Embedding:

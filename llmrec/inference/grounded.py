@@ -7,13 +7,11 @@ import numpy as np
 import numpy.typing as npt
 
 from llmrec.decoding.beam import Ranking
-from llmrec.decoding.beginning import Beginning
 from llmrec.decoding.nearest import nearest, target_ranks
-from llmrec.inference.engine import closed_items
-from llmrec.inference.free_answers import Answering, Embedding
-from llmrec.inference.item_states import item_states
+from llmrec.inference.engine import Engine, closed_items
+from llmrec.inference.free_answers import Embedding
+from llmrec.inference.title_states import item_states
 from llmrec.recipe import Recipe
-from llmrec.recipe.soft import Distill
 from llmrec.text.encoding import Ids, PromptEncoder
 
 Histories = Sequence[npt.NDArray[np.int32]]
@@ -25,28 +23,14 @@ class Grounded:
 
     def __init__(self, recipe: Recipe, encoder: PromptEncoder) -> None:
         self.recipe, self.encoder = recipe, encoder
-        grounding = recipe.decode.grounding
-        settings = Distill(
-            beams=grounding.beams, decode="free", max_new_tokens=grounding.max_new_tokens
-        )
-        self._answering = Answering(encoder, settings, recipe.decode)
         self._embedding = Embedding(encoder)
         self._table: npt.NDArray[np.float32] | None = None
 
-    def written(
-        self,
-        model: Any,
-        histories: Histories,
-        texts: Sequence[Ids] | None = None,
-        beginning: Beginning | None = None,
-    ) -> list[str]:
-        """The best of the free beams behind each prompt, read as one batch.
-
-        `texts`: the prompts' tokens, where they show more than the histories. `beginning`: what the
-        prompts of all batches begin with.
-        """
-        asked = self._answering.ask(model, histories, texts, beginning)
-        return [beams[0].text for beams in asked]
+    def written(self, engine: Engine, prompts: Sequence[Ids]) -> list[str]:
+        """The best of the free beams behind each of E prompts."""
+        grounding = self.recipe.decode.grounding
+        answers = engine.write(prompts, grounding.beams, grounding.max_new_tokens)
+        return [self.encoder.written(beams[0].tokens) for beams in answers]
 
     def rankings(
         self,

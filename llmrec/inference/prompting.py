@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-from torch import nn
 
 from llmrec.data.candidates import read_candidates
 from llmrec.data.records import Examples
 from llmrec.errors import DataError
+from llmrec.inference.engine import Engine
 from llmrec.inference.pools import Pools
 from llmrec.inference.ratings import Selected, Selecting
 from llmrec.inference.similar_users import SimilarUsers
@@ -45,12 +45,12 @@ class Prompting:
             pools=None if self.pools is None else self.pools.take(rows),
         )
 
-    def selected(self, model: nn.Module | None) -> list[Selected]:
-        """Which users of each pool are shown: as `model` selects, or the first ones."""
+    def selected(self, engine: Engine | None) -> list[Selected]:
+        """Which users of each pool are shown: as the engine's model selects, or the first ones."""
         if self.pools is None:
             return [Selected((), ())] * len(self)
-        if self.selecting is not None and model is not None:
-            return self.selecting.select(model, self.histories, self.pools.neighbours)
+        if self.selecting is not None and engine is not None:
+            return self.selecting.select(engine, self.histories, self.pools.neighbours)
         return [
             Selected(tuple(range(len(found)))[: self.shown], ()) for found in self.pools.neighbours
         ]

@@ -13,19 +13,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import nn
 
-from llmrec.decoding.free import free_beam_search
-from llmrec.decoding.shared_prompt import SharedPrompt
+from llmrec.inference.engine import Engine
 from llmrec.inference.pools import Neighbour
-from llmrec.model.softmax import FullSoftmax
 from llmrec.recipe.demonstrations import Demonstrations
 from llmrec.text.encoding import Ids, PromptEncoder
 from llmrec.text.tree import FlatTree, Segment, TokenTree
 
 RATINGS = range(1, 11)
-TREE_TOKENS = 4096  # read at a time, with padding
 ANSWER_TOKENS = 16
 _OBJECT = re.compile(r"\{[^{}]*\}")
 
@@ -43,7 +38,7 @@ class Selected:
 
 
 class Selecting:
-    """Rates and selects under one encoder. Every call is with the model as it then is."""
+    """Rates and selects under one encoder. Every call is with the engine's model as it then is."""
 
     def __init__(self, encoder: PromptEncoder, wanted: Demonstrations) -> None:
         self.encoder, self.wanted = encoder, wanted
@@ -55,7 +50,7 @@ class Selecting:
 
     def select(
         self,
-        model: nn.Module,
+        engine: Engine,
         histories: Sequence[npt.NDArray[np.int32]],
         pools: Sequence[Sequence[Neighbour]],
     ) -> list[Selected]:
@@ -72,9 +67,9 @@ class Selecting:
         ]
         rated: list[npt.NDArray[np.float64] | None]
         if selection.reader == "score":
-            rated = list(self._scored(model, questions))
+            rated = list(self._scored(engine, questions))
         else:
-            rated = self._written(model, questions)
+            rated = self._written(engine, questions)
         selected = [Selected(tuple(range(len(pool)))[: self.wanted.count], ()) for pool in pools]
         for i, ratings in zip(asked, rated, strict=True):
             if ratings is None:
@@ -85,24 +80,15 @@ class Selecting:
         return selected
 
     def _scored(
-        self, model: nn.Module, questions: Sequence[tuple[Ids, list[Ids]]]
+        self, engine: Engine, questions: Sequence[tuple[Ids, list[Ids]]]
     ) -> list[npt.NDArray[np.float64]]:
         """Mean rating of each of a question's users, under the probabilities of the answers."""
-        softmax = FullSoftmax()
         trees = [self._tree(*question) for question in questions]
-        device = next(model.parameters()).device
-        ratings: list[npt.NDArray[np.float64]] = [np.zeros(0)] * len(trees)
-        for batch in _batches([len(tree.input_ids) for tree in trees]):
-            prepared = softmax.prepare([trees[i] for i in batch])
-            moved = {name: tensor.to(device) for name, tensor in prepared.items()}
-            with torch.no_grad():
-                found = softmax.branch_log_probabilities(model, moved)
-            logs = found.double().cpu().numpy().reshape(-1, len(RATINGS))
+        ratings = []
+        for found in engine.branches(trees):
+            logs = found.reshape(-1, len(RATINGS))
             p = np.exp(logs - logs.max(axis=1, keepdims=True))
-            mean = (p * np.array(RATINGS)).sum(axis=1) / p.sum(axis=1)
-            counts = [len(questions[i][1]) for i in batch]
-            for i, part in zip(batch, np.split(mean, np.cumsum(counts)[:-1]), strict=True):
-                ratings[i] = part
+            ratings.append((p * np.array(RATINGS)).sum(axis=1) / p.sum(axis=1))
         return ratings
 
     def _tree(self, trunk: Ids, branches: Sequence[Ids]) -> FlatTree:
@@ -114,20 +100,21 @@ class Selecting:
         return TokenTree(tuple(segments)).flatten()
 
     def _written(
-        self, model: nn.Module, questions: Sequence[tuple[Ids, list[Ids]]]
+        self, engine: Engine, questions: Sequence[tuple[Ids, list[Ids]]]
     ) -> list[npt.NDArray[np.float64] | None]:
         """The ratings that the model writes; None where one of a question's cannot be read."""
-        found: list[npt.NDArray[np.float64] | None] = []
-        for trunk, branches in questions:
-            prompts = SharedPrompt(model, [np.concatenate([trunk, b]) for b in branches])
-            end = self.encoder.tokenizer.eos_token_id
-            answers = free_beam_search(prompts, beams=1, end=end, max_new_tokens=ANSWER_TOKENS)
-            said = [
-                rating_in(self.encoder.tokenizer.decode(beams[0].tokens.tolist()))
-                for beams in answers
-            ]
-            found.append(None if None in said else np.array(said, np.float64))
-        return found
+        prompts = [np.concatenate([trunk, b]) for trunk, branches in questions for b in branches]
+        counts = [len(branches) for _, branches in questions]
+        # The prompts of a question begin with the same history: they are read together.
+        together = [
+            np.arange(end - count, end)
+            for count, end in zip(counts, np.cumsum(counts), strict=True)
+        ]
+        answers = engine.write(prompts, 1, ANSWER_TOKENS, together)
+        decode = self.encoder.tokenizer.decode
+        ratings = [rating_in(decode(beams[0].tokens.tolist())) for beams in answers]
+        of_questions = ([ratings[i] for i in numbers] for numbers in together)
+        return [None if None in some else np.array(some, np.float64) for some in of_questions]
 
 
 def rating_in(text: str) -> float | None:
@@ -139,14 +126,3 @@ def rating_in(text: str) -> float | None:
         return None
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return float(value) if number and 1 <= value <= 10 else None
-
-
-def _batches(lengths: Sequence[int]) -> list[list[int]]:
-    """Trees of like length together, as many as make TREE_TOKENS with padding, one at least."""
-    batches: list[list[int]] = []
-    for i in np.argsort(lengths, kind="stable").tolist():
-        if batches and lengths[i] * (len(batches[-1]) + 1) <= TREE_TOKENS:
-            batches[-1].append(i)
-        else:
-            batches.append([i])
-    return batches

@@ -1,31 +1,60 @@
-"""Vectors of titles: mean token states of the untuned language model, or of a sentence encoder."""
+"""Vectors of titles: states of the untuned language model, or those of a sentence encoder.
 
+The states that grounding compares are kept in the cache, by the model's weights and the titles'
+token ids; a table whose bytes are not those that were written is made again.
+"""
+
+import hashlib
+import json
+import logging
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from llmrec.data.catalog import Catalog
+from llmrec.data.files import replacing, sha256_of, write_json
 from llmrec.errors import LlmrecError
-from llmrec.fetch.cache import model_path
+from llmrec.fetch.cache import cache_root, model_path
+from llmrec.inference.from_recipe import base_of, encoder_of, weights_hash
+from llmrec.model.loading import load_model
+from llmrec.model.states import text_states
 from llmrec.recipe import Recipe
+from llmrec.retrieval.vectors import unit
+from llmrec.runs.folder import model_provenance
+from llmrec.text.encoding import PromptEncoder
+
+log = logging.getLogger("llmrec")
+Floats = npt.NDArray[np.float32]
 
 
-def state_vectors(recipe: Recipe, catalog: Catalog) -> npt.NDArray[np.float32]:
+def item_states(recipe: Recipe, encoder: PromptEncoder, model: Any) -> Floats:
+    """(N, d) states of the catalog's titles at their last tokens, read from the cache as needed."""
+    key = _key(recipe, encoder)
+    path, seal = (cache_root() / "states" / f"{key}.{kind}" for kind in ("npy", "json"))
+    if not _whole(path, seal):
+        log.info("states: reading %d titles with the untuned model", len(encoder.titles))
+        table = text_states(model, [encoder.standing_alone(title) for title in encoder.titles])
+        with replacing(path) as temporary, temporary.open("wb") as stream:
+            np.save(stream, table, allow_pickle=False)
+        write_json(seal, {"sha256": sha256_of(path)})
+    loaded: Floats = np.load(path, mmap_mode="r", allow_pickle=False)
+    return loaded
+
+
+def state_vectors(recipe: Recipe, catalog: Catalog) -> Floats:
     """(N, d) of length 1: each title's mean token state in the recipe's untuned model.
 
     The mean over the catalog is taken off first: states of a language model all point the same way.
     """
-    from llmrec.inference.from_recipe import base_of, encoder_of
-    from llmrec.model.loading import load_model
-    from llmrec.model.states import text_states
-
     encoder, model = encoder_of(recipe, catalog), load_model(base_of(recipe))
     texts = [encoder.standing_alone(title) for title in catalog.titles]
-    return _of_length_one(text_states(model, texts, mean=True))
+    return _directions(text_states(model, texts, mean=True))
 
 
-def sentence_vectors(name: str, titles: Sequence[str]) -> npt.NDArray[np.float32]:
+def sentence_vectors(name: str, titles: Sequence[str]) -> Floats:
     """(N, d) of length 1: the titles under a sentence encoder, less their mean.
 
     `name`: one that `llmrec fetch model` knows, a Hub id or a folder. Raises LlmrecError where the
@@ -47,10 +76,32 @@ def sentence_vectors(name: str, titles: Sequence[str]) -> npt.NDArray[np.float32
             f"{place} ({error}); name a folder, a Hub id, or all-minilm-l6-v2"
         ) from None
     found = encoder.encode(list(titles), show_progress_bar=False, convert_to_numpy=True)
-    return _of_length_one(np.asarray(found, np.float32))
+    return _directions(np.asarray(found, np.float32))
 
 
-def _of_length_one(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    centred = vectors - vectors.mean(axis=0)
-    lengths = np.linalg.norm(centred, axis=1, keepdims=True)
-    return (centred / np.maximum(lengths, 1e-12)).astype(np.float32)
+def _directions(vectors: Floats) -> Floats:
+    """How each of (N, d) vectors differs from their mean, brought to length 1."""
+    return unit(vectors - vectors.mean(axis=0))
+
+
+def _whole(path: Path, seal: Path) -> bool:
+    try:
+        return bool(json.loads(seal.read_text("utf-8"))["sha256"] == sha256_of(path))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _key(recipe: Recipe, encoder: PromptEncoder) -> str:
+    source = Path(base_of(recipe).source)
+    about = {
+        "model": {**model_provenance(recipe), "base": None},  # the weights count, not their name
+        "weights": weights_hash(source) if source.is_dir() else None,
+        "revision": None if source.is_dir() else [str(source), recipe.model.revision],
+        "dtype": recipe.model.dtype,
+        "quantization": recipe.model.quantization,
+    }
+    titles = hashlib.sha256()
+    for title in encoder.titles:
+        titles.update(encoder.standing_alone(title).tobytes() + b"\xff\xff\xff\xff")
+    text = json.dumps({**about, "titles": titles.hexdigest()}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

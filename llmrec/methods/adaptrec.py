@@ -10,19 +10,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from accelerate.utils import gather_object
 from torch import nn
 
 from llmrec.data.files import write_json
+from llmrec.inference.engine import Engine
 from llmrec.inference.prompting import Prompting
 from llmrec.inference.ratings import Selected
-from llmrec.methods import plain
-from llmrec.methods.method import Job, Method, Rows, alone
 from llmrec.methods.windows import Window, training_rows
-from llmrec.model.trainer import Refresh
 from llmrec.recipe import Recipe
 from llmrec.runs.folder import RunFolder
-from llmrec.runs.processes import processes, share_of
+from llmrec.runs.processes import processes
 from llmrec.text.tree import TokenTree
 
 log = logging.getLogger("llmrec")
@@ -91,22 +88,9 @@ class Reselecting:
         return [Selected(tuple(s["shown"]), tuple(s["ratings"]), s["failed"]) for s in said]
 
     def _selected(self, model: nn.Module) -> list[Selected]:
-        mine = self.prompting.take(share_of(len(self.windows)))
-        selected: list[Selected] = gather_object(mine.selected(model))
-        return selected[: len(self.windows)]
+        engine = Engine(model, self.prompting.encoder, self.recipe.decode, shared=True)
+        return self.prompting.selected(engine)
 
     def _rows(self) -> list[TokenTree]:
         contexts = self.prompting.contexts(self._shown)
         return training_rows(self.recipe, self.prompting.encoder, self.windows, contexts)
-
-
-def refresh(job: Job, rows: Rows) -> Refresh | None:
-    """Selecting anew, where the recipe's demonstrations are selected by the model."""
-    prompting = job.prompting
-    if prompting is None or prompting.selecting is None:
-        return None
-    reselecting = Reselecting(job.recipe, job.folder, job.windows, prompting)
-    return lambda model, step, _: reselecting(model, step)
-
-
-ADAPTREC = Method(lambda _: {"train": alone}, plain.rows, plain.loss, refresh, asks=True)

@@ -17,28 +17,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from accelerate.utils import gather_object
 from torch import nn
 
 from llmrec.data.catalog import Catalog
 from llmrec.data.files import write_json
 from llmrec.data.records import Examples, Interactions, Ints
-from llmrec.decoding.beam import Scoring, beam_search
-from llmrec.decoding.beginning import beginning_of
-from llmrec.decoding.open_items import OpenItems
-from llmrec.decoding.shared_prompt import SharedPrompt
 from llmrec.errors import DataError
+from llmrec.inference.engine import Engine
 from llmrec.inference.title_states import state_vectors
-from llmrec.methods.method import Job, Method, alone
 from llmrec.methods.plain import softmax_of
 from llmrec.methods.windows import Window, as_examples
 from llmrec.model.losses import ConformalLoss
 from llmrec.model.trainer import Coming
 from llmrec.recipe import Recipe
 from llmrec.recipe.conformal import Conformal
-from llmrec.runs.batch_files import batches
 from llmrec.runs.folder import RunFolder
-from llmrec.runs.processes import processes, share_of
+from llmrec.runs.processes import processes
 from llmrec.text.encoding import PromptEncoder
 from llmrec.text.rows import Views, two_views, widened, with_candidates
 from llmrec.text.tree import TokenTree
@@ -64,8 +58,7 @@ class CandidateRows(Sequence[TokenTree]):
     """The windows as rows of two views, made when they are asked for.
 
     `beams`, by row, are the live candidates; the others are random, drawn by seed, `step` and row.
-    A row without live ones holds random ones alone. `first`: the number of the first of the windows
-    among all that are drawn.
+    A row without live ones holds random ones alone.
     """
 
     def __init__(
@@ -74,13 +67,12 @@ class CandidateRows(Sequence[TokenTree]):
         encoder: PromptEncoder,
         windows: Sequence[Window],
         known: Sequence[Known],
-        first: int = 0,
     ) -> None:
         conformal = _of(recipe)
         self.encoder, self.windows, self.known, self.seed = encoder, windows, known, recipe.seed
         self.count = conformal.candidates.beams + conformal.candidates.sampled + 1
         self._wide = widened(encoder, 2)
-        self.step, self.beams, self.first = 0, Beams(), first
+        self.step, self.beams = 0, Beams()
         for window, one in zip(windows, known, strict=True):
             unseen = len(encoder.titles) - len(one.chosen)
             if unseen < self.count:
@@ -119,7 +111,7 @@ class CandidateRows(Sequence[TokenTree]):
         """`begun`, and behind them random items that the user has not chosen."""
         chosen = self.known[number].chosen
         unseen = len(self.encoder.titles) - len(chosen)
-        generator = np.random.default_rng([self.seed, self.step, self.first + number, view])
+        generator = np.random.default_rng([self.seed, self.step, number, view])
         # As many as are wanted and as many more as may stand in `begun` already.
         places = generator.choice(unseen, min(unseen, self.count + len(begun)), replace=False)
         # Before the r-th unseen item stand as many chosen ones as have at most r unseen ones before
@@ -134,6 +126,7 @@ class LiveCandidates:
     def __init__(self, recipe: Recipe, folder: RunFolder, rows: CandidateRows) -> None:
         self.recipe, self.folder, self.rows = recipe, folder, rows
         self._begun = False
+        self._engine: Engine | None = None
 
     def __call__(
         self, model: nn.Module, step: int, coming: Coming
@@ -167,8 +160,7 @@ class LiveCandidates:
 
     def _find(self, model: nn.Module, path: Path, numbers: Sequence[int]) -> None:
         """Ask the live model and write down what it answers."""
-        mine = [numbers[i] for i in share_of(len(numbers))]
-        found = gather_object(self._answers(model, mine))[: len(numbers)]
+        found = self._answers(model, numbers)
         if processes().is_main_process:
             write_json(
                 path,
@@ -182,30 +174,31 @@ class LiveCandidates:
         """For each row the likeliest items of both views, best first."""
         prompts = [prompt for number in numbers for prompt in self.rows.views(number).prompts()]
         closed = [items for number in numbers for items in self.rows.closed(number)]
-        beams, trie = _of(self.recipe).candidates.beams, self.rows.encoder.trie
-        scoring = Scoring(self.recipe.decode.renormalise)
-        answers: list[list[int]] = [[]] * len(prompts)
-        beginning = beginning_of(model, prompts)
-        for batch in batches(list(map(len, prompts)), self.recipe.decode.batch_size):
-            shared = SharedPrompt(model, [prompts[i] for i in batch], beginning)
-            asked = OpenItems(trie, [closed[i] for i in batch])
-            found = beam_search(shared, asked, beams=beams, top_k=beams, scoring=scoring)
-            for i, ranking in zip(batch.tolist(), found, strict=True):
-                answers[i] = ranking.positions.tolist()
+        if self._engine is None or self._engine.model is not model:
+            beams = _of(self.recipe).candidates.beams
+            decode = self.recipe.decode.model_copy(
+                update={"search": "beam", "beams": beams, "top_k": beams}
+            )
+            self._engine = Engine(model, self.rows.encoder, decode, shared=True)
+        found = self._engine.rank(prompts, closed)
+        answers = [ranking.positions.tolist() for ranking in found.rankings]
         return [answers[i : i + 2] for i in range(0, len(answers), 2)]
 
 
-def rows(job: Job) -> CandidateRows:
-    """The rows of the windows, with random candidates alone.
+def candidate_rows(
+    recipe: Recipe, folder: RunFolder, encoder: PromptEncoder, windows: Sequence[Window]
+) -> CandidateRows:
+    """The rows of a run's windows, with random candidates alone.
 
     Raises RecipeError where prompts share no beginnings, DataError where a user has chosen so much
     that too few candidates are left.
     """
-    read, folder = Examples.read, job.folder
-    valid = read(folder.examples("valid")) if _of(job.recipe).view == "valid" else None
-    train, interactions = read(folder.examples("train")), Interactions.read(folder.interactions)
-    known = known_of(job.asked, train, interactions, valid)
-    return CandidateRows(job.recipe, job.encoder, job.asked, known, job.chosen or 0)
+    read = Examples.read
+    valid = read(folder.examples("valid")) if _of(recipe).view == "valid" else None
+    known = known_of(
+        windows, read(folder.examples("train")), Interactions.read(folder.interactions), valid
+    )
+    return CandidateRows(recipe, encoder, windows, known)
 
 
 def known_of(
@@ -233,9 +226,8 @@ def known_of(
     return known
 
 
-def loss(job: Job) -> ConformalLoss:
+def conformal_loss(recipe: Recipe, encoder: PromptEncoder, catalog: Catalog) -> ConformalLoss:
     """The recipe's loss over candidates, with the untuned model's vectors of the titles."""
-    recipe = job.recipe
     conformal = _of(recipe)
     if conformal.gamma > 0 and not conformal.smooth:
         log.warning(
@@ -243,11 +235,9 @@ def loss(job: Job) -> ConformalLoss:
             "are fixed: conformal.gamma changes no weight. Set conformal.smooth: true, or "
             "gamma: 0"
         )
-    vectors = None
-    if conformal.gamma > 0:
-        vectors = torch.from_numpy(state_vectors(recipe, Catalog.read(job.folder.items)))
+    vectors = torch.from_numpy(state_vectors(recipe, catalog)) if conformal.gamma > 0 else None
     return ConformalLoss(
-        softmax_of(recipe, job.encoder),
+        softmax_of(recipe, encoder),
         alpha=conformal.alpha,
         beta=conformal.beta,
         gamma=conformal.gamma,
@@ -299,13 +289,3 @@ def _next_after(positions: Ints, examples: Sequence[tuple[Ints, int]]) -> Ints:
         if length and np.array_equal(history[-length:], positions[-length:]):
             return np.array([target], np.int32)
     return positions[:0]
-
-
-CONFORMAL = Method(
-    lambda _: {"train": alone},
-    rows,
-    loss,
-    lambda job, made: LiveCandidates(job.recipe, job.folder, made),
-    compared=(1, 2),
-    asks=True,
-)

@@ -6,7 +6,7 @@ they do, and the head is computed at one position a batch. Knows neither titles 
 Source: BIGRec (arXiv 2308.08434), SOFT (arXiv 2505.20771).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from llmrec.data.batching import batches
 from llmrec.model.forward import TreeBatch, collate, forward_logits
 from llmrec.model.loading import adapter_off
 from llmrec.text.tree import Ids, Segment, TokenTree
@@ -39,7 +40,7 @@ def text_states(
     device = next(model.parameters()).device
     with adapter_off(model):  # which also puts back each module's mode
         model.eval()
-        for rows in _batches([len(text) for text in texts], batch_tokens):
+        for rows in batches(list(map(len, texts)), tokens=batch_tokens, shortest_first=True):
             trees = [TokenTree((Segment(texts[row]),)).flatten() for row in rows]
             lengths = np.array([len(texts[row]) for row in rows])
             at = [np.arange(n) if mean else np.array([n - 1]) for n in lengths]
@@ -64,18 +65,6 @@ def _states_at(model: nn.Module, head: nn.Module, batch: TreeBatch) -> npt.NDArr
     finally:
         handle.remove()
     return seen[0].float().cpu().numpy()
-
-
-def _batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Row numbers, shortest texts first, in batches of at most `budget` padded tokens."""
-    rows: list[int] = []
-    for row in np.argsort(lengths, kind="stable").tolist():
-        if rows and lengths[row] * (len(rows) + 1) > budget:
-            yield rows
-            rows = []
-        rows.append(row)
-    if rows:
-        yield rows
 
 
 def _head(model: nn.Module) -> Any:

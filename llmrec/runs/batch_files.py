@@ -12,9 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
+from llmrec.data.batching import Batch
 from llmrec.data.files import write_json
 
 if TYPE_CHECKING:
@@ -22,23 +20,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("llmrec")
 PROGRESS_SECONDS = 30.0
-Batch = npt.NDArray[np.int64]
-
-
-def batches(lengths: Sequence[int], size: int, tokens: int | None = None) -> list[Batch]:
-    """Indices in groups of `size` of like length, longest first, so that little is padding.
-
-    `tokens`: a group has fewer where it would hold more than these, padding counted; never none.
-    """
-    order = np.argsort(-np.asarray(lengths), kind="stable")
-    if tokens is None:
-        return [order[i : i + size] for i in range(0, len(order), size)]
-    found, begin = [], 0
-    while begin < len(order):
-        fitting = min(size, max(1, tokens // max(1, lengths[order[begin]])))
-        found.append(order[begin : begin + fitting])
-        begin += fitting
-    return found
 
 
 def answer_in_parts(

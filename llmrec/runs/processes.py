@@ -1,10 +1,13 @@
 """The processes that a launcher started, and how they share work."""
 
-import numpy as np
-import numpy.typing as npt
+from collections.abc import Mapping
+from typing import TypeVar
+
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
+
+T = TypeVar("T")
 
 
 def processes() -> PartialState:
@@ -13,16 +16,16 @@ def processes() -> PartialState:
     return PartialState(cpu=not torch.cuda.is_available())
 
 
-def share_of(count: int) -> npt.NDArray[np.int64]:
-    """Which of `count` things this process does.
+def share_of(count: int) -> list[int]:
+    """Which of `count` things this process does; neighbours go to different processes.
 
     Processes do equally many, as sharded models demand, so some are done twice.
     """
     state = processes()
-    share = -(-count // state.num_processes)
-    return (np.arange(share) + state.process_index * share) % count
+    each = -(-count // state.num_processes)
+    return [(n * state.num_processes + state.process_index) % count for n in range(each)]
 
 
-def gathered(values: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.float64]:
-    """The rows that all processes found for their `share_of(count)`, (count, ...), in order."""
-    return np.array(gather_object(values.tolist()))[:count]
+def gathered(found: Mapping[int, T]) -> dict[int, T]:
+    """What all processes found for their shares, by number; every process calls this."""
+    return dict(gather_object(list(found.items())))

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,19 +9,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from llmrec.data.batching import Batch
 from llmrec.data.catalog import Catalog
 from llmrec.data.records import Examples
-from llmrec.decoding.beginning import Beginning, beginning_of
-from llmrec.inference.engine import ranked_and_scored, scored_paths, steps_of
+from llmrec.inference.engine import Engine, closed_items, plan_of
 from llmrec.inference.from_recipe import adapter_of, base_of, encoder_of, sft_adapter_of
 from llmrec.inference.grounded import Grounded
 from llmrec.inference.prompting import Prompting, prompting_of
 from llmrec.inference.ratings import Selected
 from llmrec.model.forward import require_tree_support
-from llmrec.model.loading import adapter_off, load_model, load_tuned
+from llmrec.model.loading import load_model, load_tuned
 from llmrec.recipe import Recipe
 from llmrec.recipe.systems import System
-from llmrec.runs.batch_files import Batch, answer_in_parts, batches
+from llmrec.runs.batch_files import answer_in_parts
 from llmrec.runs.folder import RunFolder
 from llmrec.runs.processes import processes
 
@@ -58,30 +57,24 @@ class LanguageSystems:
 
         Batches whose file stands are not done again. Returns when all processes are done.
         """
-        decode, encoder = self.recipe.decode, self.encoder
         prompting = self.prompting(split, examples)
 
         def begin() -> Callable[[Batch], list[Any]]:
-            model = self.model_of(system)
-            beginning = self._beginning(system, model, prompting)
-            steps = steps_of(model, decode)
+            engine = self._engine(system, prompting)
 
             def answer(batch: Batch) -> list[Any]:
-                q = None if probabilities is None else probabilities[batch]
-                asked = prompting.take(batch)
-                with self._as(system, model):
-                    selected = asked.selected(model)
-                    rankings, nll = ranked_and_scored(
-                        model,
-                        encoder,
-                        examples.take(batch),
-                        decode,
-                        prompts=asked.ids(selected),
-                        beginning=beginning,
-                        candidates=asked.candidates,
+                asked, targets = prompting.take(batch), examples.targets[batch]
+                selected = asked.selected(engine)
+                prompts = asked.ids(selected)
+                if asked.candidates is not None:
+                    found = engine.choose(prompts, asked.candidates, targets)
+                else:
+                    found = engine.rank(
+                        prompts,
+                        closed_items(asked.histories, self.recipe.decode.filter_seen),
+                        targets=targets,
+                        probabilities=None if probabilities is None else probabilities[batch],
                         weight=weight,
-                        probabilities=q,
-                        steps=steps,
                     )
                 return [
                     {
@@ -91,7 +84,7 @@ class LanguageSystems:
                         "nll": float(n) if np.isfinite(n) else None,
                         **_said(s),
                     }
-                    for r, n, s in zip(rankings, nll, selected, strict=True)
+                    for r, n, s in zip(found.rankings, found.nll, selected, strict=True)
                 ]
 
             return answer
@@ -104,15 +97,12 @@ class LanguageSystems:
         prompting = self.prompting(split, examples)
 
         def begin() -> Callable[[Batch], list[Any]]:
-            model = self.model_of(system)
-            beginning = self._beginning(system, model, prompting)
+            engine = self._engine(system, prompting)
 
             def answer(batch: Batch) -> list[Any]:
                 asked = prompting.take(batch)
-                with self._as(system, model):
-                    selected = asked.selected(model)
-                    prompts = asked.ids(selected)
-                    texts = self.grounded.written(model, asked.histories, prompts, beginning)
+                selected = asked.selected(engine)
+                texts = self.grounded.written(engine, asked.ids(selected))
                 return [{"text": t, **_said(s)} for t, s in zip(texts, selected, strict=True)]
 
             return answer
@@ -121,15 +111,17 @@ class LanguageSystems:
         answer_in_parts(parts, plan, begin, self.state, f"recommend: {system}")
 
     def _plan(self, prompting: Prompting) -> list[Batch]:
-        decode = self.recipe.decode
-        return batches(list(map(len, prompting.ids())), decode.batch_size, decode.batch_tokens)
+        return plan_of(prompting.ids(), self.recipe.decode)
 
-    def _beginning(self, system: str, model: Any, prompting: Prompting) -> Beginning | None:
-        """What all prompts begin with; None where a model selects what else they show."""
-        if prompting.selecting is not None:
-            return None
-        with self._as(system, model):
-            return beginning_of(model, prompting.ids())
+    def engine_of(self, system: str) -> Engine:
+        """What asks a system's model."""
+        untuned = not System.parse(system).has_adapter
+        return Engine(self.model_of(system), self.encoder, self.recipe.decode, untuned=untuned)
+
+    def _engine(self, system: str, prompting: Prompting) -> Engine:
+        """The same, behind what all prompts begin with where no model selects what they show."""
+        engine = self.engine_of(system)
+        return engine if prompting.selecting is not None else engine.behind(prompting.ids())
 
     def prompting(self, split: str, examples: Examples) -> Prompting:
         """The prompts of a split."""
@@ -158,22 +150,13 @@ class LanguageSystems:
         """
         total = dict.fromkeys(grid, 0.0)
         counted = 0
-        model, decode = self.model_of(system), self.recipe.decode
-        prompting = self.prompting("valid", valid)
-        with self._as(system, model):
-            for _, paths in scored_paths(
-                model,
-                self.encoder,
-                valid,
-                filter_seen=decode.filter_seen,
-                batch_size=decode.batch_size,
-                prompts=prompting.ids(prompting.selected(model)),
-                probabilities=probabilities,
-                steps=steps_of(model, decode),
-            ):
-                counted += int(paths.reachable.sum())
-                for weight in grid:
-                    total[weight] += float(paths.nll(weight)[paths.reachable].sum())
+        engine, prompting = self.engine_of(system), self.prompting("valid", valid)
+        prompts = prompting.ids(prompting.selected(engine))
+        closed = closed_items(valid.histories(), self.recipe.decode.filter_seen)
+        for _, paths in engine.paths(prompts, closed, valid.targets, probabilities):
+            counted += int(paths.reachable.sum())
+            for weight in grid:
+                total[weight] += float(paths.nll(weight)[paths.reachable].sum())
         return {weight: value / counted for weight, value in total.items()} if counted else {}
 
     def model_of(self, name: str) -> Any:
@@ -188,9 +171,6 @@ class LanguageSystems:
             require_tree_support(model, self.recipe.prompt.max_tokens)
             self._loaded = (adapter, model)
         return self._loaded[1]
-
-    def _as(self, system: str, model: Any) -> Any:
-        return nullcontext() if System.parse(system).has_adapter else adapter_off(model)
 
 
 def adapter_of_system(recipe: Recipe, folder: RunFolder, system: System) -> Path | None:

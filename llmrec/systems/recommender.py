@@ -14,12 +14,9 @@ from llmrec.baselines.sequential import FittedNetwork
 from llmrec.data.catalog import Catalog
 from llmrec.data.records import ITEM_ID, TITLE, Examples, concatenated, offsets_of
 from llmrec.decoding.beam import Ranking
-from llmrec.decoding.beginning import beginning_of
 from llmrec.decoding.grounding import Grounder
-from llmrec.decoding.open_items import OpenItems
-from llmrec.decoding.shared_prompt import SharedPrompt
 from llmrec.errors import DataError, LlmrecError
-from llmrec.inference.engine import closed_items, searched, steps_of
+from llmrec.inference.engine import Engine, closed_items
 from llmrec.inference.from_recipe import adapter_of, base_of, encoder_of
 from llmrec.inference.prompting import Prompting
 from llmrec.inference.ratings import Selecting
@@ -30,7 +27,6 @@ from llmrec.model.loading import load_model, load_tuned
 from llmrec.recipe import Recipe
 from llmrec.recipe.loading import load
 from llmrec.recipe.systems import System
-from llmrec.runs.batch_files import batches
 from llmrec.runs.folder import RunFolder
 from llmrec.systems.calibrated_lists import list_settings
 from llmrec.systems.prediction_sets import PredictionSets, prediction_sets
@@ -64,7 +60,7 @@ class Recommender:
         if not isinstance(model, FittedNetwork):
             self.encoder = encoder_of(recipe, catalog, folder)
             self._finder: SimilarUsers | None = None
-            self._steps = steps_of(model, recipe.decode)  # kept: what is captured serves all calls
+            self._engine = Engine(model, self.encoder, recipe.decode)
             require_tree_support(model, recipe.prompt.max_tokens)
 
     @classmethod
@@ -156,15 +152,8 @@ class Recommender:
                 for items, scores in zip(answers.positions, answers.scores, strict=True)
             ]
         prompts = self._prompts(users, histories)
-        beginning = beginning_of(self.model, prompts)
-        rankings: dict[int, Ranking] = {}
-        for batch in batches([len(p) for p in prompts], decode.batch_size, decode.batch_tokens):
-            closed = closed_items([histories[i] for i in batch], decode.filter_seen)
-            asked = [prompts[i] for i in batch]
-            shared = SharedPrompt(self.model, asked, beginning, self._steps)
-            found = searched(shared, OpenItems(self.encoder.trie, closed), decode, top_k)
-            rankings |= dict(zip(batch.tolist(), found, strict=True))
-        return [rankings[i] for i in range(len(histories))]
+        closed = closed_items(histories, decode.filter_seen)
+        return self._engine.rank(prompts, closed, top_k).rankings
 
     def _prompts(self, users: Sequence[str] | None, histories: Sequence[np.ndarray]) -> list[Ids]:
         """The prompts; similar users are those of the whole training data, as of now.
@@ -191,7 +180,7 @@ class Recommender:
         prompting = Prompting(
             self.encoder, histories, None, self._finder.find(asked), wanted.count, selecting
         )
-        return prompting.ids(prompting.selected(self.model))
+        return prompting.ids(prompting.selected(self._engine))
 
     def _positions(self, user: str, history: Sequence[str]) -> np.ndarray:
         found = self.grounder.ground(list(map(str, history)))

@@ -10,14 +10,11 @@ from llmrec.data.records import Examples
 from llmrec.decoding import fixed_steps
 from llmrec.decoding.fixed_steps import FixedSteps
 from llmrec.errors import RecipeError
-from llmrec.inference.engine import steps_of
+from llmrec.inference import engine
 from llmrec.inference.from_recipe import base_of, encoder_of
-from llmrec.methods import validation
 from llmrec.methods.validation import validation_of
 from llmrec.model.loading import load_model
 from llmrec.stages import prepare, recommend
-from llmrec.systems import language as language_systems
-from llmrec.systems import recommender
 from llmrec.systems.recommender import Recommender
 from llmrec.systems.table_rows import Answering
 
@@ -34,10 +31,9 @@ def without_gpu(monkeypatch):
         return read(held, ids, *more)
 
     monkeypatch.setattr(fixed_steps.Held, "read", noted)
-    for stage in (language_systems, recommender, validation):
-        monkeypatch.setattr(
-            stage, "steps_of", lambda model, d: FixedSteps(model) if d.cuda_graphs else None
-        )
+    monkeypatch.setattr(
+        engine, "_fixed_steps", lambda model, d: FixedSteps(model) if d.cuda_graphs else None
+    )
     return sizes
 
 
@@ -46,10 +42,7 @@ def test_without_a_gpu_a_search_with_graphs_is_refused(recipe_of):
     recipe, folder = recipe_of(GRAPHS)
     prepare.run(recipe, folder)
     model = load_model(base_of(recipe), "cpu")
-    assert steps_of(model, recipe.decode.model_copy(update={"cuda_graphs": False})) is None
     said = r"decode.cuda_graphs: true needs a CUDA GPU, and the model is on cpu; set"
-    with pytest.raises(RecipeError, match=said):
-        steps_of(model, recipe.decode)
     with pytest.raises(RecipeError, match=said):
         Recommender(model, Catalog.read(folder.items), recipe, folder, "untuned")
     folder.keep(recipe)

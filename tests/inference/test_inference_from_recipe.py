@@ -5,7 +5,7 @@ import pytest
 
 from llmrec.data.catalog import Catalog
 from llmrec.data.records import Examples
-from llmrec.inference.engine import scored_paths
+from llmrec.inference.engine import Engine
 from llmrec.inference.from_recipe import base_of, encoder_of
 from llmrec.model.loading import load_model
 from llmrec.stages import prepare
@@ -44,25 +44,19 @@ def test_paths_are_scored_behind_a_beginning_that_is_read_once(small, size):
     recipe, folder, model = small
     encoder = encoder_of(recipe, Catalog.read(folder.items))
     valid = Examples.read(folder.examples("valid"))
-    begun = beginning_of_all([encoder.prompt(h).ids for h in valid.histories()])
+    histories = valid.histories()
+    prompts = [encoder.prompt(history).ids for history in histories]
+    begun = beginning_of_all(prompts)
     assert begun * (len(valid) - 1) >= 64  # or else it would not be read apart
 
-    def nll_of(size):
-        values = np.empty(len(valid))
-        for batch, paths in scored_paths(model, encoder, valid, filter_seen=True, batch_size=size):
-            values[batch] = paths.nll()
-        return values
-
+    engine = Engine(model, encoder, recipe.decode.model_copy(update={"batch_size": size}))
     widths, handle = passes_from_the_start(model)
-    found = nll_of(size)
+    found = engine.nll(prompts, histories, valid.targets)
     handle.remove()
     assert widths == [(1, begun)]
     alone = [
-        paths.nll()[0]
+        engine.nll(prompts[i : i + 1], histories[i : i + 1], valid.targets[i : i + 1])[0]
         for i in range(len(valid))
-        for _, paths in scored_paths(
-            model, encoder, valid.take(np.array([i])), filter_seen=True, batch_size=1
-        )
     ]
     np.testing.assert_allclose(found, alone, rtol=1e-4)
 

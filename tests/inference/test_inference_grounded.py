@@ -9,9 +9,10 @@ from llmrec.data.catalog import Catalog
 from llmrec.data.records import Examples
 from llmrec.errors import RecipeError
 from llmrec.evaluation.predictions import Predictions
+from llmrec.inference.engine import Engine
 from llmrec.inference.from_recipe import base_of, encoder_of
 from llmrec.inference.grounded import Grounded
-from llmrec.inference.item_states import item_states
+from llmrec.inference.title_states import item_states
 from llmrec.model.kept_weights import read_log
 from llmrec.model.loading import load_model
 from llmrec.model.states import text_states
@@ -50,10 +51,10 @@ def test_grounded_systems_rank_what_is_nearest_to_what_was_written(trained):
     encoder, model, test = pieces(recipe, folder)
     answers = Predictions.read(folder.predictions("untuned_grounded"))
     assert np.isnan(answers.nll).all()
-    place = Grounded(recipe, encoder)
+    place, engine = Grounded(recipe, encoder), Engine(model, encoder, recipe.decode)
     table = text_states(model, [encoder.standing_alone(title) for title in encoder.titles])
     for i in range(len(test)):
-        (text,) = place.written(model, [test.history(i)])
+        (text,) = place.written(engine, [encoder.prompt(test.history(i)).ids])
         state = text_states(model, [encoder.standing_alone(text)])[0]
         distances = np.sqrt(((table.astype(float) - state) ** 2).sum(axis=1))
         distances[test.history(i)] = np.inf
@@ -89,7 +90,7 @@ def test_the_table_is_kept_checked_and_made_again_for_other_titles(trained, monk
     table = np.array(item_states(recipe, encoder, model))
     (path,) = (tmp_path / "cache" / "states").glob("*.npy")
     with monkeypatch.context() as patch:
-        patch.setattr("llmrec.inference.item_states.text_states", None)  # calling it would fail
+        patch.setattr("llmrec.inference.title_states.text_states", None)  # calling it would fail
         assert np.array_equal(item_states(recipe, encoder, model), table)
     path.write_bytes(path.read_bytes()[:-4] + b"abcd")
     assert np.array_equal(item_states(recipe, encoder, model), table)

@@ -10,7 +10,8 @@ import torch
 from llmrec.data.catalog import Catalog
 from llmrec.data.records import Examples
 from llmrec.decoding.free import Written
-from llmrec.inference import ratings as module
+from llmrec.inference import engine as module
+from llmrec.inference.engine import Engine
 from llmrec.inference.from_recipe import encoder_of
 from llmrec.inference.pools import Neighbour, Pools
 from llmrec.inference.ratings import Selected, Selecting, rating_in
@@ -19,6 +20,7 @@ from llmrec.methods.windows import training_windows
 from llmrec.model.kept_weights import read_log
 from llmrec.model.trainer import TreeTrainer
 from llmrec.recipe import shipped
+from llmrec.recipe.decoding import Decode
 from llmrec.recipe.demonstrations import Demonstrations
 from llmrec.stages import train
 from llmrec.text.encoding import Context, PromptEncoder
@@ -69,6 +71,10 @@ def selecting(tokenizer):
     return make
 
 
+def engine(model, chooser):
+    return Engine(model, chooser.encoder, Decode())
+
+
 def rated_alone(model, encoder, history, other):
     """Mean rating of one user: a forward pass for each answer behind the whole question."""
     trunk, [branch] = encoder.similarity_questions(history, [other.history])
@@ -88,7 +94,7 @@ def rated_alone(model, encoder, history, other):
 
 def test_a_rating_is_the_mean_of_ten_answers_each_read_alone(tiny_model, selecting):
     chooser = selecting()
-    found = chooser.select(tiny_model, HISTORIES, POOLS)
+    found = chooser.select(engine(tiny_model, chooser), HISTORIES, POOLS)
     apart = set()
     for history, pool, selected in zip(HISTORIES[:3], POOLS[:3], found[:3], strict=True):
         alone = [rated_alone(tiny_model, chooser.encoder, history, other) for other in pool]
@@ -103,19 +109,22 @@ def test_a_rating_is_the_mean_of_ten_answers_each_read_alone(tiny_model, selecti
 def test_other_users_and_batches_change_no_rating(tiny_llama, selecting, monkeypatch, tokens):
     chooser = selecting()
     monkeypatch.setattr(module, "TREE_TOKENS", tokens)
-    together = chooser.select(tiny_llama, HISTORIES, POOLS)
+    together = chooser.select(engine(tiny_llama, chooser), HISTORIES, POOLS)
     for i in range(3):
-        [alone] = chooser.select(tiny_llama, HISTORIES[i : i + 1], POOLS[i : i + 1])
+        [alone] = chooser.select(
+            engine(tiny_llama, chooser), HISTORIES[i : i + 1], POOLS[i : i + 1]
+        )
         assert alone.shown == together[i].shown
         np.testing.assert_allclose(alone.ratings, together[i].ratings, atol=1e-5)
-        turned = chooser.select(tiny_llama, HISTORIES[i : i + 1], [POOLS[i][::-1]])
+        turned = chooser.select(engine(tiny_llama, chooser), HISTORIES[i : i + 1], [POOLS[i][::-1]])
         np.testing.assert_allclose(turned[0].ratings[::-1], together[i].ratings, atol=1e-5)
 
 
 def test_equal_ratings_stand_in_the_order_of_retrieval(tiny_llama, selecting, monkeypatch):
     ratings = [[3.0, 7.0, 7.0], [5.0, 5.0], [1.0, 9.5, 1.0, 9.5]]
     monkeypatch.setattr(Selecting, "_scored", lambda *_: [np.array(r) for r in ratings])
-    found = selecting().select(tiny_llama, HISTORIES, POOLS)
+    chooser = selecting()
+    found = chooser.select(engine(tiny_llama, chooser), HISTORIES, POOLS)
     assert [selected.shown for selected in found] == [(1, 2), (0, 1), (1, 3), (0,), ()]
     assert [list(selected.ratings) for selected in found] == [*ratings, [], []]
 
@@ -127,9 +136,10 @@ def test_nobody_is_asked_about_a_pool_of_one_or_none(selecting, reader):
 
     model = torch.nn.Linear(1, 1)
     model.forward = untouched
-    found = selecting(reader=reader).select(model, HISTORIES[:2], [POOLS[3], []])
+    chooser = selecting(reader=reader)
+    found = chooser.select(engine(model, chooser), HISTORIES[:2], [POOLS[3], []])
     assert found == [Selected((0,), ()), Selected((), ())]
-    assert selecting(reader=reader).select(model, [], []) == []
+    assert chooser.select(engine(model, chooser), [], []) == []
 
 
 @pytest.fixture
@@ -158,7 +168,8 @@ def test_written_ratings_rank_and_unreadable_ones_leave_the_order(tiny_llama, se
             ['{"similarity": 3}', '{"similarity": 11}', '{"similarity": 4}', '{"similarity": 10}'],
         ]
     )
-    found = selecting(reader="generate").select(tiny_llama, HISTORIES, POOLS)
+    chooser = selecting(reader="generate")
+    found = chooser.select(engine(tiny_llama, chooser), HISTORIES, POOLS)
     assert found == [
         Selected((1, 0), (2.0, 9.5, 2.0)),
         Selected((0, 1), (), failed=True),

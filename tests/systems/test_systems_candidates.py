@@ -69,17 +69,17 @@ def test_without_candidates_none_are_written_and_with_others_the_data_is_made_ag
 
 @pytest.fixture
 def spoken(monkeypatch):
-    """The model says, by the sum of its user's history: a candidate that its prompt shows to the
-    letter, one in capitals, a title that is no candidate, or something else."""
+    """The model says, by the sum of its candidates: one that its prompt shows to the letter, one in
+    capitals, a title that is no candidate, or something else."""
 
-    def saying(self, model, histories, texts, beginning):
+    def saying(self, engine, prompts):
         said = []
-        for history, ids in zip(histories, texts, strict=True):
+        for ids in prompts:
             lines = self.encoder.tokenizer.decode(ids.tolist()).split("\n")
             begin = next(i for i, line in enumerate(lines) if "one of these" in line) + 1
             shown = lines[begin : lines.index("", begin)]
             others = [title for title in self.encoder.titles if title not in shown]
-            kind = int(history.sum()) % 4
+            kind = sum(self.encoder.position_of[title] for title in shown) % 4
             said.append([shown[0], f" {shown[-1].upper()}!", others[0], "nonsense"][kind])
         return said
 
@@ -116,8 +116,8 @@ def test_every_system_answers_with_the_candidates_and_the_table_counts_them(reci
             assert said.nll[i] == pytest.approx(-scores[place], abs=1e-5)
 
     kinds = Counter()
-    for i, example in enumerate(test):
-        kind = int(example.history.sum()) % 4
+    for i in range(len(test)):
+        kind = sum(candidates[i]) % 4
         expected = [candidates[i][:1], candidates[i][-1:], [], []][kind]
         for system in ("untuned_free", "tuned_free"):
             assert answers[system].ranking(i).tolist() == expected
@@ -149,7 +149,7 @@ def test_every_system_answers_with_the_candidates_and_the_table_counts_them(reci
 
 
 def test_a_model_that_names_no_candidate_at_all_hits_nobody(recipe_of, monkeypatch):
-    monkeypatch.setattr(Grounded, "written", lambda _, model, asked, *texts: ["?"] * len(asked))
+    monkeypatch.setattr(Grounded, "written", lambda _, engine, prompts: ["?"] * len(prompts))
     recipe, folder = recipe_of(*AMONG, "systems=[popularity, untuned_free]")
     recommend.run(recipe, folder)
     evaluate.run(recipe, folder)

@@ -9,21 +9,21 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+from llmrec.data.batching import Batch
 from llmrec.data.catalog import Catalog
 from llmrec.data.records import Examples
-from llmrec.decoding.beginning import beginning_of
 from llmrec.errors import RecipeError
-from llmrec.inference.free_answers import Answering, Embedding
+from llmrec.inference.engine import Engine, plan_of
+from llmrec.inference.free_answers import Embedding, own_answers, own_decode
 from llmrec.inference.from_recipe import base_of, encoder_of, sft_adapter_of
 from llmrec.methods.soft.answer_file import Answers
-from llmrec.methods.soft.pairs import questions_of
-from llmrec.methods.windows import training_windows
+from llmrec.methods.windows import questions_of, training_windows
 from llmrec.model.forward import require_tree_support
 from llmrec.model.loading import load_tuned
 from llmrec.recipe import Recipe
 from llmrec.recipe.soft import Distill
 from llmrec.runs import made
-from llmrec.runs.batch_files import Batch, answer_in_parts, batches, collected, discard
+from llmrec.runs.batch_files import answer_in_parts, collected, discard
 from llmrec.runs.folder import RunFolder
 from llmrec.runs.processes import processes
 
@@ -61,19 +61,15 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
         return loaded[0]
 
     def begin() -> Callable[[Batch], list[Any]]:
-        answering, asked = Answering(encoder, soft.distill, recipe.decode), model()
-        prompts = (encoder.prompt(question.history).ids for question in questions)
-        beginning = beginning_of(asked, prompts)
+        engine = Engine(model(), encoder, decode).behind(prompts)
         return lambda batch: [
             [asdict(beam) for beam in beams]
-            for beams in answering.ask(
-                asked, [questions[i].history for i in batch], beginning=beginning
-            )
+            for beams in own_answers(engine, [prompts[i] for i in batch], soft.distill)
         ]
 
-    lengths = [len(encoder.prompt(question.history).ids) for question in questions]
-    plan = batches(lengths, recipe.decode.batch_size)
-    answer_in_parts(parts, plan, begin, state, "distill")
+    prompts = [encoder.prompt(question.history).ids for question in questions]
+    decode = own_decode(recipe.decode, soft.distill)
+    answer_in_parts(parts, plan_of(prompts, decode), begin, state, "distill")
     if state.is_main_process:
         beams, seconds = collected(parts)
         # All texts at once, in one order: a state's last bits depend on what it is read beside.
