@@ -18,6 +18,7 @@ from typing import Any
 from llmrec.data import sealed
 from llmrec.errors import LlmrecError
 from llmrec.recipe import Recipe
+from llmrec.runs.folder import leaves
 from llmrec.runs.identity import combined
 
 log = logging.getLogger("llmrec")
@@ -59,7 +60,7 @@ class Artifact:
         for path in self.reads:
             key |= {
                 name: value
-                for name, value in _leaves(path, _at(said, path))
+                for name, value in leaves(path, _at(said, path))
                 if not any(_below(name, left_out) for left_out in self.without)
             }
         made: dict[str, Any] = json.loads(json.dumps({**key, **self.contents}))
@@ -140,9 +141,6 @@ class Artifact:
         return all(name in self.grows and _grew(old, new) for name, (old, new) in different.items())
 
     def _refusal(self, different: Difference, place: Path) -> str:
-        lines = [
-            f"  {name}: {_shown(old)} -> {_shown(new)}" for name, (old, new) in different.items()
-        ]
         given = self.recipe.model_dump(mode="json")
         back = [
             f"{name}={json.dumps(old)}"
@@ -153,7 +151,7 @@ class Artifact:
         remove = " and ".join(str(path) for path in (self.place, *self.beside) if path.exists())
         return (
             f"{place} was made with other settings or data (then -> now):\n"
-            + "\n".join(lines)
+            + lines_of(different)
             + f"\n{as_it_was}give the recipe another name, or remove {remove} to make it again"
         )
 
@@ -174,11 +172,12 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Difference:
     return found
 
 
-def _leaves(name: str, value: Any) -> list[tuple[str, Any]]:
-    """The keys below a recipe path with their values; a list is one value."""
-    if not isinstance(value, dict) or not value:
-        return [(name, value)]
-    return [leaf for key, inner in value.items() for leaf in _leaves(f"{name}.{key}", inner)]
+def lines_of(different: Difference) -> str:
+    """One line for each difference: its name, what it was and what it is."""
+    return "\n".join(
+        f"  {name.removeprefix('settings.')}: {_shown(old)} -> {_shown(new)}"
+        for name, (old, new) in different.items()
+    )
 
 
 def _at(tree: Any, path: str, absent: Any = None) -> Any:

@@ -6,17 +6,21 @@ Knows paths and versions; reads no data and imports neither torch nor transforme
 import hashlib
 import importlib.metadata
 import json
+import logging
 import platform
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from llmrec.data.files import replacing, sha256_of
+from llmrec.data import sealed
+from llmrec.data.files import replacing, sha256_of, write_json
 from llmrec.errors import RecipeError
 from llmrec.fetch import cache as fetch
 from llmrec.recipe import Recipe, shipped
 from llmrec.recipe import loading as recipe_loading
 
+log = logging.getLogger("llmrec")
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "numpy", "scipy")
 
 
@@ -25,10 +29,12 @@ class RunFolder:
     """runs/<name>/. The properties are paths; nothing is made until a stage writes.
 
     `part`: a folder inside that holds what is trained, where a run trains more than once.
+    `origin`: the recipe file and the settings of the command line that it was opened with.
     """
 
     root: Path
     part: str = ""
+    origin: "Origin | None" = field(default=None, compare=False)
 
     @staticmethod
     def of(recipe: Recipe) -> "RunFolder":
@@ -37,7 +43,7 @@ class RunFolder:
 
     @property
     def recipe(self) -> Path:
-        """The resolved recipe of the latest stage."""
+        """The resolved recipe that the run was made by."""
         return self.root / "recipe.yaml"
 
     @property
@@ -155,18 +161,73 @@ class RunFolder:
         """The one-page report."""
         return self.root / "report.html"
 
+    @property
+    def origin_file(self) -> Path:
+        """Where the recipe came from, and which trained weights it describes."""
+        return self.root / "origin.json"
+
+    def trained(self) -> dict[str, Any]:
+        """The seals of all trained weights of the run, by place."""
+        places = [self.root / "adapter", self.sft.adapter, *(self.root / "network").glob("[!.]*")]
+        return {
+            place.relative_to(self.root).as_posix(): sealed.facts(place).get("seal")
+            for place in places
+            if sealed.manifest_of(place).is_file()
+        }
+
     def keep(self, recipe: Recipe) -> None:
-        """Write the resolved recipe beside the results."""
+        """Write the recipe that what stands was made by, if that is not written yet.
+
+        A run that a command opened stays what it was: once something is trained, or else
+        recommended, only what trains anew, or a changed recipe file, changes it. What a later
+        command was given otherwise stands with what that command made.
+        """
+        trained = self.trained()
+        if self.origin is not None and self.recipe.is_file():
+            known = self._kept()
+            answered = any(self.predictions("any").parent.glob("*.parquet"))
+            same_file = self.origin.file == known.get("file")
+            if (trained and trained == known.get("trained")) or (
+                not trained and answered and same_file
+            ):
+                self._tell_of_changes(recipe)
+                return
         with replacing(self.recipe) as temporary:
             temporary.write_text(recipe_loading.dump(recipe), "utf-8")
+        origin = self.origin or Origin(None, ())
+        write_json(self.origin_file, {**asdict(origin), "trained": trained})
+
+    def _kept(self) -> dict[str, Any]:
+        try:
+            return dict(json.loads(self.origin_file.read_text("utf-8")))
+        except (OSError, ValueError, TypeError):
+            return {}
+
+    def _tell_of_changes(self, recipe: Recipe) -> None:
+        now, then = flattened(recipe), flattened(recipe_loading.load(self.recipe))
+        changed = sorted(key for key in {*now, *then} if now.get(key) != then.get(key))
+        if changed:
+            log.info(
+                "%s stays what this run was made by; this command alone was given another %s",
+                self.recipe,
+                ", ".join(changed),
+            )
+
+    def data_hash(self) -> str | None:
+        """SHA-256 over the prepared files, wherever they were read from; None without any."""
+        try:
+            outputs = json.loads((self.data / "manifest.json").read_text("utf-8"))["outputs"]
+            told = sorted(f"{name} {said['sha256']}" for name, said in outputs.items())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+        return hashlib.sha256("\n".join(told).encode()).hexdigest()
 
     def provenance(self, recipe: Recipe) -> dict[str, Any]:
         """What numbers made from `recipe` in this folder rest on; None where it is not known."""
-        manifest = self.data / "manifest.json"
         return {
             "llmrec": _version("llmrec"),
             "recipe": recipe_hash(recipe),
-            "data": sha256_of(manifest) if manifest.is_file() else None,
+            "data": self.data_hash(),
             "model": model_provenance(recipe),
             "seed": recipe.seed,
             "dtype": recipe.model.dtype,
@@ -177,18 +238,69 @@ class RunFolder:
         }
 
 
+@dataclass(frozen=True)
+class Origin:
+    """The SHA-256 of a recipe file and the `section.key=value` it was opened with."""
+
+    file: str | None
+    overrides: tuple[str, ...]
+
+
 def open_run(reference: str, overrides: list[str]) -> tuple[Recipe, RunFolder]:
-    """The recipe and folder of a recipe's file or name, or of a run folder that holds one."""
+    """The recipe and folder of a recipe's file or name, or of a run folder that holds one.
+
+    A run that was trained with overrides goes on with them where the same recipe file is given
+    again, unless these `overrides` say otherwise.
+    """
     folder = RunFolder(Path(reference))
     if folder.recipe.is_file():
-        return recipe_loading.load(folder.recipe, overrides), folder
+        recipe, kept = recipe_loading.load(folder.recipe, overrides), folder._kept()
+        given = (*kept.get("overrides", ()), *(_absolute(recipe, text) for text in overrides))
+        return recipe, replace(folder, origin=Origin(kept.get("file"), given))
     if folder.root.is_dir() and shipped.recipe_file(reference) is None:
         raise RecipeError(
             f"{reference}: no run folder, it holds no recipe.yaml; name a recipe, or the folder "
             "that `llmrec prepare` made"
         )
     recipe = recipe_loading.load(reference, overrides)
-    return recipe, RunFolder.of(recipe)
+    root = RunFolder.of(recipe).root
+    file = sha256_of(recipe_loading.locate(reference))
+    given = tuple(_absolute(recipe, override) for override in overrides)
+    kept = RunFolder(root)._kept()
+    if kept.get("file") == file and kept.get("trained"):
+        said = {override.partition("=")[0] for override in given}
+        held = [text for text in kept["overrides"] if text.partition("=")[0] not in said]
+        if held:
+            log.info(
+                "%s was trained with %s, which holds; say otherwise on the command line",
+                root,
+                " ".join(held),
+            )
+            recipe = recipe_loading.load(reference, [*held, *overrides])
+            given = (*held, *given)
+    return recipe, RunFolder(root, origin=Origin(file, given))
+
+
+def _absolute(recipe: Recipe, override: str) -> str:
+    """An override as it holds in any folder: a path is absolute."""
+    key, _, text = override.partition("=")
+    if tuple(key.split(".")) not in recipe_loading.PATHS:
+        return override
+    return f"{key}={flattened(recipe).get(key, text)}"
+
+
+def flattened(recipe: Recipe) -> dict[str, Any]:
+    """The values of a recipe by dotted key; a list is one value, a section without keys too."""
+    return dict(leaves("", recipe.model_dump(mode="json")))
+
+
+def leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """The dotted keys below `name` with their values."""
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from leaves(f"{name}.{key}" if name else key, inner)
+    else:
+        yield name, value
 
 
 def recipe_hash(recipe: Recipe) -> str:
@@ -211,11 +323,11 @@ def model_provenance(recipe: Recipe) -> dict[str, Any]:
     elif (Path(base) / "config.json").is_file():
         known["config"] = sha256_of(Path(base) / "config.json")
     elif "/" in base:
-        known["revision"] = _hub_commit(base, known["revision"] or "main")
+        known["revision"] = hub_commit(base, known["revision"] or "main")
     return known
 
 
-def _hub_commit(repository: str, revision: str) -> str:
+def hub_commit(repository: str, revision: str) -> str:
     """The commit a branch stood for when it was last fetched; the revision itself if unknown."""
     from huggingface_hub.constants import HF_HUB_CACHE
 

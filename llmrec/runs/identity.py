@@ -16,7 +16,7 @@ from llmrec.data.files import sha256_of, write_json
 from llmrec.errors import DataError, LlmrecError, RecipeError
 from llmrec.fetch import cache as fetch
 from llmrec.recipe import Recipe, shipped
-from llmrec.runs.folder import RunFolder
+from llmrec.runs.folder import RunFolder, hub_commit
 
 log = logging.getLogger("llmrec")
 Content = dict[str, Any]
@@ -123,14 +123,6 @@ def remembered_hash(path: Path) -> str:
     """SHA-256 of a file; of a large one remembered in the cache until size or time of it change."""
     stat = path.stat()
     return _remembered(path.resolve(), stat.st_size, stat.st_mtime_ns)
-
-
-def hub_commit(repository: str, revision: str) -> str:
-    """The commit a branch stood for when it was last fetched; the revision itself if unknown."""
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    reference = Path(HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}" / "refs" / revision
-    return reference.read_text("utf-8").strip() if reference.is_file() else revision
 
 
 @lru_cache(maxsize=4096)

@@ -3,14 +3,16 @@
 A reviewed table in the tests holds what each recipe key makes to be done again. Knows no model.
 """
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from llmrec.data import sealed
 from llmrec.errors import DataError, LlmrecError
 from llmrec.recipe import Recipe
-from llmrec.runs.artifact import Artifact, content_of
-from llmrec.runs.folder import RunFolder
+from llmrec.runs.artifact import Artifact, content_of, differences, lines_of
+from llmrec.runs.folder import RunFolder, leaves
 from llmrec.runs.identity import (
     base_content,
     data_content,
@@ -124,6 +126,38 @@ def adapter_content(recipe: Recipe, folder: RunFolder, before_soft: bool = False
 def sft(recipe: Recipe, folder: RunFolder) -> Artifact:
     """The fine-tuned adapter that SOFT begins with, to answer with it."""
     return adapter(recipe.model_copy(update={"soft": None}), folder.sft, to_use=True)
+
+
+def require_same_data(folder: RunFolder, manifest: Mapping[str, Any]) -> None:
+    """Raise LlmrecError where trained weights of the run read other data than `manifest` is of."""
+    outputs = manifest["outputs"]
+    for name in folder.trained():
+        read = sealed.facts(folder.root / name).get("settings") or {}
+        differ = [
+            file
+            for file in (*TRAINING_DATA, "candidates-valid.parquet")
+            if f"data/{file}" in read
+            and read[f"data/{file}"] != outputs.get(file, {}).get("sha256")
+        ]
+        if not differ:
+            continue
+        then = _manifest(folder)
+        changed = differences(
+            dict(leaves("", {key: then.get(key) for key in ("settings", "sources")})),
+            dict(leaves("", {key: manifest[key] for key in ("settings", "sources")})),
+        )
+        raise LlmrecError(
+            f"{folder.root / name} was trained on other data than this ({', '.join(differ)} "
+            f"would differ; then -> now):\n{lines_of(changed)}\ngive the recipe another name, or "
+            f"remove {folder.root / name} to train again"
+        )
+
+
+def _manifest(folder: RunFolder) -> dict[str, Any]:
+    try:
+        return dict(json.loads((folder.data / "manifest.json").read_text("utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 def network(recipe: Recipe, folder: RunFolder, step: str) -> Artifact:

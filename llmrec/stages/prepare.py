@@ -31,6 +31,7 @@ from llmrec.data.splits import (
     with_train_users,
 )
 from llmrec.errors import DataError, LlmrecError
+from llmrec.runs.made import require_same_data
 
 if TYPE_CHECKING:
     from llmrec.recipe import Recipe
@@ -376,6 +377,7 @@ def _write(
                 write_candidates(staging / folder.candidates(part).name, drawn)
         outputs = {path.name: _fingerprint(path) for path in sorted(staging.iterdir())}
         manifest = {**manifest, "outputs": outputs}
+        require_same_data(folder, manifest)
         write_json(staging / MANIFEST, manifest)
         if folder.data.exists():
             folder.data.rename(former)  # a folder cannot be renamed onto one that has files

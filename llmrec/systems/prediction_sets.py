@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
-from llmrec.data.files import sha256_of
 from llmrec.errors import LlmrecError
 from llmrec.evaluation import calibration, conformal
 from llmrec.runs.evaluated import METHOD, SCORE, SYSTEM, read_calibration
@@ -73,8 +72,7 @@ def prediction_sets(
             f"coverage must be above 0 and below 1, got {coverage}; 0.9 asks for "
             "sets that hold the next item of nine users in ten"
         )
-    manifest = folder.data / "manifest.json"
-    said = read_calibration(folder.calibration, sha256_of(manifest) if manifest.is_file() else None)
+    said = read_calibration(folder.calibration, folder.data_hash())
     if said is None:
         what = "is of other data" if folder.calibration.is_file() else "is not there"
         raise LlmrecError(f"{folder.calibration} {what}, so no coverage can be promised; {_HOW}")

@@ -105,9 +105,9 @@ def test_a_byte_of_the_prompt_template_counts(trained, recipe_of, tmp_path):
 def test_a_byte_of_the_data_counts(trained, recipe_of, small_log, tmp_path):
     other = tmp_path / "other.csv"
     other.write_text(small_log.read_text("utf-8").replace("The Man", "The Men", 1), "utf-8")
-    with pytest.raises(LlmrecError) as error:
+    with pytest.raises(LlmrecError, match=r"items\.parquet would differ") as error:
         train.run(*recipe_of(f"data.source={other}"))
-    assert "data/items.parquet" in named(error)
+    assert "sources.interactions.sha256" in named(error)
 
 
 def test_damaged_data_is_made_again_and_the_weights_stand(trained):

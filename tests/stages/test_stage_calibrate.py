@@ -92,7 +92,9 @@ def made(root, names=None):
     Interactions(zeros.astype(np.int32), position, zeros, zeros, np.array(["x"], object)).write(
         folder.interactions
     )
-    write_json(folder.data / "manifest.json", {"items": ITEMS})
+    write_json(
+        folder.data / "manifest.json", {"outputs": {"items.parquet": {"sha256": str(ITEMS)}}}
+    )
     named = {
         "valid": [f"v{u}" for u in range(VALID)],
         "test": names or [f"u{u}" for u in range(TEST)],
