@@ -137,13 +137,6 @@ def train(
         terminal.show(reached, as_json)
         return
     settings, folder = open_run(recipe, overrides or [])
-    if dry_run and settings.network is not None:
-        from llmrec.methods import networks
-        from llmrec.stages import prepare as preparing
-
-        preparing.run(settings, folder)
-        terminal.show(networks.preview(settings, folder), as_json)
-        return
     from llmrec.stages import pipeline, prompts
     from llmrec.stages import train as stage
 
@@ -154,11 +147,9 @@ def train(
             result = pipeline.train(settings, folder, only)
     if not dry_run:
         folder.keep(settings)
-    elif as_json:
-        result["prompt"] = prompts.render(settings, folder)
-    else:
-        rendered = prompts.render(settings, folder)
-        terminal.show(prompts.painted(rendered, terminal.takes_colour()) + "\n", as_json)
+    elif "prompt" in result and not as_json:
+        painted = prompts.painted(result.pop("prompt"), terminal.takes_colour())
+        terminal.show(painted + "\n", as_json)
     terminal.show(result, as_json)
 
 

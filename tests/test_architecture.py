@@ -26,7 +26,7 @@ ROOMS = {
     "methods": LOWER | {"recipe", "fetch", "runs", "inference"},
     "systems": LOWER | {"recipe", "fetch", "runs", "inference", "methods"},
     "stages": LOWER | {"recipe", "fetch", "runs", "inference", "methods", "systems"},
-    "studies": LOWER | {"recipe", "runs", "inference", "stages"},
+    "studies": LOWER | {"recipe", "runs", "inference", "methods", "stages"},
 }
 BELOW_STAGES = [room for room in ROOMS if room not in {"stages", "studies"}]
 MAY_READ_THE_ENVIRONMENT = {"fetch"}  # where the cache is

@@ -16,7 +16,10 @@ from llmrec.data.files import write_json
 from llmrec.inference.engine import Engine
 from llmrec.inference.prompting import Prompting
 from llmrec.inference.ratings import Selected
+from llmrec.methods import plain
+from llmrec.methods.method import Job, Method, Rows, alone
 from llmrec.methods.windows import Window, training_rows
+from llmrec.model.trainer import Refresh
 from llmrec.recipe import Recipe
 from llmrec.runs.folder import RunFolder
 from llmrec.runs.processes import processes
@@ -94,3 +97,15 @@ class Reselecting:
     def _rows(self) -> list[TokenTree]:
         contexts = self.prompting.contexts(self._shown)
         return training_rows(self.recipe, self.prompting.encoder, self.windows, contexts)
+
+
+def refresh(job: Job, rows: Rows) -> Refresh | None:
+    """Selecting anew, where the recipe's demonstrations are selected by the model."""
+    prompting = job.prompting
+    if prompting is None or prompting.selecting is None:
+        return None
+    reselecting = Reselecting(job.recipe, job.folder, job.windows, prompting)
+    return lambda model, step, _: reselecting(model, step)
+
+
+ADAPTREC = Method(lambda _: {"train": alone}, plain.rows, plain.loss, refresh, asks=True)

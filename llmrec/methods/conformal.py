@@ -25,6 +25,7 @@ from llmrec.data.records import Examples, Interactions, Ints
 from llmrec.errors import DataError
 from llmrec.inference.engine import Engine
 from llmrec.inference.title_states import state_vectors
+from llmrec.methods.method import Job, Method, alone
 from llmrec.methods.plain import softmax_of
 from llmrec.methods.windows import Window, as_examples
 from llmrec.model.losses import ConformalLoss
@@ -58,7 +59,8 @@ class CandidateRows(Sequence[TokenTree]):
     """The windows as rows of two views, made when they are asked for.
 
     `beams`, by row, are the live candidates; the others are random, drawn by seed, `step` and row.
-    A row without live ones holds random ones alone.
+    A row without live ones holds random ones alone. `first`: the number of the first of the windows
+    among all that are drawn.
     """
 
     def __init__(
@@ -67,12 +69,13 @@ class CandidateRows(Sequence[TokenTree]):
         encoder: PromptEncoder,
         windows: Sequence[Window],
         known: Sequence[Known],
+        first: int = 0,
     ) -> None:
         conformal = _of(recipe)
         self.encoder, self.windows, self.known, self.seed = encoder, windows, known, recipe.seed
         self.count = conformal.candidates.beams + conformal.candidates.sampled + 1
         self._wide = widened(encoder, 2)
-        self.step, self.beams = 0, Beams()
+        self.step, self.beams, self.first = 0, Beams(), first
         for window, one in zip(windows, known, strict=True):
             unseen = len(encoder.titles) - len(one.chosen)
             if unseen < self.count:
@@ -111,7 +114,7 @@ class CandidateRows(Sequence[TokenTree]):
         """`begun`, and behind them random items that the user has not chosen."""
         chosen = self.known[number].chosen
         unseen = len(self.encoder.titles) - len(chosen)
-        generator = np.random.default_rng([self.seed, self.step, number, view])
+        generator = np.random.default_rng([self.seed, self.step, self.first + number, view])
         # As many as are wanted and as many more as may stand in `begun` already.
         places = generator.choice(unseen, min(unseen, self.count + len(begun)), replace=False)
         # Before the r-th unseen item stand as many chosen ones as have at most r unseen ones before
@@ -185,20 +188,17 @@ class LiveCandidates:
         return [answers[i : i + 2] for i in range(0, len(answers), 2)]
 
 
-def candidate_rows(
-    recipe: Recipe, folder: RunFolder, encoder: PromptEncoder, windows: Sequence[Window]
-) -> CandidateRows:
-    """The rows of a run's windows, with random candidates alone.
+def rows(job: Job) -> CandidateRows:
+    """The rows of the windows, with random candidates alone.
 
     Raises RecipeError where prompts share no beginnings, DataError where a user has chosen so much
     that too few candidates are left.
     """
-    read = Examples.read
-    valid = read(folder.examples("valid")) if _of(recipe).view == "valid" else None
-    known = known_of(
-        windows, read(folder.examples("train")), Interactions.read(folder.interactions), valid
-    )
-    return CandidateRows(recipe, encoder, windows, known)
+    read, folder = Examples.read, job.folder
+    valid = read(folder.examples("valid")) if _of(job.recipe).view == "valid" else None
+    train, interactions = read(folder.examples("train")), Interactions.read(folder.interactions)
+    known = known_of(job.asked, train, interactions, valid)
+    return CandidateRows(job.recipe, job.encoder, job.asked, known, job.chosen or 0)
 
 
 def known_of(
@@ -226,8 +226,9 @@ def known_of(
     return known
 
 
-def conformal_loss(recipe: Recipe, encoder: PromptEncoder, catalog: Catalog) -> ConformalLoss:
+def loss(job: Job) -> ConformalLoss:
     """The recipe's loss over candidates, with the untuned model's vectors of the titles."""
+    recipe = job.recipe
     conformal = _of(recipe)
     if conformal.gamma > 0 and not conformal.smooth:
         log.warning(
@@ -235,9 +236,11 @@ def conformal_loss(recipe: Recipe, encoder: PromptEncoder, catalog: Catalog) -> 
             "are fixed: conformal.gamma changes no weight. Set conformal.smooth: true, or "
             "gamma: 0"
         )
-    vectors = torch.from_numpy(state_vectors(recipe, catalog)) if conformal.gamma > 0 else None
+    vectors = None
+    if conformal.gamma > 0:
+        vectors = torch.from_numpy(state_vectors(recipe, Catalog.read(job.folder.items)))
     return ConformalLoss(
-        softmax_of(recipe, encoder),
+        softmax_of(recipe, job.encoder),
         alpha=conformal.alpha,
         beta=conformal.beta,
         gamma=conformal.gamma,
@@ -289,3 +292,13 @@ def _next_after(positions: Ints, examples: Sequence[tuple[Ints, int]]) -> Ints:
         if length and np.array_equal(history[-length:], positions[-length:]):
             return np.array([target], np.int32)
     return positions[:0]
+
+
+CONFORMAL = Method(
+    lambda _: {"train": alone},
+    rows,
+    loss,
+    lambda job, made: LiveCandidates(job.recipe, job.folder, made),
+    compared=(1, 2),
+    asks=True,
+)

@@ -23,6 +23,7 @@ from llmrec.data import sealed as checkpoints
 from llmrec.data.catalog import Catalog
 from llmrec.data.records import Examples, Interactions
 from llmrec.errors import LlmrecError, RecipeError
+from llmrec.methods.method import Method, Step
 from llmrec.methods.network_sets import places_loss
 from llmrec.recipe import Recipe
 from llmrec.recipe.systems import parsed
@@ -31,18 +32,6 @@ from llmrec.runs.folder import RunFolder
 
 log = logging.getLogger("llmrec")
 WEIGHTS = "model.safetensors"
-
-
-def train(recipe: Recipe, folder: RunFolder, only: str | None = None) -> dict[str, Any]:
-    """Go through the steps that the recipe's systems need; `only`: that one, after those before.
-
-    Returns for each step where it stands, its best epoch, validation NDCG@10 and seconds.
-    """
-    steps = steps_of(recipe)
-    if only is not None and only not in steps:
-        raise RecipeError(f"--only {only}: the steps are {', '.join(steps)}")
-    wanted = steps if only is None else [only]
-    return {step: _step(recipe, folder, step) for step in wanted}
 
 
 def preview(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
@@ -163,3 +152,13 @@ def _sizes(recipe: Recipe) -> Sequential:
     if network.kind == "gru4rec":
         return GRU4Rec(**shared)
     return SASRec(**shared, heads=network.heads)
+
+
+def _steps(recipe: Recipe) -> dict[str, Step]:
+    def step(name: str) -> Step:
+        return lambda recipe, folder, _: _step(recipe, folder, name)
+
+    return {name: step(name) for name in steps_of(recipe)}
+
+
+NETWORK = Method(_steps, main=None, preview=preview)

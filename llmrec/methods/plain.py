@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 
+from llmrec.methods.method import Job, Method, Rows, alone
+from llmrec.methods.windows import training_rows
+from llmrec.model.losses import Loss
 from llmrec.model.softmax import FullSoftmax, MaskedSoftmax, Softmax
 from llmrec.recipe import Recipe
 from llmrec.text.encoding import Ids, PromptEncoder
@@ -14,3 +17,16 @@ def softmax_of(
     if recipe.objective.name == "sft":
         return FullSoftmax()
     return MaskedSoftmax(encoder.trie, completions or encoder.completions, recipe.objective.tau)
+
+
+def rows(job: Job) -> Rows:
+    """The windows in the recipe's shape, with the similar users and candidates that they show."""
+    return training_rows(job.recipe, job.encoder, job.asked, job.contexts)
+
+
+def loss(job: Job) -> Loss:
+    """Cross-entropy."""
+    return Loss(softmax_of(job.recipe, job.encoder))
+
+
+PLAIN = Method(lambda _: {"train": alone}, rows, loss)

@@ -8,10 +8,9 @@ import numpy.typing as npt
 
 from llmrec.data.records import Examples, Interactions, concatenated, offsets_of
 from llmrec.errors import DataError, RecipeError
-from llmrec.methods.soft.answer_file import Answers, Question
 from llmrec.recipe import Recipe
 from llmrec.text.encoding import Context, PromptEncoder
-from llmrec.text.rows import SHAPES, questions, single, windows, with_own_answers
+from llmrec.text.rows import SHAPES, single, windows
 from llmrec.text.tree import TokenTree
 
 
@@ -118,43 +117,3 @@ def training_rows(
     if shape != "single":
         encoder.require_shared_prefixes()
     return [SHAPES[shape](encoder, window.history, window.target) for window in windows]
-
-
-def questions_of(
-    recipe: Recipe, encoder: PromptEncoder, windows: Sequence[Window]
-) -> list[Question]:
-    """Every prompt in the windows' rows with its truth, in the order of the rows' targets."""
-    asked = [
-        (window.user_id, history, truth)
-        for window in windows
-        for history, truth in questions(recipe.rows.shape, encoder, window.history, window.target)
-    ]
-    return [Question(i, *question) for i, question in enumerate(asked)]
-
-
-def with_answers(
-    rows: Sequence[TokenTree], answers: Answers, encoder: PromptEncoder
-) -> tuple[list[TokenTree], list[npt.NDArray[np.int32]]]:
-    """The rows with a second branch beside each target, and the completions that they name.
-
-    The completions are the catalog's, and behind them the answers that are no catalog item.
-    """
-    completions = list(encoder.completions)
-    places: dict[str, int] = {}
-    for text, position in zip(answers.texts, answers.positions, strict=True):
-        if position < 0 and text not in places:
-            places[text] = len(completions)
-            completions.append(encoder.completion_of(text))
-    said = zip(answers.texts, answers.positions, strict=True)
-    targets = [position if position >= 0 else places[text] for text, position in said]
-    paired, begin = [], 0
-    for row in rows:
-        own = targets[begin : begin + row_targets(row)]
-        paired.append(with_own_answers(row, own, completions))
-        begin += len(own)
-    return paired, completions
-
-
-def row_targets(row: TokenTree) -> int:
-    """How many targets a row has."""
-    return sum(segment.target >= 0 for segment in row.segments)

@@ -5,10 +5,8 @@ Each stage itself skips what is already done.
 
 import logging
 import time
-from collections.abc import Callable
 from typing import Any
 
-from llmrec.errors import RecipeError
 from llmrec.recipe import Recipe
 from llmrec.recipe.systems import parsed
 from llmrec.runs.folder import RunFolder
@@ -44,46 +42,16 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
 
 
 def train(recipe: Recipe, folder: RunFolder, only: str | None = None) -> dict[str, Any]:
-    """Train as the recipe says: at once, or by steps where it has a section `soft` or `network`.
+    """Train as the recipe's method says, step by step; `only`: that step alone.
 
     Those of SOFT are sft (an adapter under `sft/`), distill (its answers under `distilled/`) and
-    soft (the run's adapter); those of a network are told in `networks`. `only`: that step alone.
+    soft (the run's adapter); those of a network are told in `networks`.
     """
+    from llmrec.methods.table import method_of
+    from llmrec.runs.processes import processes
     from llmrec.stages import prepare
-
-    if recipe.network is not None:
-        from llmrec.methods import networks
-
-        prepare.run(recipe, folder)
-        return networks.train(recipe, folder, only)
-    from llmrec.stages import distill
     from llmrec.stages import train as training
 
-    if recipe.soft is None:
-        if only is not None:
-            raise RecipeError(
-                f"--only {only}: training has steps only with a section `soft` or `network`"
-            )
-        return training.run(recipe, folder)
-    steps: dict[str, Callable[[], dict[str, Any]]] = {
-        "sft": lambda: training.run(recipe.model_copy(update={"soft": None}), folder.sft),
-        "distill": lambda: distill.run(recipe, folder),
-        "soft": lambda: training.run(recipe, folder),
-    }
-    if only is not None and only not in steps:
-        raise RecipeError(f"--only {only}: the steps are {', '.join(steps)}")
-    results = {}
-    for name in steps_of(recipe) if only is None else [only]:
-        log.info("%s: %s", folder.root, name)
-        results[name] = steps[name]()
-    return {**results.pop("soft", {}), **results}
-
-
-def steps_of(recipe: Recipe) -> list[str]:
-    """The steps of SOFT that `train` goes through; what the recipe hands in is not made."""
-    soft = recipe.soft
-    if soft is None:
-        return []
-    if soft.answers is not None:
-        return ["soft"]
-    return ["distill", "soft"] if soft.sft_adapter is not None else ["sft", "distill", "soft"]
+    with processes().main_process_first():
+        prepare.run(recipe, folder)
+    return method_of(recipe).train(recipe, folder, training.run, only)

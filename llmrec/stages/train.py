@@ -7,7 +7,6 @@ stands already.
 import json
 import logging
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,61 +16,35 @@ from accelerate import DistributedType, PartialState
 from transformers import TrainingArguments
 
 from llmrec.data import sealed as checkpoints
-from llmrec.data.candidates import draw_candidates
-from llmrec.data.catalog import Catalog
-from llmrec.data.records import Examples, Interactions
+from llmrec.data.records import Examples
 from llmrec.errors import LlmrecError, RecipeError
-from llmrec.inference.from_recipe import base_of, encoder_of
-from llmrec.inference.prompting import Prompting, prompting_of
-from llmrec.methods.adaptrec import Reselecting
-from llmrec.methods.conformal import CandidateRows, LiveCandidates, candidate_rows, conformal_loss
-from llmrec.methods.plain import softmax_of
-from llmrec.methods.soft.answer_file import Answers, Question
-from llmrec.methods.soft.curriculum import curriculum_of
+from llmrec.inference.from_recipe import base_of
+from llmrec.methods.method import Job
+from llmrec.methods.table import method_of
 from llmrec.methods.validation import validation_of
-from llmrec.methods.windows import (
-    Window,
-    as_examples,
-    questions_of,
-    row_targets,
-    training_rows,
-    training_windows,
-    with_answers,
-)
 from llmrec.model.forward import require_tree_support
 from llmrec.model.kept_weights import BEST, CHECKPOINT, read_log
 from llmrec.model.loading import Lora, load_model, with_new_lora
-from llmrec.model.losses import Loss
-from llmrec.model.trainer import Refresh, TreeTrainer
+from llmrec.model.trainer import TreeTrainer
 from llmrec.recipe import Recipe
 from llmrec.runs.artifact import Artifact
 from llmrec.runs.folder import RunFolder
 from llmrec.runs.made import adapter
 from llmrec.runs.processes import processes
-from llmrec.stages import prepare
-from llmrec.text.encoding import Ids, PromptEncoder
-from llmrec.text.rows import with_own_answers
+from llmrec.stages import prepare, prompts
 from llmrec.text.tree import TokenTree
 
 log = logging.getLogger("llmrec")
 
 
 def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
-    """Train as the recipe says; returns what `adapter/` then holds.
+    """Train the language model as the recipe says; returns what `adapter/` then holds.
 
-    With a section `soft` this is its last step alone: it needs the answers of `distill`.
+    Where its method has several steps this is the last one alone.
     """
     state = processes()
-    encoder, windows = _prepared(recipe, folder)
-    prompting = training_prompting(recipe, folder, encoder, windows)
-    rows = _rows(recipe, folder, encoder, windows, prompting)
-    completions: Sequence[Ids] = encoder.completions
-    questions: list[Question] = []
-    if recipe.soft is not None:
-        questions = questions_of(recipe, encoder, windows)
-        answers = Answers.read(answers_of(recipe, folder))
-        answers.require_questions(questions, answers_of(recipe, folder))
-        rows, completions = with_answers(rows, answers, encoder)
+    method, job = method_of(recipe), _prepared(recipe, folder)
+    rows = method.rows(job)
     made = adapter(recipe, folder)
     done = made.facts_or_none()
     if done is not None:
@@ -81,33 +54,26 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
             done["step"],
         )
         return {**_described(done), "adapter": str(folder.adapter), "skipped": True}
-    loss = Loss(softmax_of(recipe, encoder, completions))
-    if recipe.conformal is not None:
-        loss = conformal_loss(recipe, encoder, Catalog.read(folder.items))
+    loss = method.loss(job)
     model = load_model(base_of(recipe))
     require_tree_support(model, recipe.prompt.max_tokens)
     model = with_new_lora(model, _lora(recipe), recipe.seed) if recipe.model.lora else model
     resume = _resume_point(folder, made, state)
-    curriculum = None
-    if recipe.soft is not None:
-        curriculum = curriculum_of(recipe, encoder, questions, read_log(folder.train_log))
     trainer = TreeTrainer(
         model,
         _arguments(recipe, folder),
         rows,
         loss,
-        validation_of(recipe, folder, encoder),
+        validation_of(recipe, folder, job.encoder),
         folder.train_log,
-        curriculum,
+        method.curriculum(job),
         recipe.validation.patience,
-        _refresh(recipe, folder, windows, prompting, rows),
+        method.refresh(job, rows),
         made.key,
     )
-    selects = recipe.demonstrations is not None and recipe.demonstrations.selection is not None
-    asks = selects or recipe.conformal is not None
-    if recipe.soft is not None or recipe.validation.metric != "nll" or asks:
+    if method.asks or recipe.validation.metric != "nll":
         _require_whole_weights(trainer.accelerator)
-    log.info("train: %d rows of shape %s, %d targets", len(rows), recipe.rows.shape, _targets(rows))
+    log.info("train: %d rows of shape %s", len(rows), recipe.rows.shape)
     steps = trainer.go(resume)
     if state.is_main_process:
         _publish(folder, made)
@@ -130,95 +96,28 @@ def _require_whole_weights(accelerator: Any) -> None:
         )
 
 
-def _prepared(recipe: Recipe, folder: RunFolder) -> tuple[PromptEncoder, list[Window]]:
+def _prepared(recipe: Recipe, folder: RunFolder) -> Job:
     with processes().main_process_first():
         prepare.run(recipe, folder)
-        encoder = encoder_of(recipe, Catalog.read(folder.items), folder)
-    return encoder, training_windows(recipe, Examples.read(folder.examples("train")))
-
-
-def training_prompting(
-    recipe: Recipe,
-    folder: RunFolder,
-    encoder: PromptEncoder,
-    windows: Sequence[Window],
-    keep: bool = True,
-) -> Prompting | None:
-    """The windows' prompts with their similar users and candidates; None where there are neither.
-
-    A window's candidates are drawn as those of an example are, and what is shown of other users
-    ended before its target was chosen. `keep`: the users found, in the run.
-    """
-    shown = recipe.demonstrations is not None or recipe.data.candidates is not None
-    if not shown or recipe.rows.shape != "single":  # rows of several targets show neither
-        return None
-    train = Examples.read(folder.examples("train"))
-    asked = as_examples(windows, train, Interactions.read(folder.interactions))
-    candidates = None
-    if recipe.data.candidates is not None:
-        candidates = draw_candidates(
-            asked, len(encoder.titles), recipe.data.candidates, recipe.seed, purpose=0
-        )
-    with processes().main_process_first():
-        return prompting_of(recipe, folder, encoder, "train", asked, candidates, keep)
-
-
-def _rows(
-    recipe: Recipe,
-    folder: RunFolder,
-    encoder: PromptEncoder,
-    windows: Sequence[Window],
-    prompting: Prompting | None,
-) -> Sequence[TokenTree]:
-    if recipe.conformal is not None:
-        return candidate_rows(recipe, folder, encoder, windows)
-    return training_rows(recipe, encoder, windows, prompting and prompting.shown_first())
-
-
-def _targets(rows: Sequence[TokenTree]) -> int:
-    return len(rows) if isinstance(rows, CandidateRows) else sum(map(row_targets, rows))
-
-
-def _refresh(
-    recipe: Recipe,
-    folder: RunFolder,
-    windows: Sequence[Window],
-    prompting: Prompting | None,
-    rows: Sequence[TokenTree],
-) -> Refresh | None:
-    if isinstance(rows, CandidateRows):
-        return LiveCandidates(recipe, folder, rows)
-    if prompting is None or prompting.selecting is None:
-        return None
-    reselecting = Reselecting(recipe, folder, windows, prompting)
-    return lambda model, step, _: reselecting(model, step)
-
-
-def answers_of(recipe: Recipe, folder: RunFolder) -> Path:
-    """The folder of the model's own answers: the recipe's, or else the run's."""
-    given = recipe.soft.answers if recipe.soft else None
-    return Path(given) if given else folder.answers
+        return Job.of(recipe, folder)
 
 
 def preview(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     """What training would read, do and need: lengths, truncation, steps, parameters, disk.
 
-    With a section `soft` of its last step, the lengths as if the model answered the real titles.
+    `prompt`: one row of it, as `prompts render` shows it. With a section `soft`, the last step's;
+    before there are answers, as if they were the titles.
     """
-    encoder, windows = _prepared(recipe, folder)
-    prompting = training_prompting(recipe, folder, encoder, windows)
-    rows = _rows(recipe, folder, encoder, windows, prompting)
-    if recipe.soft is not None:
-        rows = [
-            with_own_answers(
-                row, [s.target for s in row.segments if s.target >= 0], encoder.completions
-            )
-            for row in rows
-        ]
-    lengths = np.array([len(row) for row in rows])
+    method = method_of(recipe)
+    if method.preview is not None:
+        prepare.run(recipe, folder)
+        return method.preview(recipe, folder)
+    job = _prepared(recipe, folder)
+    rows = (method.shown or method.rows)(job)
+    lengths, targets = np.array([(len(row), _real_targets(row)) for row in rows]).T
     train = Examples.read(folder.examples("train"))
     dropped = [
-        encoder.prompt(h).dropped > max(0, len(h) - recipe.prompt.max_history)
+        job.encoder.prompt(h).dropped > max(0, len(h) - recipe.prompt.max_history)
         for h in train.histories()[:2000]
     ]
     batch = (
@@ -235,7 +134,7 @@ def preview(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     kept = int(recipe.train.get("save_total_limit") or 1) + 2  # best, adapter
     return {
         "rows": len(rows),
-        "targets": _targets(rows),
+        "targets": int(targets.sum()),
         "row_tokens": {f"p{q}": int(np.percentile(lengths, q)) for q in (5, 50, 95, 100)},
         "share_of_prompts_that_lost_titles_to_max_tokens": float(np.mean(dropped)),
         "optimiser_steps": int(-(-len(rows) // batch) * epochs),
@@ -243,7 +142,12 @@ def preview(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
         "trainable_parameters": trainable,
         "disk_needed_bytes": trainable * 4 * 3 * kept,  # weights and two moments of AdamW
         "disk_free_bytes": shutil.disk_usage(_existing(folder.root)).free,
+        "prompt": prompts.rendered(job),
     }
+
+
+def _real_targets(row: TokenTree) -> int:
+    return sum(segment.target >= 0 and segment.kind == 0 for segment in row.segments)
 
 
 def _publish(folder: RunFolder, made: Artifact) -> None:

@@ -18,8 +18,9 @@ def run(reference: str, overrides: Sequence[str], swept: str) -> list[dict[str, 
     key, equals, text = swept.partition("=")
     values = text.split(",")
     from llmrec.inference.from_recipe import sft_adapter_of
+    from llmrec.methods.table import method_of
+    from llmrec.runs.made import answers_file
     from llmrec.stages import pipeline  # brings torch, which reading recipes does not need
-    from llmrec.stages.train import answers_of
 
     if not equals or not key or not all(values):
         raise RecipeError(f"--sweep {swept}: written section.key=value,value,...")
@@ -31,7 +32,7 @@ def run(reference: str, overrides: Sequence[str], swept: str) -> list[dict[str, 
     if first.soft is not None and key.startswith("soft.") and not key.startswith("soft.distill"):
         given = [
             f"soft.sft_adapter={sft_adapter_of(first, folder)}",
-            f"soft.answers={answers_of(first, folder)}",
+            f"soft.answers={answers_file(first, folder).parent}",
         ]
     recipes = [
         load(
@@ -45,7 +46,7 @@ def run(reference: str, overrides: Sequence[str], swept: str) -> list[dict[str, 
         )
         for value in values
     ]
-    for step in pipeline.steps_of(first)[:-1] if given else ():
+    for step in list(method_of(first).steps(first))[:-1] if given else ():
         pipeline.train(first, folder, step)
     reached = []
     for value, recipe in zip(values, recipes, strict=True):

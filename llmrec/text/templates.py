@@ -5,7 +5,8 @@ users are.
 
 A template never sees a title. It sees a stand-in for each, the text is rendered once, and the
 stand-ins are then replaced by spans marked as untrusted. So no title can become template code, and
-the encoder knows which characters came from the data. Knows neither tokens nor paths.
+the encoder knows which characters came from the data. What a template may say is in
+`template_grammar`. Knows neither tokens nor paths.
 """
 
 import re
@@ -18,6 +19,7 @@ import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from llmrec.errors import RecipeError
+from llmrec.text.template_grammar import MAY, beyond
 
 MAX_CHARACTERS = 200_000
 _OPEN, _CLOSE = "\ue000", "\ue001"  # private-use characters, which cleaned titles cannot hold
@@ -167,10 +169,18 @@ class PromptTemplate:
     def _compiled(self) -> jinja2.Template:
         if _OPEN in self.source or _CLOSE in self.source:
             raise RecipeError(f"{self.name}: holds the private-use characters U+E000 or U+E001")
+        if len(self.source) > MAX_CHARACTERS:
+            raise RecipeError(f"{self.name}: is longer than {MAX_CHARACTERS} characters")
         try:
+            found = beyond(_ENVIRONMENT.parse(self.source))
+            if found is not None:
+                line, what = found
+                raise RecipeError(f"{self.name}:{line}: a template may not hold {what}; {MAY}")
             return _ENVIRONMENT.from_string(self.source)
         except jinja2.TemplateSyntaxError as error:
             raise RecipeError(f"{self.name}:{error.lineno}: {error.message}") from None
+        except RecursionError:
+            raise RecipeError(f"{self.name}: is nested too deeply") from None
 
 
 def _numbers(spans: Sequence[Span]) -> list[int]:

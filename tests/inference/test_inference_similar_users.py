@@ -21,12 +21,12 @@ from llmrec.inference.pools import Neighbour, Pools, settings_of
 from llmrec.inference.prompting import prompting_of
 from llmrec.inference.similar_users import SimilarUsers, item_vectors, shortfalls
 from llmrec.inference.title_states import sentence_vectors, state_vectors
+from llmrec.methods.method import Job
 from llmrec.methods.windows import as_examples, training_windows
 from llmrec.model.loading import load_model
 from llmrec.model.states import text_states
 from llmrec.retrieval.index import VectorIndex
 from llmrec.stages import prepare, recommend
-from llmrec.stages.train import training_prompting
 
 SIMILAR = ("prompt.task=similar_users", "demonstrations.count=2", "demonstrations.history=3")
 SPLITS = ("train", "valid", "test")
@@ -114,11 +114,10 @@ def test_examples_that_are_no_run_of_the_interactions_are_refused(recipe_of):
 def found_for(recipe, folder):
     """Split -> its examples and the pools that stand for them."""
     prepare.run(recipe, folder)
-    encoder = encoder_of(recipe, Catalog.read(folder.items))
-    train = Examples.read(folder.examples("train"))
-    windows = training_windows(recipe, train)
-    training_prompting(recipe, folder, encoder, windows)
-    examples = {"train": as_examples(windows, train, Interactions.read(folder.interactions))}
+    job = Job.of(recipe, folder)
+    assert job.prompting is not None
+    train, encoder = Examples.read(folder.examples("train")), job.encoder
+    examples = {"train": as_examples(job.windows, train, Interactions.read(folder.interactions))}
     for split in ("valid", "test"):
         examples[split] = Examples.read(folder.examples(split))
         prompting_of(recipe, folder, encoder, split, examples[split])

@@ -17,13 +17,15 @@ from llmrec.decoding.open_items import OpenItems
 from llmrec.decoding.shared_prompt import SharedPrompt
 from llmrec.errors import DataError, LlmrecError
 from llmrec.inference.from_recipe import base_of, encoder_of
-from llmrec.methods.conformal import LiveCandidates, candidate_rows
+from llmrec.methods import conformal
+from llmrec.methods.conformal import LiveCandidates
+from llmrec.methods.method import Job
 from llmrec.methods.windows import training_windows
 from llmrec.model.kept_weights import read_log
 from llmrec.model.loading import load_model
 from llmrec.model.trainer import TreeTrainer
 from llmrec.recipe.loading import dump
-from llmrec.stages import prepare, train
+from llmrec.stages import prepare, prompts, train
 
 ITEMS, USERS = 40, 16
 WORDS = ["The", "Man", "Dark", "City", "Star", "Last", "Summer", "Dance", "Love", "River", "Blue"]
@@ -71,9 +73,8 @@ def conformal_of(recipe_of, wide_log):
 def made(recipe, folder):
     """Encoder, windows and rows of a recipe."""
     prepare.run(recipe, folder)
-    encoder = encoder_of(recipe, Catalog.read(folder.items))
-    windows = training_windows(recipe, Examples.read(folder.examples("train")))
-    return encoder, windows, candidate_rows(recipe, folder, encoder, windows)
+    job = Job.of(recipe, folder)
+    return job.encoder, job.windows, conformal.rows(job)
 
 
 def training_items(folder):
@@ -386,6 +387,31 @@ def test_two_processes_give_the_trajectory_of_one(conformal_of, tmp_path):
     assert [sorted(one["row"] for one in said) for _, said in sorted(files(folder_b).items())] == [
         sorted(one["row"] for one in said) for _, said in sorted(files(folder_a).items())
     ]
+
+
+def test_what_is_shown_before_training_are_the_rows_that_are_trained(conformal_of):
+    recipe, folder = conformal_of("rows.count=30")
+    _, windows, rows = made(recipe, folder)
+    told = train.preview(recipe, folder)
+    assert told["row_tokens"]["p100"] == max(len(row) for row in rows)
+    for user in ("u3", "u7"):
+        number = max((w.end, number) for number, w in enumerate(windows) if w.user_id == user)[1]
+        shown = prompts.render(recipe, folder, user)
+        assert shown["tokens"] == len(rows[number])
+        assert [piece["ids"] for piece in shown["pieces"]] == [
+            segment.ids.tolist() for segment in rows[number].segments
+        ]
+        target, first, second = views_of(rows[number])
+        by_use = {
+            use: [p["title"] for p in shown["pieces"] if p[use]] for use in ("learned", "compared")
+        }
+        titles = Catalog.read(folder.items).titles
+        assert by_use["learned"] == [titles[item] for item in target]
+        assert by_use["compared"] == [titles[item] for item in first[1:] + second]
+        assert "--- branch" in prompts.painted(shown, colour=False)
+    assert told["prompt"] == prompts.render(recipe, folder)
+    with pytest.raises(DataError, match="no training row among the 30"):
+        prompts.render(recipe, folder, "nobody")
 
 
 def test_a_dry_run_counts_the_candidates_tokens_and_one_target_a_row(conformal_of):

@@ -17,8 +17,10 @@ from llmrec.data.records import Examples
 from llmrec.errors import DataError, LlmrecError, RecipeError
 from llmrec.evaluation.predictions import Predictions
 from llmrec.inference.from_recipe import encoder_of
+from llmrec.methods import plain
 from llmrec.methods.soft.answer_file import FILE, Answers
-from llmrec.methods.windows import questions_of, training_rows, training_windows, with_answers
+from llmrec.methods.soft.pairs import questions_of, with_answers
+from llmrec.methods.windows import training_rows, training_windows
 from llmrec.model.curriculum import adaptive
 from llmrec.model.kept_weights import read_log
 from llmrec.model.row_order import RowOrder
@@ -114,7 +116,7 @@ def test_the_first_epoch_is_training_on_the_own_answers_alone(distilled, monkeyp
     rows, _ = with_answers(
         training_rows(recipe, encoder, windows), Answers.read(folder.answers), encoder
     )
-    monkeypatch.setattr(train, "training_rows", lambda *_: [row.only([1]) for row in rows])
+    monkeypatch.setattr(plain, "training_rows", lambda *_: [row.only([1]) for row in rows])
     monkeypatch.setattr(
         RowOrder, "__iter__", lambda _: ((number, (1.0, 1.0)) for number, _ in orders[0])
     )

@@ -1,5 +1,7 @@
 """Templates: strict, sandboxed, rendered once, blind to titles."""
 
+import time
+
 import pytest
 
 from llmrec.errors import RecipeError
@@ -58,6 +60,84 @@ def test_a_hostile_or_broken_template_is_refused(prompt):
     source = GOOD.replace("Seen:", prompt)
     with pytest.raises(RecipeError):
         PromptTemplate(source, "mine.jinja").check()
+
+
+# What could run long, grow, read or draw by chance, alone and inside what a template may say.
+BEYOND = [
+    "range(9)",
+    "lipsum()",
+    "history|random",
+    "dict(a=1)",
+    "cycler('a', 'b')",
+    "joiner(',')",
+    "namespace(a=1)",
+    "'x' * 99999999",
+    "9 ** 99999",
+    "'%99999999d' % 1",
+    "'{:>99999999}'.format(1)",
+    "'x'|center(99999999)",
+    "'x'|indent(99999999)",
+    "history|batch(1)",
+    "history|map('upper')",
+    "history|tojson",
+    "history.__class__",
+    "[1, 2, 3]",
+    "{'a': 1}",
+    "'a' ~ 'b'",
+    "9 // 2",
+    "self.prompt()",
+    "super()",
+    "caller()",
+]
+AROUND = [
+    "{{ %s }}",
+    "{% if %s %}x{% endif %}",
+    "{% for t in history %}{{ %s }}{% endfor %}",
+    "{% for t in %s %}{{ t }}{% endfor %}",
+    "{{ 'a' if %s else 'b' }}",
+]
+STATEMENTS = [
+    "{% set x = 'a' %}",
+    "{% macro m() %}{{ m() }}{% endmacro %}",
+    "{% for a in history recursive %}{{ loop(history) }}{% endfor %}",
+    "{% filter upper %}x{% endfilter %}",
+    "{% call m() %}x{% endcall %}",
+    "{% with a = 1 %}x{% endwith %}",
+    "{% extends 'other' %}",
+    "{% from 'os' import path %}",
+    "{% for a in history %}{% for b in history %}{% for c in history %}{% endfor %}{% endfor %}"
+    "{% endfor %}",
+]
+
+
+@pytest.mark.parametrize(
+    "prompt", [around.replace("%s", said) for said in BEYOND for around in AROUND] + STATEMENTS
+)
+def test_whatever_could_run_long_is_no_part_of_the_grammar(prompt):
+    source = GOOD.replace("Seen:", prompt)
+    begun = time.monotonic()
+    with pytest.raises(RecipeError, match=r"mine\.jinja:1: "):
+        PromptTemplate(source, "mine.jinja").check()
+    assert time.monotonic() - begun < 1
+
+
+def test_a_template_deeper_than_python_goes_or_longer_than_any_is_told():
+    deep = GOOD.replace("Seen:", "{% if history %}" * 3000 + "{% endif %}" * 3000)
+    with pytest.raises(RecipeError):
+        PromptTemplate(deep).check()
+    with pytest.raises(RecipeError, match="is longer than"):
+        PromptTemplate(GOOD.replace("Seen:", "x" * 300_000)).check()
+
+
+def test_what_the_grammar_holds():
+    source = GOOD.replace(
+        "Seen:",
+        "{% if history|length > 2 and not candidates %}{{ 'many' if history else 'none' }}"
+        "{% endif %}{% for t in history[-0:] %}{{ loop.index + 1 }}{% endfor %}"
+        "{% if demonstrations is defined %}:{% endif %}",
+    )
+    text = "".join(span.text for span in PromptTemplate(source).prompt(["A", "B", "C"]))
+    assert text.startswith("many234:")
 
 
 @pytest.mark.parametrize(

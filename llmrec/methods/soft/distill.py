@@ -17,7 +17,8 @@ from llmrec.inference.engine import Engine, plan_of
 from llmrec.inference.free_answers import Embedding, own_answers, own_decode
 from llmrec.inference.from_recipe import base_of, encoder_of, sft_adapter_of
 from llmrec.methods.soft.answer_file import Answers
-from llmrec.methods.windows import questions_of, training_windows
+from llmrec.methods.soft.pairs import questions_of
+from llmrec.methods.windows import training_windows
 from llmrec.model.forward import require_tree_support
 from llmrec.model.loading import load_tuned
 from llmrec.recipe import Recipe

@@ -1,0 +1,30 @@
+"""Which method a recipe has: that of the first of these sections that it has."""
+
+from typing import Any
+
+from llmrec.methods.adaptrec import ADAPTREC
+from llmrec.methods.conformal import CONFORMAL
+from llmrec.methods.method import Method
+from llmrec.methods.networks import NETWORK
+from llmrec.methods.plain import PLAIN
+from llmrec.methods.soft.training import SOFT
+from llmrec.recipe import Recipe
+
+METHODS = {
+    "network": NETWORK,
+    "conformal": CONFORMAL,
+    "soft": SOFT,
+    "demonstrations.selection": ADAPTREC,
+}
+
+
+def method_of(recipe: Recipe) -> Method:
+    """The recipe's method; fine-tuning and nothing else where it has none of the sections."""
+    return next((method for path, method in METHODS.items() if _has(recipe, path)), PLAIN)
+
+
+def _has(recipe: Recipe, path: str) -> bool:
+    found: Any = recipe
+    for name in path.split("."):
+        found = found if found is None else getattr(found, name)
+    return found is not None
