@@ -1,7 +1,5 @@
 """Which method a recipe has: that of the first of these sections that it has."""
 
-from typing import Any
-
 from llmrec.methods.adaptrec import ADAPTREC
 from llmrec.methods.conformal import CONFORMAL
 from llmrec.methods.method import Method
@@ -9,6 +7,7 @@ from llmrec.methods.networks import NETWORK
 from llmrec.methods.plain import PLAIN
 from llmrec.methods.soft.training import SOFT
 from llmrec.recipe import Recipe
+from llmrec.recipe.rules import held
 
 METHODS = {
     "network": NETWORK,
@@ -20,11 +19,6 @@ METHODS = {
 
 def method_of(recipe: Recipe) -> Method:
     """The recipe's method; fine-tuning and nothing else where it has none of the sections."""
-    return next((method for path, method in METHODS.items() if _has(recipe, path)), PLAIN)
-
-
-def _has(recipe: Recipe, path: str) -> bool:
-    found: Any = recipe
-    for name in path.split("."):
-        found = found if found is None else getattr(found, name)
-    return found is not None
+    return next(
+        (method for path, method in METHODS.items() if held(recipe, path) is not None), PLAIN
+    )

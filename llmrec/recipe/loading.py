@@ -252,7 +252,8 @@ def _validated(reading: _Reading) -> Recipe | None:
             if detail["type"] == "missing":
                 reading.report(path, f"{dotted} is missing: {purpose(path)}")
             elif detail["type"] == "value_error" and isinstance(detail["input"], BaseModel | dict):
-                reading.report(path, f"{dotted + ': ' if dotted else ''}{_reason(detail)}")
+                for reason in _reason(detail).splitlines():  # a line a rule
+                    reading.report(path, f"{dotted + ': ' if dotted else ''}{reason}")
             elif detail["type"] == "value_error":
                 reading.report(path, _wrong(path, detail["input"], _reason(detail)))
             else:

@@ -77,6 +77,21 @@ def test_what_does_not_go_together_is_refused_with_its_reason(changes, message):
         recipe(*changes)
 
 
+def test_all_that_does_not_go_together_is_told_at_once(tmp_path):
+    path = tmp_path / "wrong.yaml"
+    path.write_text(
+        "name: x\ndata: {source: ml-100k, candidates: 20}\nsoft: {}\n"
+        "model: {lora: null}\nsystems: [markov, network]\n",
+        "utf-8",
+    )
+    with pytest.raises(RecipeError) as raised:
+        load(path)
+    said = str(raised.value)
+    assert "3 errors" in said
+    for part in ("needs model.lora", "soft knows no candidates", "network is of a network"):
+        assert part in said
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [

@@ -1,0 +1,170 @@
+"""What goes with what in a recipe: one table, read when a recipe is made.
+
+A rule is of a part of the recipe and is asked where that is there (not null). Knows nothing of
+single keys' bounds, which stand beside the keys.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from llmrec.recipe.systems import System, parsed
+
+
+class Rule(NamedTuple):
+    """`broken(recipe)`: what breaks it, put into `message` at `{}`; nothing or False: it holds."""
+
+    part: str
+    broken: Callable[[Any], object]
+    message: str
+
+
+def held(recipe: Any, path: str) -> Any:
+    """What a recipe has at a dotted path; None where that, or a section on the way, is null."""
+    for name in path.split("."):
+        recipe = None if recipe is None else getattr(recipe, name)
+    return recipe
+
+
+def broken(recipe: Any) -> list[str]:
+    """What the recipe says that cannot be, and what to do; empty where all goes together."""
+    found = []
+    for rule in RULES:
+        if held(recipe, rule.part) is not None and (by := rule.broken(recipe)):
+            found.append(rule.message.format(by))
+    return [*found, *_lacking(recipe)]
+
+
+def _without(path: str) -> Callable[[Any], bool]:
+    return lambda recipe: held(recipe, path) is None
+
+
+def _beside(path: str) -> Callable[[Any], bool]:
+    return lambda recipe: held(recipe, path) is not None
+
+
+def _system(which: Callable[[System], bool]) -> Callable[[Any], str]:
+    """The name of the first such system of the table, or nothing."""
+    return lambda recipe: next((s.name for s in parsed(recipe.systems) if which(s)), "")
+
+
+def _has_several_targets(recipe: Any) -> bool:
+    return bool(recipe.rows.shape != "single")
+
+
+def _shows_context(recipe: Any) -> bool:
+    return bool(recipe.prompt.task == "similar_users" or recipe.prompt.file is not None)
+
+
+def _ranks(recipe: Any, answer: str) -> bool:
+    return bool(recipe.validation.metric != "nll" and recipe.validation.answer == answer)
+
+
+def _more_than_beams(recipe: Any) -> str:
+    validation, decode = recipe.validation, recipe.decode
+    if not _ranks(recipe, "constrained") or decode.kind == "best_first":
+        return ""
+    few = f"validation.k = {validation.k} items cannot come out of decode.beams = {decode.beams}"
+    return few if validation.k > decode.beams else ""
+
+
+def _only_ce(recipe: Any) -> bool:
+    steps = {system.step for system in parsed(recipe.systems) if system.kind == "network"}
+    return "ce" in steps and "cpft" not in steps
+
+
+def _lacking(recipe: Any) -> Iterator[str]:
+    """What the systems of the table need and the recipe does not have, one line a system."""
+    for system in parsed(recipe.systems):
+        lacking = ((p, why) for p, why in system.needs.items() if held(recipe, p) is None)
+        for path, why in list(lacking)[:1]:
+            what = path if "." in path else f"section {path}"
+            yield f"system {system.name} {why}; it needs {what}"
+
+
+RULES = (
+    Rule(
+        "soft",
+        _without("model.lora"),
+        "soft measures distances in the untuned model, which is the tuned one with its adapter "
+        "off; it needs model.lora",
+    ),
+    Rule(
+        "soft",
+        lambda r: r.objective.name == "msl" and r.soft.distill.decode == "free",
+        "objective msl knows titles of the catalog alone and soft.distill.decode free gives other "
+        "text too; set decode: constrained or objective sft",
+    ),
+    Rule(
+        "soft",
+        _beside("demonstrations"),
+        "demonstrations and soft cannot be combined; drop one of them",
+    ),
+    Rule(
+        "soft", _beside("data.candidates"), "soft knows no candidates; drop data.candidates or soft"
+    ),
+    Rule(
+        "network",
+        _only_ce,
+        "system network_ce is trained for as many steps as network_cpft, which is not among the "
+        "systems",
+    ),
+    Rule(
+        "network",
+        _system(lambda system: system.has_adapter),
+        "a recipe with section network trains no language model; drop system {} or the section",
+    ),
+    Rule(
+        "network",
+        _beside("data.candidates"),
+        "a network ranks the whole catalog; drop data.candidates or network",
+    ),
+    Rule(
+        "conformal",
+        lambda r: r.network is None and _has_several_targets(r),
+        "conformal compares the candidates of one target; it needs rows.shape single",
+    ),
+    Rule(
+        "conformal",
+        lambda r: r.network is None and (r.soft is not None or r.demonstrations is not None),
+        "conformal cannot be combined with soft or demonstrations",
+    ),
+    Rule(
+        "conformal",
+        lambda r: r.network is None and r.data.candidates is not None,
+        "conformal draws its own candidates; drop data.candidates",
+    ),
+    Rule(
+        "demonstrations",
+        lambda r: not _shows_context(r),
+        "demonstrations are shown by prompt.task similar_users, or by a prompt.file of your own",
+    ),
+    Rule(
+        "demonstrations",
+        _has_several_targets,
+        "demonstrations are those of one target, chosen by what came before it, so they need "
+        "rows.shape single",
+    ),
+    Rule(
+        "data.candidates",
+        lambda r: _ranks(r, "grounding"),
+        "validation.answer grounding ranks the whole catalog; drop it or data.candidates",
+    ),
+    Rule(
+        "data.candidates",
+        lambda r: _has_several_targets(r) and _shows_context(r),
+        "candidates are those of one target; show them with rows.shape single, or take "
+        "prompt.task next_item, which does not show them",
+    ),
+    Rule(
+        "data.candidates",
+        _system(lambda system: system.wants_catalog and system.kind == "language_model"),
+        "system {} answers from the whole catalog; drop it or data.candidates",
+    ),
+    Rule(
+        "data.candidates",
+        _beside("evaluate.calibration"),
+        "calibration is of answers from the whole catalog; drop evaluate.calibration or "
+        "data.candidates",
+    ),
+    Rule("validation", _more_than_beams, "{}"),
+)
