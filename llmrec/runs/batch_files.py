@@ -1,9 +1,11 @@
 """Answers made batch by batch, each batch a file, so that an interrupted stage goes on by batch.
 
 Processes share the batches. The batches are cut from the whole list, never from what is left, so
-that neither an interruption nor the number of processes changes an answer.
+that neither an interruption nor the number of processes changes an answer. Where it is cut anew,
+because users are to be read otherwise together, a batch that was never answered is answered.
 """
 
+import hashlib
 import json
 import logging
 import shutil
@@ -35,19 +37,17 @@ def answer_in_parts(
     JSON value for each index in it. Returns when all processes are done.
     """
     mine = [
-        (number, batch)
+        batch
         for number, batch in enumerate(plan)
-        if number % state.num_processes == state.process_index and not _part(parts, number).exists()
+        if number % state.num_processes == state.process_index and not _part(parts, batch).exists()
     ]
     answer = begin() if mine else None
     told = time.monotonic()
-    for done, (number, batch) in enumerate(mine):
+    for done, batch in enumerate(mine):
         assert answer is not None  # noqa: S101  there is something to do
         started = time.monotonic()
         answers = {str(i): a for i, a in zip(batch.tolist(), answer(batch), strict=True)}
-        write_json(
-            _part(parts, number), {"seconds": time.monotonic() - started, "answers": answers}
-        )
+        write_json(_part(parts, batch), {"seconds": time.monotonic() - started, "answers": answers})
         if time.monotonic() - told > PROGRESS_SECONDS:
             told = time.monotonic()
             log.info("%s, %d of %d batches", what, done + 1, len(mine))
@@ -70,5 +70,7 @@ def discard(parts: Path) -> None:
     shutil.rmtree(parts, ignore_errors=True)
 
 
-def _part(parts: Path, number: int) -> Path:
-    return parts / f"{number:06d}.json"
+def _part(parts: Path, batch: Batch) -> Path:
+    """The file of these very indices."""
+    known = hashlib.sha256(batch.astype("<i8").tobytes()).hexdigest()
+    return parts / f"{known[:16]}.json"

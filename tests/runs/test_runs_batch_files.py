@@ -1,0 +1,56 @@
+"""Answers are kept by the batch; what was interrupted goes on, in the same batches or in others."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from llmrec.data.batching import batches
+from llmrec.runs.batch_files import answer_in_parts, collected, discard
+
+LENGTHS = np.random.default_rng(0).integers(1, 40, 23).tolist()
+ALONE = {"num_processes": 1, "process_index": 0, "wait_for_everyone": lambda: None}
+
+
+def answering(asked, stop=None):
+    """Answers an index with its square, and breaks off before batch number `stop`."""
+
+    def answer(batch):
+        if len(asked) == stop:
+            raise KeyboardInterrupt
+        asked.append(batch.tolist())
+        return [i * i for i in batch.tolist()]
+
+    return lambda: answer
+
+
+@pytest.mark.parametrize("size", [4, 3, 23])
+def test_an_interrupted_list_goes_on_with_the_same_batches_or_others(tmp_path, size):
+    parts, before, after = tmp_path / "parts", [], []
+    state = SimpleNamespace(**ALONE)
+    with pytest.raises(KeyboardInterrupt):
+        answer_in_parts(parts, batches(LENGTHS, 4), answering(before, stop=3), state, "test")
+    answer_in_parts(parts, batches(LENGTHS, size), answering(after), state, "test")
+    answers, seconds = collected(parts)
+    assert answers == [i * i for i in range(23)]
+    assert seconds >= 0
+    if size == 4:
+        assert len(before + after) == 6, "nothing is answered twice"
+    discard(parts)
+    assert not parts.exists()
+
+
+def test_nothing_is_begun_where_all_is_answered(tmp_path):
+    state, plan = SimpleNamespace(**ALONE), batches(LENGTHS, 5)
+    answer_in_parts(tmp_path / "parts", plan, answering([]), state, "test")
+    answer_in_parts(tmp_path / "parts", plan, lambda: pytest.fail("begun"), state, "test")
+
+
+def test_processes_share_the_batches(tmp_path):
+    shares = []
+    for rank in range(3):
+        shares.append([])
+        state = SimpleNamespace(**ALONE | {"num_processes": 3, "process_index": rank})
+        answer_in_parts(tmp_path, batches(LENGTHS, 4), answering(shares[-1]), state, "test")
+    assert [len(share) for share in shares] == [2, 2, 2]
+    assert collected(tmp_path)[0] == [i * i for i in range(23)]
