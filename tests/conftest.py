@@ -230,3 +230,12 @@ def written_parts(monkeypatch):
 
     monkeypatch.setattr(parts, "write_json", failing)
     return written
+
+
+@pytest.fixture(autouse=True)
+def networks_of_this_test(monkeypatch, tmp_path_factory):
+    """Trained networks are kept in a folder of each test's own, so that none comes from another."""
+    from llmrec.fetch import cache
+
+    root = tmp_path_factory.mktemp("networks")
+    monkeypatch.setattr(cache, "networks_root", lambda: root)

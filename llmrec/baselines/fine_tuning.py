@@ -23,6 +23,7 @@ from llmrec.baselines.sequential import (
     cross_entropy_backward,
     of_like_length,
     padded,
+    repeatable,
     sequences_of,
     spans,
     step,
@@ -83,8 +84,7 @@ class FineTuning:
         """
         sequences = sequences_of(train)
         begun = time.monotonic()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with repeatable(seed):
             rng = np.random.default_rng(seed)
             network = copy.deepcopy(base.network)
             optimizer = torch.optim.AdamW(

@@ -118,6 +118,31 @@ def predict(
     return Predictions(positions, best, nll)
 
 
+def places_among(
+    fitted: Scorer,
+    histories: Histories,
+    targets: Ints,
+    catalog_size: int,
+    among: Ints,
+    filter_seen: bool = True,
+) -> Floats:
+    """(U,) each target's place, from 0, in the ranking of the items `among` (C,) alone.
+
+    Equal scores stand in the order of their positions; NaN for a target that is none of them, and
+    infinite for one that may not be recommended.
+    """
+    places = np.full(len(histories), np.nan)
+    asked = np.flatnonzero(np.isin(targets, among))
+    for part in chunks(len(asked), catalog_size):
+        users = asked[part]
+        scores = fitted.scores([histories[user] for user in users], filter_seen)
+        own = scores[np.arange(len(users)), targets[users]][:, None]
+        others = scores[:, among]
+        before = (others > own) | ((others == own) & (among < targets[users][:, None]))
+        places[users] = np.where(own[:, 0] > -np.inf, before.sum(axis=1), np.inf)
+    return places
+
+
 def target_nll(
     fitted: Distribution,
     histories: Histories,

@@ -9,6 +9,7 @@ import copy
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -68,6 +69,8 @@ class Network(nn.Module, ABC):
 class Sequential(ABC):
     """Sizes and training. `temperature` divides the logits once trained (1: as trained).
 
+    The rate stays as it is; what is judged and kept is a running mean of the weights over about
+    one epoch, which does what a falling rate does without fixing the number of epochs beforehand.
     Training stops after `patience` epochs without a better NDCG@10 on validation, or goes on to the
     last epoch where there is no validation example.
     """
@@ -75,12 +78,12 @@ class Sequential(ABC):
     hidden: int = 64
     layers: int = 2
     max_length: int = 50
-    dropout: float = 0.1
-    learning_rate: float = 5e-3
+    dropout: float = 0.3
+    learning_rate: float = 3e-3
     weight_decay: float = 0.01
-    batch_size: int = 24
-    max_epochs: int = 10
-    patience: int = 5
+    batch_size: int = 64
+    max_epochs: int = 100
+    patience: int = 3
     temperature: float = 1.0
 
     @abstractmethod
@@ -92,27 +95,22 @@ class Sequential(ABC):
     ) -> "FittedNetwork":
         """Train on every transition of every user; keep the epoch that ranks `valid` best.
 
-        The same seed and number of threads give the same weights; torch's own random state is
-        left as it was.
+        On a GPU where there is one. The same seed gives the same weights on the same machine,
+        whatever runs beside it; torch's own random state is left as it was.
         """
         sequences = sequences_of(train)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with repeatable(seed):
             rng = np.random.default_rng(seed)
-            network = self.network(catalog_size)
+            network = self.network(catalog_size).to(default_device())
+            mean = RunningMean(network)
             optimizer = torch.optim.AdamW(
                 network.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay
             )
-            # The rate falls to 0 at the last epoch: far fewer epochs than at a constant rate.
-            schedule = torch.optim.lr_scheduler.LambdaLR(
-                optimizer, lambda epoch: 1.0 - epoch / self.max_epochs
-            )
-            best = FittedNetwork(copy.deepcopy(network).eval(), self.temperature, epoch=0)
+            best = mean.fitted(self.temperature, epoch=0)
             best_ndcg = -1.0
             for epoch in range(1, self.max_epochs + 1):
-                loss = self._epoch(network, optimizer, sequences, rng)
-                schedule.step()
-                fitted = FittedNetwork(network.eval(), self.temperature, epoch)
+                loss = self._epoch(network, mean, optimizer, sequences, rng)
+                fitted = mean.fitted(self.temperature, epoch)
                 ndcg = fitted.ndcg(valid, filter_seen)
                 log.info(
                     "%s epoch %d: loss %.4f, valid NDCG@10 %.4f",
@@ -122,8 +120,7 @@ class Sequential(ABC):
                     ndcg,
                 )
                 if ndcg > best_ndcg or len(valid) == 0:
-                    best_ndcg = ndcg
-                    best = FittedNetwork(copy.deepcopy(network), self.temperature, epoch)
+                    best, best_ndcg = fitted, ndcg
                 elif epoch - best.epoch >= self.patience:
                     break
         return best
@@ -131,22 +128,44 @@ class Sequential(ABC):
     def _epoch(
         self,
         network: Network,
+        mean: "RunningMean",
         optimizer: torch.optim.Optimizer,
         sequences: list[Ints],
         rng: np.random.Generator,
     ) -> float:
-        """One pass over all transitions; mean loss in nats."""
+        """One pass over all transitions; mean loss in nats. `mean` follows the weights."""
         network.train()
         rows = windows(sequences, self.max_length, rng)
         rng.shuffle(rows)
-        total, targets = 0.0, 0
+        steps, total, targets = -(-len(rows) // self.batch_size), 0.0, 0
         for start in range(0, len(rows), self.batch_size):
             batch = rows[start : start + self.batch_size]
             optimizer.zero_grad()
             total += cross_entropy_backward(network, batch)
             step(network, optimizer)
+            mean.follow(network, steps)
             targets += transitions(batch)
         return total / max(1, targets)
+
+
+class RunningMean:
+    """The weights of a network in training, averaged over about its latest steps."""
+
+    def __init__(self, network: Network) -> None:
+        self.network, self.steps = copy.deepcopy(network).eval(), 0
+
+    @torch.no_grad()
+    def follow(self, network: Network, horizon: int) -> None:
+        """Take a step's weights in, so that those `horizon` steps old weigh 1/e; fewer at first."""
+        self.steps += 1
+        share = max(1.0 / horizon, 9.0 / (9.0 + self.steps))
+        both = zip(self.network.parameters(), network.parameters(), strict=True)
+        for mine, now in both:
+            mine.lerp_(now, share)
+
+    def fitted(self, temperature: float, epoch: int) -> "FittedNetwork":
+        """A copy, as a recommender."""
+        return FittedNetwork(copy.deepcopy(self.network), temperature, epoch)
 
 
 @dataclass(frozen=True)
@@ -161,10 +180,11 @@ class FittedNetwork(Distribution):
     def weights(self, histories: Histories) -> Floats:
         """See `Distribution.weights`; an empty history gets the items' biases alone."""
         result = np.empty((len(histories), self.network.catalog_size))
-        for start in range(0, len(histories), ANSWERED):
-            logits = self.network.after(histories[start : start + ANSWERED]).cpu().double()
-            probabilities = torch.softmax(logits / self.temperature, dim=-1)
-            result[start : start + ANSWERED] = probabilities.numpy()
+        with one_thread():
+            for start in range(0, len(histories), ANSWERED):
+                logits = self.network.after(histories[start : start + ANSWERED]).cpu().double()
+                probabilities = torch.softmax(logits / self.temperature, dim=-1)
+                result[start : start + ANSWERED] = probabilities.numpy()
         return result
 
     @torch.no_grad()
@@ -173,6 +193,10 @@ class FittedNetwork(Distribution):
 
         For choosing an epoch; what is reported comes from `llmrec.evaluation`.
         """
+        with one_thread():
+            return self._ndcg(examples, filter_seen, k)
+
+    def _ndcg(self, examples: Examples, filter_seen: bool, k: int) -> float:
         total = 0.0
         histories = examples.histories()
         for start in range(0, len(histories), ANSWERED):
@@ -187,6 +211,31 @@ class FittedNetwork(Distribution):
             hit = (rank < k) & (own[:, 0] > -torch.inf)
             total += float((hit / torch.log2(rank + 2.0)).sum())
         return total / max(1, len(examples))
+
+
+def default_device() -> torch.device:
+    """The first GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread on the CPU: a sum's order, and so its rounding, depends on how many there are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def repeatable(seed: int) -> Iterator[None]:
+    """The same draws and sums each time; torch's own random state is left as it was."""
+    gpus = list(range(torch.cuda.device_count()))
+    with torch.random.fork_rng(devices=gpus), one_thread():
+        torch.manual_seed(seed)
+        yield
 
 
 def cross_entropy_backward(network: Network, batch: Sequence[Ints]) -> float:

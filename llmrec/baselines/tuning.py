@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,8 @@ from llmrec.baselines.item_knn import ItemKNN, neighbourhood
 from llmrec.baselines.markov import Markov, transitions
 from llmrec.baselines.popularity import FittedPopularity, Popularity, RecentPopularity, shares
 from llmrec.baselines.ranking import Scorer, mean_ndcg, predict, target_nll
-from llmrec.baselines.title_vectors import title_vectors
+from llmrec.baselines.text_knn import TextKNN
+from llmrec.baselines.title_vectors import Vectors, title_vectors
 from llmrec.baselines.transition_graph import TransitionGraph
 from llmrec.data.catalog import Catalog
 from llmrec.data.records import Examples, Interactions
@@ -38,10 +40,24 @@ Grid = Mapping[str, Sequence[Any]]
 
 
 @dataclass(frozen=True)
+class Search:
+    """How far a search goes, and what it cannot make itself.
+
+    `trials`: settings of a network that are trained; `store`: folder that keeps them by content;
+    `sentences`: gives the items' vectors (N, D) of a sentence encoder.
+    """
+
+    trials: int = 3
+    store: Path | None = None
+    sentences: Callable[[], Vectors] | None = None
+
+
+@dataclass(frozen=True)
 class Tuned:
     """A fitted baseline, how it was chosen and in how many seconds (fitting included).
 
-    `trials` are (hyperparameters, value of `criterion`) in the order tried.
+    `trials` are (hyperparameters, value of `criterion`) in the order tried; `trained`, of a
+    network, says of each setting that was trained how it did.
     """
 
     name: str
@@ -52,6 +68,7 @@ class Tuned:
     grid: dict[str, list[Any]]
     trials: list[tuple[dict[str, Any], float]]
     seconds: float
+    trained: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def described(self) -> dict[str, Any]:
@@ -64,16 +81,24 @@ class Tuned:
             "grid": self.grid,
             "trials": trials,
             "seconds": round(self.seconds, 2),
+            **({"trained": self.trained} if self.trained else {}),
         }
 
 
 def choose(
-    name: str, train: Interactions, valid: Examples, catalog: Catalog, filter_seen: bool, seed: int
+    name: str,
+    train: Interactions,
+    valid: Examples,
+    catalog: Catalog,
+    filter_seen: bool,
+    seed: int,
+    search: "Search | None" = None,
 ) -> Tuned:
     """Fit a baseline to `train` with the hyperparameters that do best on `valid`.
 
-    Names: popularity, recent_popularity, markov, item_knn, tgh, sasrec. Without a validation
-    example that can be answered, the defaults are kept. Raises RecipeError for another name.
+    Names: popularity, recent_popularity, markov, item_knn, tgh, text_knn, text_knn_sentences,
+    sasrec, gru4rec. Without a validation example that can be answered, the defaults are kept.
+    Raises RecipeError for another name.
     """
     begun = time.monotonic()
     choices: dict[str, Callable[[_Task], _Choice]] = {
@@ -82,12 +107,23 @@ def choose(
         "markov": _markov,
         "item_knn": _item_knn,
         "tgh": _transition_graph,
-        "sasrec": _sasrec,
+        "text_knn": lambda task: _text_knn(task, title_vectors(task.catalog.titles)),
+        "text_knn_sentences": _text_knn_sentences,
+        "sasrec": lambda task: _network(task, "sasrec"),
+        "gru4rec": lambda task: _network(task, "gru4rec"),
     }
     if name not in choices:
         raise RecipeError(f"baseline {name!r} does not exist; choose from {', '.join(choices)}")
     chosen = choices[name](
-        _Task(train, _answerable(valid, filter_seen, seed), catalog, filter_seen, seed)
+        _Task(
+            train,
+            _answerable(valid, filter_seen, seed),
+            catalog,
+            filter_seen,
+            seed,
+            valid,
+            search or Search(),
+        )
     )
     log.info("%s: %s %.4f with %s", name, chosen.criterion, chosen.value, chosen.hyperparameters)
     grid = {key: list(values) for key, values in chosen.grid.items()}
@@ -100,6 +136,7 @@ def choose(
         grid,
         chosen.trials,
         time.monotonic() - begun,
+        chosen.trained,
     )
 
 
@@ -113,6 +150,7 @@ class _Choice:
     value: float
     grid: Grid
     trials: list[tuple[dict[str, Any], float]]
+    trained: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -124,6 +162,8 @@ class _Task:
     catalog: Catalog
     filter_seen: bool
     seed: int
+    every_valid: Examples
+    search: "Search"
     kept: dict[Hashable, Any] = field(default_factory=dict)
 
     def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
@@ -258,17 +298,53 @@ def _transition_graph(task: _Task) -> _Choice:
     return _sweep(TransitionGraph(), {"variant": (1, 2)}, NDCG, fit, task.ndcg)
 
 
-def _sasrec(task: _Task) -> _Choice:
-    from llmrec.baselines.sasrec import SASRec  # torch is loaded only where it is wanted
+def _text_knn(task: _Task, vectors: Vectors) -> _Choice:
+    def fit(model: TextKNN) -> Distribution:
+        return model.fit(vectors)
 
-    trained = SASRec().fit(task.train, len(task.catalog), task.valid, task.filter_seen, task.seed)
+    grid = {
+        "temperature": (0.03, 0.05, 0.1, 0.2, 0.4, 1.0),
+        "last": (1, 2, 5, 10, 20, 50),
+        "history_decay": (0.6, 0.8, 0.9, 1.0),
+    }
+    return _sweep(TextKNN(), grid, NLL, fit, task.nll)
 
-    def fit(model: SASRec) -> Distribution:
-        return replace(trained, temperature=model.temperature)
+
+def _text_knn_sentences(task: _Task) -> _Choice:
+    if task.search.sentences is None:
+        raise RecipeError("text_knn_sentences needs vectors of a sentence encoder; none were given")
+    return _text_knn(task, task.search.sentences())
+
+
+def _network(task: _Task, kind: str) -> _Choice:
+    from llmrec.baselines import network_tuning  # torch is loaded only where it is wanted
+
+    store = task.search.store
+    found = network_tuning.tune(
+        network_tuning.KINDS[kind](),
+        task.search.trials,
+        task.train,
+        len(task.catalog),
+        task.every_valid,
+        task.filter_seen,
+        task.seed,
+        None if store is None else network_tuning.Store(store),
+    )
+
+    def fit(model: Any) -> Distribution:
+        return replace(found.fitted, temperature=model.temperature)
 
     grid = {"temperature": (1.0, 0.8, 0.9, 1.1, 1.2, 1.4, 1.7)}
-    chosen = _sweep(SASRec(), grid, NLL, fit, task.nll)
-    return replace(chosen, hyperparameters={**chosen.hyperparameters, "epoch": trained.epoch})
+    chosen = _sweep(found.settings, grid, NLL, fit, task.nll)
+    tried = [
+        {**asdict(settings), NDCG: round(ndcg, 6), "epoch": epoch, "seconds": seconds}
+        for settings, ndcg, epoch, seconds in found.trials
+    ]
+    return replace(
+        chosen,
+        hyperparameters={**chosen.hyperparameters, "epoch": found.fitted.epoch},
+        trained=tried,
+    )
 
 
 def _json(value: float) -> float | None:

@@ -18,7 +18,7 @@ from llmrec.data.files import replacing
 from llmrec.data.records import USER_ID, Ints, Longs, concatenated, offsets_of
 from llmrec.errors import DataError
 
-ITEMS, SCORES, NLL = "items", "scores", "nll"
+ITEMS, SCORES, NLL, COLD_PLACE = "items", "scores", "nll", "cold_place"
 METADATA_KEY = b"llmrec"
 
 Kind = Literal["baseline", "network", "language_model"]
@@ -48,6 +48,8 @@ class Predictions:
     `items` are positions, best first, -1 for an answer that is no catalog item; `scores` belong to
     them; `nll` (E,) is -log p(target) in nats, NaN where the system is no distribution over items,
     infinite where it rules the target out (a target that is in the history, with seen items out).
+    `cold_places` (E,), where the system was asked: the place, from 0, of a target that never occurs
+    in training among all such items alone; infinite behind the list, NaN for other targets.
     """
 
     info: SystemInfo
@@ -56,6 +58,7 @@ class Predictions:
     items: Ints
     scores: npt.NDArray[np.float32]
     nll: npt.NDArray[np.float64]
+    cold_places: npt.NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         return len(self.user_ids)
@@ -79,22 +82,29 @@ class Predictions:
         items: Sequence[Ints],
         scores: Sequence[npt.NDArray[np.floating[Any]]],
         nll: npt.NDArray[np.float64],
+        cold_places: npt.NDArray[np.float64] | None = None,
     ) -> "Predictions":
         """From one array of positions and one of scores for each example."""
         flat = np.concatenate(scores).astype(np.float32) if len(scores) else np.zeros(0, np.float32)
-        return Predictions(info, user_ids, offsets_of(items), concatenated(items), flat, nll)
+        return Predictions(
+            info, user_ids, offsets_of(items), concatenated(items), flat, nll, cold_places
+        )
 
     def write(self, path: Path) -> None:
-        """Write as Parquet: user_id, items, scores, nll; `info` in the schema's metadata."""
+        """Write as Parquet: user_id, items, scores, nll, and cold_place where there are places.
+
+        `info` stands in the schema's metadata.
+        """
         offsets = pa.array(self.offsets.astype(np.int32))
-        table = pa.table(
-            {
-                USER_ID: pa.array(self.user_ids, pa.string()),
-                ITEMS: pa.ListArray.from_arrays(offsets, pa.array(self.items, pa.int32())),
-                SCORES: pa.ListArray.from_arrays(offsets, pa.array(self.scores, pa.float32())),
-                NLL: pa.array(self.nll, pa.float64()),
-            }
-        )
+        columns = {
+            USER_ID: pa.array(self.user_ids, pa.string()),
+            ITEMS: pa.ListArray.from_arrays(offsets, pa.array(self.items, pa.int32())),
+            SCORES: pa.ListArray.from_arrays(offsets, pa.array(self.scores, pa.float32())),
+            NLL: pa.array(self.nll, pa.float64()),
+        }
+        if self.cold_places is not None:
+            columns[COLD_PLACE] = pa.array(self.cold_places, pa.float64())
+        table = pa.table(columns)
         info = json.dumps(asdict(self.info), ensure_ascii=False)
         with replacing(path) as temporary:
             pq.write_table(table.replace_schema_metadata({METADATA_KEY: info.encode()}), temporary)
@@ -125,6 +135,9 @@ class Predictions:
             items.flatten().to_numpy().astype(np.int32),
             scores.flatten().to_numpy().astype(np.float32),
             table[NLL].to_numpy().astype(np.float64),
+            table[COLD_PLACE].to_numpy().astype(np.float64)
+            if COLD_PLACE in table.column_names
+            else None,
         )
 
 

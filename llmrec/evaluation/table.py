@@ -18,6 +18,7 @@ from llmrec.evaluation.layout import Form, as_json, from_json, laid_out, number
 
 NLL = "NLL"
 VALID, OF_VALID = "valid answers", "HR@1 of valid answers"  # where there are candidates
+AMONG_COLD = "among cold items"  # where targets never occur in training
 ALL = "all"
 GROUPS = (ALL, "warm", "cold", "tied", "untied")
 UNIFORM = "uniform"
@@ -184,7 +185,14 @@ def group_columns(table: MetricTable, k: int) -> list[tuple[str, str]]:
     """The same for the groups, where they are neither empty nor everything."""
     examples = {column.group: column.examples for column in table.columns}
     parts = [g for g in GROUPS[1:] if 0 < examples.get(g, 0) < examples.get(ALL, 0)]
-    return [(metric, group) for metric in (NLL, f"NDCG@{k}") for group in parts]
+    grouped = [(metric, group) for metric in (NLL, f"NDCG@{k}") for group in parts]
+    return [*grouped, *((f"{name}@{k} {AMONG_COLD}", "cold") for name in ("HR", "NDCG"))]
+
+
+def cold_columns(k: int) -> list[tuple[str, str]]:
+    """Warm beside cold targets, and cold ones among cold items alone: for `MetricTable.only`."""
+    both = [(metric, group) for metric in (f"HR@{k}", NLL) for group in ("warm", "cold")]
+    return [*both, *((f"{name}@{k} {AMONG_COLD}", "cold") for name in ("HR", "NDCG"))]
 
 
 def shown(cell: Interval, column: Column) -> str:

@@ -46,6 +46,11 @@ def cache_root() -> Path:
     return Path(os.environ.get("LLMREC_CACHE") or Path.home() / ".cache" / "llmrec")
 
 
+def networks_root() -> Path:
+    """Where trained sequential networks are kept by content."""
+    return cache_root() / "networks"
+
+
 def run(
     kind: str, name: str, offline: bool = False, cache: Path | None = None, tools: Tools = TOOLS
 ) -> dict[str, Any]:

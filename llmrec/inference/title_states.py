@@ -54,25 +54,27 @@ def state_vectors(recipe: Recipe, catalog: Catalog) -> Floats:
     return _directions(text_states(model, texts, mean=True))
 
 
-def sentence_vectors(name: str, titles: Sequence[str]) -> Floats:
+def sentence_vectors(
+    name: str, titles: Sequence[str], named_by: str = "demonstrations.similarity.encoder"
+) -> Floats:
     """(N, d) of length 1: the titles under a sentence encoder, less their mean.
 
-    `name`: one that `llmrec fetch model` knows, a Hub id or a folder. Raises LlmrecError where the
-    package or the encoder is missing.
+    `name`: one that `llmrec fetch model` knows, a Hub id or a folder; `named_by`: the recipe's key
+    that names it. Raises LlmrecError where the package or the encoder is missing.
     """
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError:
         raise LlmrecError(
-            "demonstrations.similarity.vectors is sentences, which needs sentence-transformers; "
-            "pip install 'llmrec[embed]', or take vectors factors, which need no model"
+            f"{named_by} is a sentence encoder, which needs sentence-transformers; pip install "
+            "'llmrec[embed]', or take what needs no model: vectors factors, system text_knn"
         ) from None
     place = str(model_path(name))
     try:
         encoder = SentenceTransformer(place, device="cpu")
     except (OSError, ValueError) as error:
         raise LlmrecError(
-            f"demonstrations.similarity.encoder {name!r}: no sentence encoder could be loaded from "
+            f"{named_by} {name!r}: no sentence encoder could be loaded from "
             f"{place} ({error}); name a folder, a Hub id, or all-minilm-l6-v2"
         ) from None
     found = encoder.encode(list(titles), show_progress_bar=False, convert_to_numpy=True)

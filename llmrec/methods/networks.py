@@ -1,37 +1,44 @@
 """Networks: the sequential recommender of a recipe, trained, fine-tuned and kept.
 
-Three steps, each a sealed folder that is not made twice: `base` trains with cross-entropy, `cpft`
+Three steps, each a sealed folder that is not made twice: `base` trains with cross-entropy, the best
+in validation of `network.trials` settings, kept by content in the cache for any other run; `cpft`
 trains that on with the losses of conformal prediction (CPFT, arXiv 2402.08976), and `ce` trains it
 on with cross-entropy alone for as many epochs as `cpft` took, which is what that must be compared
 with. A step that was interrupted begins afresh.
 """
 
 import logging
-import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 import numpy as np
 from safetensors.torch import load_file, save_file
 
 from llmrec.baselines.fine_tuning import FineTuning, following_items
-from llmrec.baselines.gru4rec import GRU4Rec
-from llmrec.baselines.sasrec import SASRec
-from llmrec.baselines.sequential import FittedNetwork, Sequential, sequences_of, spans
+from llmrec.baselines.network_tuning import KINDS, WEIGHTS, Store, tune
+from llmrec.baselines.sequential import (
+    FittedNetwork,
+    Sequential,
+    default_device,
+    sequences_of,
+    spans,
+)
 from llmrec.data import sealed as checkpoints
 from llmrec.data.catalog import Catalog
 from llmrec.data.records import Examples, Interactions
 from llmrec.errors import LlmrecError, RecipeError
+from llmrec.fetch import cache
 from llmrec.methods.method import Method, Step
 from llmrec.methods.network_sets import places_loss
 from llmrec.recipe import Recipe
+from llmrec.recipe.conformal import Conformal
 from llmrec.recipe.systems import parsed
 from llmrec.runs import made
 from llmrec.runs.folder import RunFolder
 
 log = logging.getLogger("llmrec")
-WEIGHTS = "model.safetensors"
+_OF_TRAINING = ("sizes", "learning_rate", "trials", "trained")
 
 
 def preview(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
@@ -41,10 +48,12 @@ def preview(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     rows = len(list(spans(lengths, sizes.max_length, np.random.default_rng(recipe.seed))))
     network = sizes.network(len(Catalog.read(folder.items)))
     steps = steps_of(recipe)
-    at_most = {"base": -(-rows // sizes.batch_size) * sizes.max_epochs}
+    trials = recipe.network.trials if recipe.network is not None else 0
+    at_most = {"base": -(-rows // sizes.batch_size) * sizes.max_epochs * trials}
     if recipe.conformal is not None:
         batches = -(-sum(length - 1 for length in lengths) // recipe.conformal.batch_size)
-        at_most |= dict.fromkeys(steps[1:], batches * recipe.conformal.max_epochs)
+        epochs = recipe.conformal.max_epochs * len(_rates(recipe.conformal))
+        at_most |= dict.fromkeys(steps[1:], batches * epochs)
     return {
         "sequences": len(lengths),
         "windows_of_an_epoch": rows,
@@ -64,16 +73,15 @@ def steps_of(recipe: Recipe) -> list[str]:
 def fitted(recipe: Recipe, folder: RunFolder, step: str) -> FittedNetwork:
     """The network as a step left it. Raises LlmrecError where it was not trained."""
     known = made.network(recipe, folder, step).require()
-    network = _sizes(recipe).network(len(Catalog.read(folder.items)))
+    network = _kind(recipe)(**known["sizes"]).network(len(Catalog.read(folder.items)))
     network.load_state_dict(load_file(folder.network(step) / WEIGHTS))
-    return FittedNetwork(network.eval(), 1.0, known["epoch"])
+    return FittedNetwork(network.to(default_device()).eval(), 1.0, known["epoch"])
 
 
 def facts(recipe: Recipe, folder: RunFolder, step: str) -> dict[str, Any]:
-    """What is known of a step's training, as `train` returns it, and what it was trained with."""
+    """What is known of a step's training, as `train` returns it; `sizes` are its settings."""
     known = made.network(recipe, folder, step).facts_or_none() or {}
-    said = {**_described(known), "step": step}
-    return {**said, **asdict(_sizes(recipe))}
+    return {**_described(known), "step": step}
 
 
 def _step(recipe: Recipe, folder: RunFolder, step: str) -> dict[str, Any]:
@@ -85,19 +93,36 @@ def _step(recipe: Recipe, folder: RunFolder, step: str) -> dict[str, Any]:
     data, valid = Interactions.read(folder.interactions), Examples.read(folder.examples("valid"))
     filter_seen = recipe.decode.filter_seen
     if step == "base":
-        begun, sizes = time.monotonic(), _sizes(recipe)
-        network = sizes.fit(data, len(Catalog.read(folder.items)), valid, filter_seen, recipe.seed)
-        known = {
-            "epochs": None,
-            "ndcg": network.ndcg(valid, filter_seen),
-            "seconds": round(time.monotonic() - begun, 2),
-        }
+        assert recipe.network is not None  # noqa: S101  _sizes asked
+        found = tune(
+            _sizes(recipe),
+            recipe.network.trials,
+            data,
+            len(Catalog.read(folder.items)),
+            valid,
+            filter_seen,
+            recipe.seed,
+            Store(cache.networks_root()),
+        )
+        network, known = (
+            found.fitted,
+            {
+                "epochs": None,
+                "ndcg": found.ndcg,
+                "seconds": round(sum(seconds for *_, seconds in found.trials), 2),
+                "sizes": asdict(found.settings),
+                "trained": [
+                    {**asdict(tried), "valid_ndcg@10": ndcg, "epoch": epoch}
+                    for tried, ndcg, epoch, _ in found.trials
+                ],
+            },
+        )
     else:
         network, known = _tuned_on(recipe, folder, step, data, valid)
     staged = artifact.staged()
     staged.mkdir()
     state = network.network.state_dict()
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, staged / WEIGHTS)
+    save_file({name: t.cpu().contiguous() for name, t in state.items()}, staged / WEIGHTS)
     artifact.seal(staged, epoch=network.epoch, **known)
     return {**_described(checkpoints.facts(artifact.place)), "skipped": False}
 
@@ -118,9 +143,9 @@ def _tuned_on(
         if as_many is None:
             raise LlmrecError("step ce trains for as many epochs as cpft; run that first")
         epochs, patience = as_many["epochs"], None
-    rates = conformal.grid if conformal.learning_rate == "auto" else [conformal.learning_rate]
-    decay, tries = _sizes(recipe).weight_decay, {}
-    for rate in rates:
+    sizes = facts(recipe, folder, "base")["sizes"]
+    decay, tries = sizes["weight_decay"], {}
+    for rate in _rates(conformal):
         plan = FineTuning(rate, decay, conformal.batch_size, epochs, patience)
         tries[rate] = plan.fit(base, data, valid, filter_seen, recipe.seed, loss, further)
     best = max(tries, key=lambda rate: tries[rate].ndcg)
@@ -128,9 +153,15 @@ def _tuned_on(
         "epochs": tries[best].epochs,
         "ndcg": tries[best].ndcg,
         "seconds": round(sum(tried.seconds for tried in tries.values()), 2),
+        "sizes": sizes,
         "learning_rate": best,
         "trials": {f"{rate:g}": tried.ndcg for rate, tried in tries.items()},
     }
+
+
+def _rates(conformal: Conformal) -> list[float]:
+    """The learning rates that are tried."""
+    return conformal.grid if conformal.learning_rate == "auto" else [conformal.learning_rate]
 
 
 def _described(known: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,18 +171,21 @@ def _described(known: Mapping[str, Any]) -> dict[str, Any]:
         "epochs": known.get("epochs"),
         "valid_ndcg@10": known.get("ndcg"),
         "seconds": known.get("seconds"),
-        **{key: known[key] for key in ("learning_rate", "trials") if key in known},
+        **{key: known[key] for key in _OF_TRAINING if key in known},
     }
 
 
-def _sizes(recipe: Recipe) -> Sequential:
-    network = recipe.network
-    if network is None:
+def _kind(recipe: Recipe) -> type[Sequential]:
+    if recipe.network is None:
         raise RecipeError("the recipe has no section network")
-    shared = network.model_dump(exclude={"kind", "heads"})
-    if network.kind == "gru4rec":
-        return GRU4Rec(**shared)
-    return SASRec(**shared, heads=network.heads)
+    return KINDS[recipe.network.kind]
+
+
+def _sizes(recipe: Recipe) -> Sequential:
+    """The settings that the recipe names, which the search begins with."""
+    kind, network = _kind(recipe), recipe.network
+    given = network.model_dump(include={f.name for f in fields(kind)}) if network else {}
+    return kind(**given)
 
 
 def _steps(recipe: Recipe) -> dict[str, Step]:

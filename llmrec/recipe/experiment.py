@@ -15,7 +15,7 @@ from llmrec.recipe.decoding import Decode
 from llmrec.recipe.demonstrations import Demonstrations
 from llmrec.recipe.evaluation import Evaluate
 from llmrec.recipe.model import Model
-from llmrec.recipe.networks import Network
+from llmrec.recipe.networks import Baselines, Network
 from llmrec.recipe.prompt import Prompt
 from llmrec.recipe.rules import broken
 from llmrec.recipe.section import Name, Section, Word
@@ -49,6 +49,8 @@ class Recipe(Section):
     """Names of transformers.TrainingArguments."""
     soft: Soft | None = None
     """Self-distillation and its curriculum; null: plain fine-tuning."""
+    baselines: Baselines = Baselines()
+    """How baselines are chosen."""
     network: Network | None = None
     """A sequential network, trained instead of a language model; null: none."""
     conformal: Conformal | None = None

@@ -12,8 +12,20 @@ from llmrec.errors import LlmrecError
 
 # Those whose scores are probabilities of items, so that they can guide a language model; the first
 # one guides where a recipe lists none.
-GuidingBaseline = Literal["markov", "popularity", "recent_popularity", "item_knn", "sasrec"]
+GuidingBaseline = Literal[
+    "markov",
+    "popularity",
+    "recent_popularity",
+    "item_knn",
+    "sasrec",
+    "gru4rec",
+    "text_knn",
+    "text_knn_sentences",
+]
 Baseline = Literal[GuidingBaseline, "tgh"]
+IdsAlone = Literal[
+    "popularity", "recent_popularity", "markov", "item_knn", "tgh", "sasrec", "gru4rec"
+]
 NetworkWeights = Literal["network", "network_ce", "network_cpft"]
 LanguageWeights = Literal["untuned", "tuned", "tuned_sft"]
 # ranked: by the system's own scores; guided: with a baseline's probabilities mixed in; grounded:
@@ -27,7 +39,10 @@ SystemName = Literal[
     "markov",
     "item_knn",
     "tgh",
+    "text_knn",
+    "text_knn_sentences",
     "sasrec",
+    "gru4rec",
     "network",
     "network_ce",
     "network_cpft",
@@ -50,6 +65,7 @@ SYSTEMS: tuple[SystemName, ...] = (
     "markov",
     "item_knn",
     "tgh",
+    "text_knn",
     "sasrec",
     "untuned",
     "tuned",
@@ -129,6 +145,11 @@ class System:
         return self.way in ("ranked", "guided")
 
     @property
+    def knows_ids_alone(self) -> bool:
+        """Whether an item that nobody has chosen is to it like any other such item."""
+        return self.kind == "network" or self.weights in get_args(IdsAlone)
+
+    @property
     def scored_by(self) -> str:
         """What the score of a listed item is."""
         if self.way == "free":
@@ -183,6 +204,8 @@ class System:
             "seed",
             *(f"decode.{key}" for key in decode),
             *(("prompt", "model", "demonstrations") if language else ()),
+            *(("baselines.trials",) if self.weights in ("sasrec", "gru4rec") else ()),
+            *(("baselines.encoder",) if self.weights == "text_knn_sentences" else ()),
         )
 
 

@@ -7,6 +7,7 @@ examples, which can only favour the baseline. Imports neither torch nor transfor
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,11 +26,13 @@ from llmrec.evaluation.predictions import Predictions
 from llmrec.evaluation.rankings import answer_counts
 from llmrec.evaluation.table import (
     ALL,
+    AMONG_COLD,
     NLL,
     OF_VALID,
     VALID,
     MetricTable,
     best_of,
+    cold_columns,
     front_columns,
     metric_table,
 )
@@ -67,6 +70,10 @@ def run(recipe: "Recipe", folder: "RunFolder") -> dict[str, Any]:
             f"{OF_VALID} those whose answer is a candidate."
         )
     notes += _skipped(per_user) + _unmeasured(per_user, ks)
+    if any(p.cold_places is not None for p in predictions):
+        for p in predictions:
+            per_user[p.info.system] |= _among_cold(p, split, ks)
+        notes += _of_cold(split, [p.info.system for p in predictions], ks)
     users, clusters = np.unique(test.user_ids, return_inverse=True)
     samples, confidence, seed = (
         recipe.evaluate.samples,
@@ -122,7 +129,7 @@ def run(recipe: "Recipe", folder: "RunFolder") -> dict[str, Any]:
     write_json(folder.metrics, as_json(metrics))
     log.info("evaluate: %d systems on %d test examples", len(predictions), len(test))
     return {
-        "table": table.only(front_columns(k)).render("text"),
+        "table": table.only(front_columns(k)).render("text") + _cold_table(table, k),
         "findings": "\n".join(
             in_words(c, confidence) for c in comparisons if not models or c.system in models
         ),
@@ -164,6 +171,41 @@ def _values(predictions: Predictions, split: TestSplit, ks: Sequence[int]) -> di
             for metric in METRICS:
                 values[f"{metric}@{k}"] = np.full(len(test), np.nan)
     return {**values, NLL: predictions.nll}
+
+
+def _among_cold(predictions: Predictions, split: TestSplit, ks: Sequence[int]) -> dict[str, Floats]:
+    """Metrics of the cold targets' places among the cold items alone; NaN for other targets."""
+    places = predictions.cold_places
+    if places is None:
+        places = np.full(len(split.examples), np.nan)
+    known, values = ~np.isnan(places), {}
+    for k in ks:
+        hit = np.where(known, places < k, np.nan)
+        gain = np.where(places < k, 1.0 / np.log2(np.where(known, places, 0.0) + 2.0), 0.0)
+        values[f"HR@{k} {AMONG_COLD}"] = hit
+        values[f"NDCG@{k} {AMONG_COLD}"] = np.where(known, gain, np.nan)
+    return values
+
+
+def _cold_table(table: MetricTable, k: int) -> str:
+    """Warm and cold targets side by side, where systems were asked among the cold items."""
+    if not table.measured(f"HR@{k} {AMONG_COLD}", "cold"):
+        return ""
+    return "\n" + replace(table.only(cold_columns(k)), notes=()).render("text")
+
+
+def _of_cold(split: TestSplit, systems: Sequence[str], ks: Sequence[int]) -> list[str]:
+    """What cold items are, what chance has among them, and who cannot tell one from another."""
+    count = int((split.counts == 0).sum())
+    chance = ", ".join(f"HR@{k} {min(k / count, 1.0):.3f}" for k in ks)
+    notes = [f"Cold items: {count} that never occur in training; by chance {chance} among them."]
+    blind = [s for s in systems if System.is_name(s) and System.parse(s).knows_ids_alone]
+    if blind:
+        notes.append(
+            f"Know items by id alone, so that cold ones come last and in no order that means "
+            f"anything: {', '.join(blind)}."
+        )
+    return notes
 
 
 def _validity(predictions: Predictions, split: TestSplit) -> dict[str, Floats]:

@@ -1,12 +1,13 @@
 """Ranking from scores: ties, exclusions, padding, and chunks of users."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmrec.baselines import ranking
 from llmrec.baselines.popularity import FittedPopularity
-from llmrec.baselines.ranking import chunks, predict, top_k, top_k_of
+from llmrec.baselines.ranking import chunks, places_among, predict, top_k, top_k_of
 
 INF = np.inf
 
@@ -134,3 +135,45 @@ def test_candidates_in_chunks_equal_candidates_at_once(monkeypatch):
     )
     for name in ("positions", "scores", "nll"):
         np.testing.assert_array_equal(getattr(whole, name), getattr(parts, name))
+
+
+class _Fixed:
+    """Scores that are given; seen items cannot be recommended."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def scores(self, histories, filter_seen=True):
+        found = np.array([self.values[int(h[0])] for h in histories], float)
+        if filter_seen:
+            for row, history in enumerate(histories):
+                found[row, history] = -np.inf
+        return found
+
+
+@pytest.mark.parametrize("filter_seen", [True, False])
+def test_places_among_some_items_equal_a_loop(filter_seen):
+    rng = np.random.default_rng(0)
+    users, items = 40, 9
+    values = rng.integers(0, 3, size=(users, items))  # ties
+    histories = [np.array([u, *rng.integers(items, size=2)]) % items for u in range(users)]
+    histories = [np.array([u % items, *h[1:]], np.int32) for u, h in enumerate(histories)]
+    targets = rng.integers(items, size=users).astype(np.int32)
+    among = np.array([1, 2, 5, 6, 8], np.int32)
+    found = places_among(_Fixed(values), histories, targets, items, among, filter_seen)
+    kinds = set()
+    for user, history in enumerate(histories):
+        scores = {i: values[int(history[0])][i] for i in among.tolist()}
+        target = int(targets[user])
+        if target not in scores:
+            assert np.isnan(found[user])
+            kinds.add("other")
+        elif filter_seen and target in history:
+            assert np.isinf(found[user])
+            kinds.add("seen")
+        else:
+            left = [i for i in scores if not (filter_seen and i in history)]
+            ranked = sorted(left, key=lambda i: (-scores[i], i))
+            assert found[user] == ranked.index(target)
+            kinds.add("placed")
+    assert kinds == {"other", "placed"} | ({"seen"} if filter_seen else set())

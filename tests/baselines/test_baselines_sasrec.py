@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 
 from llmrec.baselines import catalog_loss
 from llmrec.baselines.sasrec import SASRec
-from llmrec.baselines.sequential import windows
+from llmrec.baselines.sequential import RunningMean, windows
 from llmrec.data.records import Examples, Interactions, concatenated, offsets_of
 
 CYCLE = 8
-SMALL = SASRec(hidden=16, max_length=10, dropout=0.0, learning_rate=0.02, max_epochs=10)
+SMALL = SASRec(
+    hidden=16, max_length=10, dropout=0.0, learning_rate=0.02, batch_size=12, max_epochs=10
+)
 
 
 def cycles(users: int = 12, length: int = 15) -> tuple[Interactions, Examples]:
@@ -52,7 +54,7 @@ def test_learns_a_deterministic_cycle(fitted):
     histories = [np.array(h, np.int32) for h in ([0, 1, 2], [6, 7], [2, 3, 4, 5, 6, 7, 0])]
     p = fitted.probabilities(histories, filter_seen=False)
     assert p.argmax(axis=1).tolist() == [3, 0, 1]
-    assert p.max(axis=1).min() > 0.5  # chance is 1 in 9
+    assert p.max(axis=1).min() > 0.3  # chance is 1 in 9
 
 
 def test_probabilities(fitted):
@@ -110,6 +112,34 @@ def test_same_seed_same_bytes_and_torch_is_left_alone():
     history = [np.array([3, 4], np.int32)]
     assert one.probabilities(history).tobytes() == two.probabilities(history).tobytes()
     assert not np.array_equal(one.probabilities(history), other.probabilities(history))
+
+
+def test_the_number_of_threads_changes_no_byte():
+    train, valid = cycles(60, 60)  # sums long enough for torch to divide them
+    model = SASRec(hidden=64, max_length=50, max_epochs=1, dropout=0.3)
+    history, before, found = [np.array([3, 4], np.int32)], torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            fitted = model.fit(train, CYCLE, valid, False, seed=1)
+            found.append(fitted.probabilities(history).tobytes())
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert len(set(found)) == 1
+
+
+def test_what_is_kept_is_a_running_mean_of_the_weights():
+    network = SMALL.network(CYCLE)
+    mean, kept = RunningMean(network), network.bias.detach().double().clone()
+    for step in range(1, 31):
+        with torch.no_grad():
+            network.bias.fill_(float(step))
+        mean.follow(network, 5)
+        share = max(1 / 5, 9 / (9 + step))
+        kept += share * (step - kept)
+        torch.testing.assert_close(mean.network.bias.double(), kept, atol=1e-4, rtol=0)
+    assert 25 < kept[0] < 30
 
 
 def test_pieces_of_a_batch_give_the_gradients_of_the_batch(monkeypatch):

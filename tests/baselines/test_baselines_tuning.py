@@ -12,7 +12,9 @@ from llmrec.baselines.item_knn import ItemKNN
 from llmrec.baselines.markov import Markov
 from llmrec.baselines.popularity import Popularity, RecentPopularity
 from llmrec.baselines.ranking import target_nll
-from llmrec.baselines.tuning import choose
+from llmrec.baselines.text_knn import TextKNN
+from llmrec.baselines.title_vectors import title_vectors
+from llmrec.baselines.tuning import Search, choose
 from llmrec.data.catalog import Catalog
 from llmrec.data.records import Examples, Interactions, concatenated, offsets_of
 from llmrec.errors import RecipeError
@@ -94,16 +96,38 @@ def test_the_graph_is_chosen_by_ndcg():
     assert {asked["variant"] for asked, _ in tuned.trials} == {1, 2}
 
 
-def test_sasrec_is_recorded_with_its_epoch(monkeypatch):
-    from llmrec.baselines import sasrec
+@pytest.mark.parametrize("name", ["sasrec", "gru4rec"])
+def test_a_network_is_recorded_with_what_was_trained(monkeypatch, name):
+    from llmrec.baselines import network_tuning
 
-    small = sasrec.SASRec(hidden=8, max_length=5, max_epochs=2)
-    monkeypatch.setattr(sasrec, "SASRec", lambda: small)
-    tuned = choose("sasrec", TRAIN, VALID, CATALOG, filter_seen=True, seed=0)
-    assert tuned.hyperparameters["epoch"] in (1, 2)
-    assert tuned.hyperparameters["hidden"] == 8
+    kind = network_tuning.KINDS[name]
+    small = {name: lambda: kind(hidden=8, max_length=5, max_epochs=2)}
+    monkeypatch.setattr(network_tuning, "KINDS", small)
+    monkeypatch.setattr(network_tuning, "CHANGES", ({"dropout": 0.5}, {"hidden": 16}))
+    tuned = choose(name, TRAIN, VALID, CATALOG, True, 0, Search(trials=2))
+    trained = tuned.described["trained"]
+    assert [(t["dropout"], t["hidden"]) for t in trained] == [(0.3, 8), (0.5, 8)]
+    best = max(trained, key=lambda t: t["valid_ndcg@10"])
+    assert tuned.hyperparameters["dropout"] == best["dropout"]
+    assert tuned.hyperparameters["epoch"] == best["epoch"] in (1, 2)
     assert len(tuned.trials) == len(tuned.grid["temperature"])
     json.dumps(tuned.described)
+
+
+def test_text_knn_is_chosen_by_nll_and_gets_its_vectors_from_outside():
+    words = choose("text_knn", TRAIN, VALID, CATALOG, True, 0)
+    assert words.value == min(value for _, value in words.trials)
+    again = TextKNN(**words.hyperparameters).fit(title_vectors(TITLES))
+    histories = VALID.histories()
+    np.testing.assert_array_equal(
+        words.fitted.probabilities(histories), again.probabilities(histories)
+    )
+    given = np.eye(SIZE)[:, ::-1]
+    search = Search(sentences=lambda: given)
+    tuned = choose("text_knn_sentences", TRAIN, VALID, CATALOG, True, 0, search)
+    np.testing.assert_array_equal(tuned.fitted.vectors, given)
+    with pytest.raises(RecipeError, match="vectors of a sentence encoder"):
+        choose("text_knn_sentences", TRAIN, VALID, CATALOG, True, 0)
 
 
 def test_targets_that_may_not_be_recommended_do_not_count():

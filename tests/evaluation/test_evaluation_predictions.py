@@ -66,3 +66,16 @@ def test_foreign_files_are_refused(tmp_path):
         pq.write_table(bare.replace_schema_metadata({b"llmrec": said}), path)
         with pytest.raises(DataError, match="description"):
             Predictions.read(path)
+
+
+def test_places_of_cold_targets_are_kept_where_there_are_some(tmp_path):
+    info = SystemInfo("popularity", "baseline", True)
+    users, lists = np.array(["a", "b", "c"], object), [np.array([1], np.int32)] * 3
+    scores, nll = [np.zeros(1)] * 3, np.ones(3)
+    for places in (None, np.array([np.nan, 3.0, np.inf])):
+        Predictions.of(info, users, lists, scores, nll, places).write(tmp_path / "p.parquet")
+        read = Predictions.read(tmp_path / "p.parquet").cold_places
+        if places is None:
+            assert read is None
+        else:
+            np.testing.assert_array_equal(read, places)

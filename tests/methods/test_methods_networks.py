@@ -5,9 +5,11 @@ import json
 import numpy as np
 import pytest
 
+from llmrec.baselines import network_tuning
 from llmrec.baselines.fine_tuning import FineTuning
 from llmrec.baselines.gru4rec import RecurrentNetwork
 from llmrec.baselines.sasrec import AttentionNetwork
+from llmrec.baselines.sequential import Sequential
 from llmrec.data.records import Examples, Interactions
 from llmrec.errors import LlmrecError, RecipeError
 from llmrec.evaluation.predictions import Predictions
@@ -16,7 +18,13 @@ from llmrec.runs import made
 from llmrec.stages import evaluate, pipeline, prepare, recommend
 
 SYSTEMS = "systems=[popularity, network, network_ce, network_cpft]"
-SIZES = ("network.hidden=8", "network.layers=1", "network.max_epochs=3", "network.batch_size=8")
+SIZES = (
+    "network.hidden=8",
+    "network.layers=1",
+    "network.max_epochs=3",
+    "network.batch_size=8",
+    "network.trials=1",
+)
 TUNED = (
     "conformal.learning_rate=1.0e-4",
     "conformal.max_epochs=6",
@@ -83,7 +91,7 @@ def test_three_steps_recommended_and_evaluated(recipe_of, calls, kind):
         assert known["step"] == step
         assert known["epoch"] == done[known["step"]]["epoch"] == network.epoch
         assert known["valid_ndcg@10"] == done[known["step"]]["valid_ndcg@10"]
-        assert known["hidden"] == 8
+        assert known["sizes"]["hidden"] == 8
         p = network.probabilities(test.histories())
         np.testing.assert_allclose(
             np.exp(-answers.nll), p[np.arange(len(test)), test.targets], rtol=1e-6
@@ -138,6 +146,37 @@ def test_the_learning_rate_is_the_best_of_the_grid_in_validation(recipe_of, call
         assert set(trials) == {"0.0001", "0.03"}
         assert done[step]["valid_ndcg@10"] == max(trials.values())
         assert trials[f"{done[step]['learning_rate']:g}"] == max(trials.values())
+
+
+def test_the_base_is_the_best_of_the_settings_tried_and_its_width_is_known(recipe_of, monkeypatch):
+    monkeypatch.setattr(network_tuning, "CHANGES", ({"hidden": 16}, {"dropout": 0.9}))
+    recipe, folder = recipe_of(*ALL, "network.trials=3")
+    done = pipeline.train(recipe, folder)
+    trained = done["base"]["trained"]
+    assert [(t["hidden"], t["dropout"]) for t in trained] == [(8, 0.3), (16, 0.3), (8, 0.9)]
+    best = max(trained, key=lambda t: t["valid_ndcg@10"])
+    for step in ("base", "cpft", "ce"):
+        assert done[step]["sizes"]["hidden"] == best["hidden"]
+        fitted = networks.fitted(recipe, folder, step)
+        assert fitted.network.items.weight.shape[1] == best["hidden"]
+
+
+def test_a_network_trained_before_is_taken_by_any_run_of_the_same_data(recipe_of, monkeypatch):
+    recipe, folder = recipe_of(*ALL)
+    pipeline.train(recipe, folder, "base")
+    made = weights(folder)
+
+    def training(*_, **__):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(Sequential, "fit", training)
+    other, elsewhere = recipe_of(*ALL, "name=other")
+    assert folder.root != elsewhere.root
+    pipeline.train(other, elsewhere, "base")
+    assert weights(elsewhere) == made
+    third, place = recipe_of(*ALL, "name=third", "seed=5")
+    with pytest.raises(AssertionError, match="trained again"):
+        pipeline.train(third, place, "base")
 
 
 def test_a_damaged_network_is_trained_again_to_the_same_bytes(recipe_of, caplog):

@@ -32,12 +32,13 @@ SMALL = {
         "use_cpu": True,
     },
     "evaluate": {"samples": 100},
+    "baselines": {"trials": 1},
 }
 SMALL_SECTIONS = {
     "rows": {"count": 8},
     "soft": {"probe": 4, "distill": {"beams": 2, "max_new_tokens": 4}},
     "demonstrations": {"selection": {"refresh": 1}},
-    "network": {"hidden": 8, "max_epochs": 2, "max_length": 10},
+    "network": {"hidden": 8, "max_epochs": 2, "max_length": 10, "trials": 1},
     "conformal": {"max_epochs": 2},
     "decode": {"beams": 4, "top_k": 4, "grounding": {"beams": 1, "max_new_tokens": 4}},
 }

@@ -7,6 +7,7 @@ import pytest
 from llmrec.errors import LlmrecError
 from llmrec.recipe.decoding import Decode
 from llmrec.recipe.experiment import Recipe
+from llmrec.recipe.networks import Baselines
 from llmrec.recipe.systems import GUIDES, SYSTEMS, System, SystemName, parsed
 
 NAMES = get_args(SystemName)
@@ -73,7 +74,8 @@ def test_what_a_system_depends_on_is_said_by_paths_of_a_recipe(name):
     for path in System.parse(name).depends:
         section, _, key = path.partition(".")
         assert section in Recipe.model_fields
-        assert not key or (section == "decode" and key in Decode.model_fields)
+        keys = {"decode": Decode, "baselines": Baselines}
+        assert not key or key in keys[section].model_fields
 
 
 def test_every_key_of_decode_is_of_some_system_or_changes_speed_alone():

@@ -420,3 +420,28 @@ def test_report_refuses_metrics_of_other_predictions(tmp_path):
     folder.predictions("tgh").unlink()
     with pytest.raises(DataError, match="run `llmrec evaluate` again"):
         report.run(recipe(), folder)
+
+
+def test_cold_targets_among_cold_items_have_columns_of_their_own(tmp_path):
+    folder, test = made(tmp_path), examples()
+    cold = np.flatnonzero(test.cold)
+    for system, place in (("popularity", 7.0), ("markov", np.inf)):
+        places = np.full(len(test), np.nan)
+        places[cold] = place
+        places[cold[0]] = 0.0
+        asked = Predictions.read(folder.predictions(system))
+        replace(asked, cold_places=places).write(folder.predictions(system))
+    shown = evaluate.run(recipe(), folder)["table"]
+    systems = json.loads(folder.metrics.read_text("utf-8"))["table"]["systems"]
+    for system, hits in (("popularity", {5: 1, 10: 10}), ("markov", {5: 1, 10: 1})):
+        for k, count in hits.items():
+            cell = systems[system][f"HR@{k} among cold items"]["cold"]
+            assert (cell["mean"], cell["n"]) == (pytest.approx(count / 10), 10)
+    gain = systems["popularity"]["NDCG@10 among cold items"]["cold"]["mean"]
+    assert gain == pytest.approx((1 + 9 / np.log2(9)) / 10)
+    assert systems["tuned"]["HR@10 among cold items"]["cold"]["n"] == 0
+    assert "HR@10 among cold items, cold, n = 10" in shown
+    assert "HR@10, warm, n = 30" in shown
+    assert "Cold items: 5 that never occur in training; by chance HR@1 0.200" in shown
+    assert "Know items by id alone" in shown
+    assert "popularity, markov, tgh." in shown

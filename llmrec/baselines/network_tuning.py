@@ -1,0 +1,162 @@
+"""Sequential networks tuned in validation: so many settings, each trained until patience ends it.
+
+The first setting is the one asked for, the others differ in dropout, learning rate and width, in an
+order that is the same for every network and data set. What a setting gave is kept by content where
+a store is given, so nothing is trained twice: neither by another run nor by a longer search.
+Knows no recipe and no place for the store. Importing this module imports torch.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.torch import load_file, save_file
+
+from llmrec.baselines.gru4rec import GRU4Rec
+from llmrec.baselines.sasrec import SASRec
+from llmrec.baselines.sequential import FittedNetwork, Sequential, default_device
+from llmrec.data import sealed
+from llmrec.data.records import Examples, Interactions
+
+log = logging.getLogger("llmrec")
+WEIGHTS = "model.safetensors"
+VERSION = 1  # raised when the same settings and data would give other weights
+KINDS: Mapping[str, type[Sequential]] = {"sasrec": SASRec, "gru4rec": GRU4Rec}
+# What the trials after the first one change, in their order.
+CHANGES: tuple[Mapping[str, Any], ...] = (
+    {"dropout": 0.5},
+    {"dropout": 0.5, "hidden": 128},
+    {"dropout": 0.3},
+    {"dropout": 0.5, "learning_rate": 1e-3},
+    {"dropout": 0.3, "hidden": 128},
+    {"dropout": 0.3, "learning_rate": 1e-3},
+    {"dropout": 0.1},
+    {"dropout": 0.7, "hidden": 128},
+    {"dropout": 0.7},
+    {"dropout": 0.1, "learning_rate": 1e-3},
+    {"dropout": 0.5, "hidden": 128, "learning_rate": 1e-3},
+)
+
+
+@dataclass(frozen=True)
+class TunedNetwork:
+    """The network that ranked validation best, its settings, and what every setting gave.
+
+    `trials`: (settings, validation NDCG@10, the epoch that was kept, seconds), in the order tried.
+    """
+
+    fitted: FittedNetwork
+    settings: Sequential
+    trials: list[tuple[Sequential, float, int, float]]
+
+    @property
+    def ndcg(self) -> float:
+        """Validation NDCG@10 of the network that was kept."""
+        return max(ndcg for _, ndcg, _, _ in self.trials)
+
+
+@dataclass(frozen=True)
+class Store:
+    """Trained networks below a folder, each in a sealed one that is named by what it is made from.
+
+    Several processes may use it; the last one that makes the same thing wins.
+    """
+
+    root: Path
+
+    def read(self, key: Mapping[str, Any], settings: Sequential, items: int) -> Any:
+        """(network, facts) of what stands whole under a key, or None."""
+        place = self._place(key)
+        if not place.is_dir() or sealed.problem(place) is not None:
+            return None
+        facts = sealed.facts(place)
+        network = settings.network(items)
+        network.load_state_dict(load_file(place / WEIGHTS))
+        network.to(default_device()).eval()
+        return FittedNetwork(network, settings.temperature, facts["epoch"]), facts
+
+    def keep(self, key: Mapping[str, Any], fitted: FittedNetwork, **facts: Any) -> None:
+        """Write a network and what is known of it."""
+        place = self._place(key)
+        staged = place.with_name(f".{place.name}.{os.getpid()}")
+        shutil.rmtree(staged, ignore_errors=True)
+        staged.mkdir(parents=True)
+        state = fitted.network.state_dict()
+        save_file({name: t.cpu().contiguous() for name, t in state.items()}, staged / WEIGHTS)
+        sealed.seal(staged, place, key=key, epoch=fitted.epoch, **facts)
+
+    def _place(self, key: Mapping[str, Any]) -> Path:
+        text = json.dumps(key, sort_keys=True)
+        return self.root / hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def settings_to_try(start: Sequential, trials: int) -> list[Sequential]:
+    """The first so many settings: `start`, then what `CHANGES` makes of it, each once."""
+    changed = [replace(start, **change) for change in CHANGES]
+    return list(dict.fromkeys([start, *changed]))[:trials]
+
+
+def tune(
+    start: Sequential,
+    trials: int,
+    train: Interactions,
+    items: int,
+    valid: Examples,
+    filter_seen: bool,
+    seed: int,
+    store: Store | None = None,
+) -> TunedNetwork:
+    """Train `trials` settings and keep the one that ranks `valid` best, the first of equals.
+
+    Without a validation example there is nothing to choose by, so `start` alone is trained.
+    """
+    content = content_of(train, items, valid)
+    tried, best = [], None
+    for settings in settings_to_try(start, trials if len(valid) else 1):
+        key = {
+            "version": VERSION,
+            "kind": type(settings).__name__,
+            "settings": asdict(replace(settings, temperature=1.0)),
+            "filter_seen": filter_seen,
+            "seed": seed,
+            **content,
+        }
+        known = store.read(key, settings, items) if store is not None else None
+        if known is not None:
+            fitted, facts = known
+            ndcg, seconds = facts["ndcg"], facts["seconds"]
+        else:
+            begun = time.monotonic()
+            fitted = settings.fit(train, items, valid, filter_seen, seed)
+            ndcg, seconds = fitted.ndcg(valid, filter_seen), round(time.monotonic() - begun, 2)
+            if store is not None:
+                store.keep(key, fitted, ndcg=ndcg, seconds=seconds)
+        log.info("%s: valid NDCG@10 %.4f at epoch %d", settings, ndcg, fitted.epoch)
+        tried.append((settings, ndcg, fitted.epoch, seconds))
+        if best is None or ndcg > best[1]:
+            best = (fitted, ndcg, settings)
+    assert best is not None  # noqa: S101  there is always a first setting
+    return TunedNetwork(best[0], best[2], tried)
+
+
+def content_of(train: Interactions, items: int, valid: Examples) -> dict[str, Any]:
+    """What a network learns from and is chosen by, as a hash: orders and positions, no times."""
+    read = hashlib.sha256()
+    arrays = (
+        np.flatnonzero(np.diff(train.user)),
+        train.position,
+        valid.offsets,
+        valid.positions,
+        valid.targets,
+    )
+    for array in arrays:
+        read.update(np.ascontiguousarray(array, np.int64).tobytes() + b"|")
+    return {"data": read.hexdigest(), "items": items}
