@@ -1,12 +1,9 @@
 """From a recipe to a language model with its tokenizer and prompts; shared by the stages."""
 
-import hashlib
 import logging
 from pathlib import Path
 
 from llmrec.data.catalog import Catalog
-from llmrec.data.files import sha256_of
-from llmrec.errors import LlmrecError
 from llmrec.fetch.cache import model_path
 from llmrec.model.loading import BaseModel, load_tokenizer
 from llmrec.recipe import Recipe, shipped
@@ -64,13 +61,3 @@ def sft_adapter_of(recipe: Recipe, folder: RunFolder) -> Path:
     """The fine-tuned adapter whose answers SOFT distils: the recipe's, or else the run's own."""
     given = recipe.soft.sft_adapter if recipe.soft else None
     return Path(given) if given else folder.sft.adapter
-
-
-def weights_hash(tuned: Path) -> str:
-    """SHA-256 over the weights in an adapter's folder. Raises LlmrecError where there are none."""
-    weights = sorted(tuned.glob("*.safetensors"))
-    if not weights:
-        raise LlmrecError(
-            f"{tuned}: no trained weights; run `llmrec train` first or name another adapter"
-        )
-    return hashlib.sha256("".join(map(sha256_of, weights)).encode()).hexdigest()

@@ -4,11 +4,9 @@ What a prompt may show of other users is what stands here, and nothing else; `ll
 reads it. Knows neither how users are found nor text.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +18,7 @@ from llmrec.data.records import TIMESTAMP, USER_ID
 from llmrec.errors import DataError
 from llmrec.text.encoding import Demonstration
 
-NEIGHBOURS, SETTINGS = "neighbours", b"settings"
+NEIGHBOURS = "neighbours"
 _KIND = pa.list_(
     pa.struct(
         [
@@ -68,8 +66,8 @@ class Pools:
         kept = [self.neighbours[i] for i in rows.tolist()]
         return Pools(self.user_ids[rows], self.timestamps[rows], kept)
 
-    def write(self, path: Path, settings: dict[str, Any]) -> None:
-        """Write with the settings they were found by."""
+    def write(self, path: Path) -> None:
+        """Write a row for each example."""
         said = [
             [
                 {
@@ -90,10 +88,9 @@ class Pools:
                 NEIGHBOURS: pa.array(said, _KIND),
             }
         )
-        metadata = {SETTINGS: json.dumps(settings, sort_keys=True)}
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
-            pq.write_table(table.replace_schema_metadata(metadata), temporary)
+            pq.write_table(table, temporary)
 
     @staticmethod
     def read(path: Path) -> "Pools":
@@ -121,14 +118,3 @@ class Pools:
                 f"{path}: holds no similar users ({error}); remove it and run "
                 "`llmrec retrieve` again"
             ) from None
-
-
-def settings_of(path: Path) -> dict[str, Any] | None:
-    """By which settings the pools in a file were found; None where there is no such file."""
-    if not path.is_file():
-        return None
-    try:
-        said = (pq.read_schema(path).metadata or {}).get(SETTINGS)
-        return None if said is None else dict(json.loads(said))
-    except (OSError, ValueError, pa.ArrowException):
-        return None

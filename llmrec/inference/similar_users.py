@@ -6,25 +6,23 @@ and counted.
 """
 
 import hashlib
-import json
 import logging
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from llmrec.data.catalog import Catalog
-from llmrec.data.files import sha256_of
 from llmrec.data.records import Examples, Interactions
 from llmrec.errors import DataError
-from llmrec.inference.pools import Neighbour, Pools, settings_of
+from llmrec.inference.pools import Neighbour, Pools
 from llmrec.recipe import Recipe
 from llmrec.recipe.demonstrations import Demonstrations
 from llmrec.retrieval.index import VectorIndex
 from llmrec.retrieval.retriever import Neighbours, Retriever, random_neighbours
 from llmrec.retrieval.snapshots import Queries, queries_of, snapshots_of
 from llmrec.retrieval.vectors import cooccurrence_factors, window_vectors
-from llmrec.runs.folder import RunFolder, model_provenance
+from llmrec.runs import made
+from llmrec.runs.folder import RunFolder
 
 log = logging.getLogger("llmrec")
 
@@ -43,12 +41,13 @@ class SimilarUsers:
 
     def of(self, split: str, examples: Examples) -> Pools:
         """The pools of a split's examples; read where they stand, by these settings, found else."""
-        path, settings = self.folder.pools(split), self._settings(examples)
-        if settings_of(path) == settings:
-            return Pools.read(path)
+        artifact = made.pools(self.recipe, self.folder, split, _hash_of(examples))
+        if artifact.facts_or_none() is not None:
+            return Pools.read(artifact.place)
         log.info("retrieve: similar users of %d %s examples", len(examples), split)
-        pools = self.find(examples)
-        pools.write(path, settings)
+        pools, staged = self.find(examples), artifact.staged()
+        pools.write(staged)
+        artifact.seal(staged)
         return pools
 
     def find(self, examples: Examples) -> Pools:
@@ -86,14 +85,8 @@ class SimilarUsers:
 
     def _index(self, vectors: npt.NDArray[np.float32]) -> VectorIndex:
         """The index of all states; one of other data or vectors is built anew."""
-        place = self.folder.similar / "index"
-        fingerprint = _fingerprint(
-            {
-                **_vector_settings(self.recipe, self.folder, self.wanted.similarity.vectors),
-                "history": self.wanted.history,
-                "every": self.wanted.similarity.every,
-            }
-        )
+        artifact = made.index(self.recipe, self.folder)
+        place, fingerprint = artifact.place, artifact.fingerprint
         if place.exists():
             try:
                 return VectorIndex.read(place, fingerprint)
@@ -121,34 +114,16 @@ class SimilarUsers:
         ]
         return Pools(examples.user_ids, examples.timestamps, neighbours)
 
-    def _settings(self, examples: Examples) -> dict[str, Any]:
-        """All that the pools depend on, and which examples they are for."""
-        asked = hashlib.sha256()
-        for part in (examples.offsets, examples.positions, examples.targets, examples.timestamps):
-            asked.update(np.ascontiguousarray(part).tobytes())
-        said = self.wanted.model_dump(mode="json", exclude={"selection", "count"})
-        vectors = _vector_settings(self.recipe, self.folder, self.wanted.similarity.vectors)
-        return {
-            **said,
-            **vectors,
-            "pool": self.wanted.pool,
-            "seed": self.recipe.seed,
-            "examples": asked.hexdigest(),
-        }
-
 
 def item_vectors(recipe: Recipe, folder: RunFolder, kind: str) -> npt.NDArray[np.float32]:
     """(N, d) vectors of the catalog's items of a kind that `Similarity.vectors` names.
 
     Kept in the run folder, as a language model or an encoder takes its time.
     """
-    settings = _vector_settings(recipe, folder, kind)
-    path = folder.similar / f"items-{kind}-{_fingerprint(settings)[:16]}.npy"
-    if path.is_file():
-        try:
-            return np.load(path, allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
-            log.warning("retrieve: making %s anew (%s)", path, error)
+    artifact = made.vectors(recipe, folder, kind)
+    if artifact.facts_or_none() is not None:
+        kept: npt.NDArray[np.float32] = np.load(artifact.place, allow_pickle=False)
+        return kept
     catalog = Catalog.read(folder.items)
     log.info("retrieve: %s of %d items", kind, len(catalog))
     if kind == "factors":
@@ -162,11 +137,10 @@ def item_vectors(recipe: Recipe, folder: RunFolder, kind: str) -> npt.NDArray[np
             if kind == "states"
             else sentence_vectors(wanted.similarity.encoder, catalog.titles)
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_suffix(".part")
+    staged = artifact.staged()
     with staged.open("wb") as stream:
         np.save(stream, vectors)
-    staged.replace(path)
+    artifact.seal(staged)
     return vectors
 
 
@@ -183,14 +157,9 @@ def shortfalls(pools: Pools, examples: Examples, wanted: int) -> dict[str, int]:
     }
 
 
-def _vector_settings(recipe: Recipe, folder: RunFolder, kind: str) -> dict[str, Any]:
-    known: dict[str, Any] = {"vectors": kind, "data": sha256_of(folder.data / "manifest.json")}
-    if kind == "states":
-        known["model"] = model_provenance(recipe)
-    if kind == "sentences" and recipe.demonstrations is not None:
-        known["encoder"] = recipe.demonstrations.similarity.encoder
-    return known
-
-
-def _fingerprint(settings: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+def _hash_of(examples: Examples) -> str:
+    """SHA-256 of what is asked."""
+    asked = hashlib.sha256()
+    for part in (examples.offsets, examples.positions, examples.targets, examples.timestamps):
+        asked.update(np.ascontiguousarray(part).tobytes())
+    return asked.hexdigest()

@@ -5,25 +5,22 @@ token ids; a table whose bytes are not those that were written is made again.
 """
 
 import hashlib
-import json
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from llmrec.data.catalog import Catalog
-from llmrec.data.files import replacing, sha256_of, write_json
 from llmrec.errors import LlmrecError
-from llmrec.fetch.cache import cache_root, model_path
-from llmrec.inference.from_recipe import base_of, encoder_of, weights_hash
+from llmrec.fetch.cache import model_path
+from llmrec.inference.from_recipe import base_of, encoder_of
 from llmrec.model.loading import load_model
 from llmrec.model.states import text_states
 from llmrec.recipe import Recipe
 from llmrec.retrieval.vectors import unit
-from llmrec.runs.folder import model_provenance
+from llmrec.runs import made
 from llmrec.text.encoding import PromptEncoder
 
 log = logging.getLogger("llmrec")
@@ -32,15 +29,15 @@ Floats = npt.NDArray[np.float32]
 
 def item_states(recipe: Recipe, encoder: PromptEncoder, model: Any) -> Floats:
     """(N, d) states of the catalog's titles at their last tokens, read from the cache as needed."""
-    key = _key(recipe, encoder)
-    path, seal = (cache_root() / "states" / f"{key}.{kind}" for kind in ("npy", "json"))
-    if not _whole(path, seal):
+    artifact = made.states(recipe, _hash_of(encoder))
+    if artifact.facts_or_none() is None:
         log.info("states: reading %d titles with the untuned model", len(encoder.titles))
         table = text_states(model, [encoder.standing_alone(title) for title in encoder.titles])
-        with replacing(path) as temporary, temporary.open("wb") as stream:
+        staged = artifact.staged()
+        with staged.open("wb") as stream:
             np.save(stream, table, allow_pickle=False)
-        write_json(seal, {"sha256": sha256_of(path)})
-    loaded: Floats = np.load(path, mmap_mode="r", allow_pickle=False)
+        artifact.seal(staged)
+    loaded: Floats = np.load(artifact.place, mmap_mode="r", allow_pickle=False)
     return loaded
 
 
@@ -86,24 +83,9 @@ def _directions(vectors: Floats) -> Floats:
     return unit(vectors - vectors.mean(axis=0))
 
 
-def _whole(path: Path, seal: Path) -> bool:
-    try:
-        return bool(json.loads(seal.read_text("utf-8"))["sha256"] == sha256_of(path))
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-def _key(recipe: Recipe, encoder: PromptEncoder) -> str:
-    source = Path(base_of(recipe).source)
-    about = {
-        "model": {**model_provenance(recipe), "base": None},  # the weights count, not their name
-        "weights": weights_hash(source) if source.is_dir() else None,
-        "revision": None if source.is_dir() else [str(source), recipe.model.revision],
-        "dtype": recipe.model.dtype,
-        "quantization": recipe.model.quantization,
-    }
+def _hash_of(encoder: PromptEncoder) -> str:
+    """SHA-256 over the titles' tokens."""
     titles = hashlib.sha256()
     for title in encoder.titles:
         titles.update(encoder.standing_alone(title).tobytes() + b"\xff\xff\xff\xff")
-    text = json.dumps({**about, "titles": titles.hexdigest()}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return titles.hexdigest()

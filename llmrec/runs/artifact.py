@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -67,9 +67,14 @@ class Artifact:
         return made
 
     @property
-    def short(self) -> str:
-        """16 hex digits of the key, for a name."""
-        return combined([json.dumps(self.key, sort_keys=True)])[:16]
+    def fingerprint(self) -> str:
+        """SHA-256 of the key; its first digits are enough for a name."""
+        return combined([json.dumps(self.key, sort_keys=True)])
+
+    def named_by_key(self) -> "Artifact":
+        """The same with the key in its file's name, where those of several keys stand together."""
+        named = f"{self.place.stem}-{self.fingerprint[:16]}{self.place.suffix}"
+        return replace(self, place=self.place.with_name(named))
 
     def facts_or_none(self) -> dict[str, Any] | None:
         """The manifest of what stands, verified; None where it is to be made.

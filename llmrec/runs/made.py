@@ -5,17 +5,21 @@ A reviewed table in the tests holds what each recipe key makes to be done again.
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from llmrec.data import sealed
 from llmrec.errors import DataError, LlmrecError
+from llmrec.fetch import cache as fetch
 from llmrec.recipe import Recipe
+from llmrec.recipe.demonstrations import Demonstrations
 from llmrec.runs.artifact import Artifact, content_of, differences, lines_of
 from llmrec.runs.folder import RunFolder, leaves
 from llmrec.runs.identity import (
     base_content,
     data_content,
+    model_content,
     remembered_hash,
     template_content,
     weights_content,
@@ -50,6 +54,7 @@ _OF_NETWORKS = (
 )
 TRAINING_DATA = ("train.parquet", "valid.parquet", "items.parquet", "interactions.parquet")
 ANSWERS = "answers.parquet"
+TRAINING_TABLES = ("items.parquet", "interactions.parquet")
 PROMPT = ("prompt.form", "prompt.max_history", "prompt.max_tokens")
 MODEL = ("model.dtype", "model.quantization")
 
@@ -191,6 +196,59 @@ def answers(recipe: Recipe, folder: RunFolder) -> Artifact:
         verb="distill",
         costly=True,
     )
+
+
+def vectors(recipe: Recipe, folder: RunFolder, kind: str) -> Artifact:
+    """The vectors of the catalog's items of a kind that `Similarity.vectors` names."""
+    contents: dict[str, Any] = {"kind": kind, **data_content(folder, *TRAINING_TABLES)}
+    if kind == "states":
+        contents |= base_content(recipe)
+    if kind == "sentences":
+        wanted = recipe.demonstrations or Demonstrations()
+        contents |= model_content(wanted.similarity.encoder)
+    return Artifact(
+        folder.similar / f"items-{kind}.npy",
+        recipe,
+        MODEL if kind == "states" else (),
+        contents=contents,
+        verb="retrieve",
+    ).named_by_key()
+
+
+def index(recipe: Recipe, folder: RunFolder) -> Artifact:
+    """The index of the training users' states."""
+    assert recipe.demonstrations is not None  # noqa: S101  callers ask first
+    items = vectors(recipe, folder, recipe.demonstrations.similarity.vectors)
+    return replace(
+        items,
+        place=folder.similar / "index",
+        reads=(*items.reads, "demonstrations.history", "demonstrations.similarity.every"),
+    )
+
+
+def pools(recipe: Recipe, folder: RunFolder, split: str, asked: str) -> Artifact:
+    """The similar users of the examples of a split, whose SHA-256 is `asked`."""
+    assert recipe.demonstrations is not None  # noqa: S101  callers ask first
+    indexed = index(recipe, folder)
+    return replace(
+        indexed,
+        place=folder.pools(split),
+        reads=("seed", "demonstrations", *indexed.reads),
+        without=("demonstrations.selection", "demonstrations.count"),
+        contents={**indexed.contents, "examples": asked, "pool": recipe.demonstrations.pool},
+    )
+
+
+def states(recipe: Recipe, titles: str) -> Artifact:
+    """The states of titles, whose tokens' SHA-256 is `titles`, in the untuned model: in the cache,
+    as they are of no run."""
+    return Artifact(
+        fetch.cache_root() / "states" / "titles.npy",
+        recipe,
+        MODEL,
+        contents={**base_content(recipe), "titles": titles},
+        verb="states",
+    ).named_by_key()
 
 
 def answers_file(recipe: Recipe, folder: RunFolder) -> Path:

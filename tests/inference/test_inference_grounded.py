@@ -63,7 +63,7 @@ def test_grounded_systems_rank_what_is_nearest_to_what_was_written(trained):
         np.testing.assert_allclose(distances[found], distances[expected], rtol=1e-4)
         assert not set(found.tolist()) & set(test.history(i).tolist())
     tuned = Predictions.read(folder.predictions("tuned_grounded"))
-    assert tuned.info.provenance["settings"]["adapter"]
+    assert tuned.info.provenance["settings"]["weights"]
     evaluated = evaluate.run(recipe, folder)
     assert evaluated
 

@@ -213,7 +213,7 @@ def a_target_that_nobody_chose(folder, log):
         examples.cold,
     ).write(folder.examples("valid"))
     pools = Pools.read(folder.pools("valid"))  # its query is moved with it
-    Pools(pools.user_ids, moved, pools.neighbours).write(folder.pools("valid"), {})
+    Pools(pools.user_ids, moved, pools.neighbours).write(folder.pools("valid"))
     return ["valid.parquet row 2", f"'{examples.user_ids[2]}'", f"time {moved[2]}, the target's"]
 
 
@@ -238,7 +238,7 @@ def planted_neighbour(folder, part, wanted):
         if planted is not None:
             neighbours = [list(pool) for pool in pools.neighbours]
             neighbours[row][0] = planted
-            Pools(pools.user_ids, pools.timestamps, neighbours).write(folder.pools(part), {})
+            Pools(pools.user_ids, pools.timestamps, neighbours).write(folder.pools(part))
             return row, user, time, planted
     raise AssertionError("nowhere to plant it")
 
@@ -320,7 +320,7 @@ def changed_neighbour(folder, change):
     old = pools.neighbours[row][0]
     neighbours = [list(pool) for pool in pools.neighbours]
     neighbours[row][0] = change(old, neighbours[row][1])
-    Pools(pools.user_ids, pools.timestamps, neighbours).write(folder.pools("test"), {})
+    Pools(pools.user_ids, pools.timestamps, neighbours).write(folder.pools("test"))
     return f"similar/test.parquet row {row}", f"'{pools.user_ids[row]}'", old
 
 
@@ -372,7 +372,7 @@ def a_pool_of_another_example(folder, log):
     names = pools.user_ids.copy()
     taken = {found.user_id for found in pools.neighbours[4]}
     names[4] = next(f"u{n}" for n in range(24) if f"u{n}" not in {*taken, names[4]})
-    Pools(names, pools.timestamps, pools.neighbours).write(folder.pools("test"), {})
+    Pools(names, pools.timestamps, pools.neighbours).write(folder.pools("test"))
     return [
         "similar/test.parquet row 4",
         f"'{names[4]}'",
@@ -382,7 +382,7 @@ def a_pool_of_another_example(folder, log):
 
 def fewer_pools(folder, log):
     pools = Pools.read(folder.pools("valid"))
-    pools.take(np.arange(23)).write(folder.pools("valid"), {})
+    pools.take(np.arange(23)).write(folder.pools("valid"))
     return ["similar/valid.parquet", "23 prompts for 24 examples"]
 
 
@@ -391,7 +391,7 @@ def a_training_query_at_a_target(folder, log):
     user = pools.user_ids[0]
     times = pools.timestamps.copy()
     times[0] = rows_of(log)[user][-1][2]
-    Pools(pools.user_ids, times, pools.neighbours).write(folder.pools("train"), {})
+    Pools(pools.user_ids, times, pools.neighbours).write(folder.pools("train"))
     return [
         "similar/train.parquet row 0",
         f"'{user}'",

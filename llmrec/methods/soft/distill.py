@@ -51,7 +51,7 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
         standing.require_questions(questions, folder.answers)
         log.info("distill: %s stands already, nothing to do", artifact.place)
         return {"answers": str(folder.answers), "skipped": True, **standing.figures}
-    parts = folder.answers / f".parts-{artifact.short}"
+    parts = folder.answers / f".parts-{artifact.fingerprint[:16]}"
 
     loaded: list[Any] = []
 
