@@ -4,6 +4,8 @@ The command line prints these without a traceback and exits with their code. Any
 reaches it is a defect of llmrec and keeps its traceback.
 """
 
+from collections.abc import Sequence
+
 
 class LlmrecError(Exception):
     """A failure the user can act on; `exit_code` is what the command line exits with."""
@@ -12,9 +14,13 @@ class LlmrecError(Exception):
 
 
 class RecipeError(LlmrecError):
-    """The recipe, a flag or the way a command was called is wrong."""
+    """The recipe, a flag or the way a command was called is wrong; `problems` one by one."""
 
     exit_code = 2
+
+    def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.problems = tuple(problems) or (message,)
 
 
 class DataError(LlmrecError):

@@ -91,28 +91,30 @@ def meant(section: tuple[str, ...], key: str) -> tuple[str, ...] | None:
     return best[2] if best else None
 
 
-def allowed(path: tuple[str | int, ...]) -> str:
+def allowed(path: tuple[str | int, ...], model: type[BaseModel] = Recipe) -> str:
     """What the key at `path` takes, in words; `path` may go on into a list by number."""
-    if path[:1] == ("train",) and len(path) > 1:
+    if model is Recipe and path[:1] == ("train",) and len(path) > 1:
         return training_arguments.allowed_values(str(path[1]))
-    node = _node(path)
-    return "another value" if node is None else _in_words(node, schema())
+    node = _node(path, model)
+    return "another value" if node is None else _in_words(node, schema(model))
 
 
-def purpose(path: tuple[str | int, ...]) -> str:
+def purpose(path: tuple[str | int, ...], model: type[BaseModel] = Recipe) -> str:
     """What the key at `path` is for, one sentence; empty for what no recipe holds."""
-    node = _node(path) or {}
+    node = _node(path, model) or {}
     return " ".join(str(node.get("description", "")).split())
 
 
-def _node(path: tuple[str | int, ...]) -> dict[str, Any] | None:
+def _node(path: tuple[str | int, ...], model: type[BaseModel]) -> dict[str, Any] | None:
     """The part of the schema that `path` leads to."""
-    root = schema()
+    root = schema(model)
     node: dict[str, Any] = root
     for part in path:
         options = [_resolved(option, root) for option in node.get("anyOf", [node])]
         children = [
-            option["items"] if isinstance(part, int) else option.get("properties", {}).get(part)
+            option["items"]
+            if isinstance(part, int)
+            else option.get("properties", {}).get(part, option.get("additionalProperties") or None)
             for option in options
             if isinstance(part, str) or "items" in option
         ]
@@ -124,9 +126,9 @@ def _node(path: tuple[str | int, ...]) -> dict[str, Any] | None:
 
 
 @cache
-def schema() -> dict[str, Any]:
-    """The JSON schema of recipes."""
-    return Recipe.model_json_schema()
+def schema(model: type[BaseModel] = Recipe) -> dict[str, Any]:
+    """The JSON schema of recipes, or of another file of settings."""
+    return model.model_json_schema()
 
 
 def _resolved(node: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:

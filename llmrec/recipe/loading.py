@@ -7,7 +7,6 @@ transformers.
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,8 @@ from llmrec.recipe import shipped
 from llmrec.recipe import trainer_arguments as training_arguments
 from llmrec.recipe.experiment import Recipe
 from llmrec.recipe.keys import allowed, keys_in, meant, purpose, section_of
+from llmrec.recipe.plain_yaml import KeyPath
+from llmrec.recipe.reading import LAST, Reading, Setting, given_on_the_command_line
 
 # Keys that name a file or folder. The first two may be a name of something else instead.
 SOURCE, BASE = ("data", "source"), ("model", "base")
@@ -33,38 +34,7 @@ PATHS = (
     ("soft", "answers"),
     ENCODER,
 )
-MAX_BYTES = 4 * recipe_yaml.MAX_CHARACTERS
 SHOWN = 60
-
-
-@dataclass
-class _Reading:
-    """What has been read so far. `origins`: where a key was given, for messages."""
-
-    file: str
-    tree: dict[str, Any]
-    lines: dict[recipe_yaml.KeyPath, int]
-    overridden: dict[recipe_yaml.KeyPath, str] = field(default_factory=dict)
-    problems: list[tuple[int, str]] = field(default_factory=list)
-
-    def report(self, path: recipe_yaml.KeyPath, message: str) -> None:
-        """Add a problem at the place where `path`, or what holds it, was given."""
-        for length in range(len(path), -1, -1):
-            if path[:length] in self.overridden:
-                self.problems.append((1 << 30, f"{self.overridden[path[:length]]}: {message}"))
-                return
-            if path[:length] in self.lines:
-                line = self.lines[path[:length]]
-                self.problems.append((line, f"{self.file}:{line}: {message}"))
-                return
-        self.problems.append((1, f"{self.file}:1: {message}"))
-
-    def raise_problems(self) -> None:
-        """Raise RecipeError with every problem, in the order of the lines."""
-        if self.problems:
-            texts = [text for _, text in sorted(self.problems, key=lambda problem: problem[0])]
-            count = "1 error" if len(texts) == 1 else f"{len(texts)} errors"
-            raise RecipeError(f"{self.file}: {count}\n" + "\n".join(f"  {text}" for text in texts))
 
 
 def locate(reference: str | Path) -> Path:
@@ -84,24 +54,27 @@ def locate(reference: str | Path) -> Path:
     )
 
 
-def load(reference: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load(
+    reference: str | Path, overrides: Sequence[str] = (), settings: Sequence[Setting] = ()
+) -> Recipe:
     """The recipe in a file (or of a name, see `locate`), with `section.key=value` overrides.
 
-    Overrides beat the file, the file beats the defaults. Paths in the file are relative to the
-    file, paths in overrides to the current folder. Raises RecipeError that lists every error.
+    Overrides beat `settings`, which beat the file, which beats the defaults. Paths in the file are
+    relative to the file, paths in overrides to the current folder. Raises RecipeError that lists
+    every error.
     """
     path = locate(reference)
-    document = recipe_yaml.read(_text(path))
-    reading = _Reading(str(path), {}, document.lines)
-    for problem in document.problems:
-        reading.problems.append((problem.line, f"{path}:{problem.line}: {problem.text}"))
-    if document.value is not None and not isinstance(document.value, dict):
-        reading.report((), "a recipe is sections of keys (section: then indented key: value)")
-    elif document.value is not None:
-        reading.tree = document.value
-    syntax_failed = document.value is None
-    _apply(overrides, reading)
-    if syntax_failed:
+    reading, is_yaml = Reading.of(
+        path, "a recipe is sections of keys (section: then indented key: value)"
+    )
+    for setting in settings:
+        reading.give(setting)
+    for override in overrides:
+        given, problems = given_on_the_command_line(override)
+        reading.problems += [(LAST, problem) for problem in problems]
+        if given is not None:
+            reading.give(given)
+    if not is_yaml:
         reading.raise_problems()
     _drop_unknown(reading.tree, Recipe, (), reading)
     _check_train(reading)
@@ -143,48 +116,8 @@ def dump(recipe: Recipe) -> str:
     return recipe_yaml.write(recipe.model_dump(mode="json"))
 
 
-def _text(path: Path) -> str:
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise RecipeError(f"{path}: larger than {MAX_BYTES} bytes; this is no recipe")
-        return path.read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise RecipeError(f"{path}:{line}: not UTF-8 text; save the file as UTF-8") from error
-    except OSError as error:
-        raise RecipeError(f"{path}: cannot be read ({error.strerror})") from error
-
-
-def _apply(overrides: Sequence[str], reading: _Reading) -> None:
-    """Write the overrides into the tree; the last one of a key stands."""
-    for override in overrides:
-        place = f"command line, {override!r}"
-        dotted, equals, text = override.partition("=")
-        parts = tuple(dotted.split("."))
-        if not equals or not all(parts):
-            reading.problems.append(
-                (
-                    1 << 30,
-                    f"{place}: overrides are written section.key=value, options start with --",
-                )
-            )
-            continue
-        document = recipe_yaml.read(text)
-        for problem in document.problems:
-            reading.problems.append((1 << 30, f"{place}: {problem.text}"))
-        value = None if text.strip() == "" else document.value
-        node = reading.tree
-        for part in parts[:-1]:
-            child = node.get(part)
-            if not isinstance(child, dict):
-                child = node[part] = {}
-            node = child
-        node[parts[-1]] = value
-        reading.overridden[parts] = place
-
-
 def _drop_unknown(
-    tree: dict[str, Any], model: type[BaseModel], above: tuple[str, ...], reading: _Reading
+    tree: dict[str, Any], model: type[BaseModel], above: tuple[str, ...], reading: Reading
 ) -> None:
     """Report every unknown key of a section, and take it out so that it is reported once."""
     for key in list(tree):
@@ -207,7 +140,7 @@ def _unknown(section: tuple[str, ...], key: str) -> str:
     return f"unknown key {dotted}; {where} has: {names}"
 
 
-def _check_train(reading: _Reading) -> None:
+def _check_train(reading: Reading) -> None:
     train = reading.tree.get("train")
     if not isinstance(train, dict):
         return
@@ -224,7 +157,7 @@ def _check_train(reading: _Reading) -> None:
         del train[key]
 
 
-def _wrong(path: recipe_yaml.KeyPath, value: Any, rule: str | None = None) -> str:
+def _wrong(path: KeyPath, value: Any, rule: str | None = None) -> str:
     dotted = ".".join(str(part) for part in path)
     shown = json.dumps(value, ensure_ascii=False)
     shown = shown if len(shown) <= SHOWN else shown[: SHOWN - 3] + "..."
@@ -238,11 +171,11 @@ def _wrong(path: recipe_yaml.KeyPath, value: Any, rule: str | None = None) -> st
     return message
 
 
-def _validated(reading: _Reading) -> Recipe | None:
+def _validated(reading: Reading) -> Recipe | None:
     try:
         return Recipe.model_validate(reading.tree)
     except ValidationError as error:
-        told: set[recipe_yaml.KeyPath] = set()
+        told: set[KeyPath] = set()
         for detail in error.errors(include_url=False):
             path = _real_path(detail["loc"], reading.tree)
             if path in told:
@@ -265,7 +198,7 @@ def _reason(detail: Any) -> str:
     return str(detail["msg"]).removeprefix("Value error, ")
 
 
-def _real_path(loc: tuple[int | str, ...], tree: Any) -> recipe_yaml.KeyPath:
+def _real_path(loc: tuple[int | str, ...], tree: Any) -> KeyPath:
     """A pydantic location without the names of union branches it goes through."""
     path: list[str | int] = []
     for part in loc:
@@ -291,14 +224,14 @@ def _held(tree: dict[str, Any], path: tuple[str, ...]) -> Any:
     return held
 
 
-def _with_paths(recipe: Recipe, reading: _Reading, folder: Path) -> Recipe:
+def _with_paths(recipe: Recipe, reading: Reading, folder: Path) -> Recipe:
     """The recipe with every path in it made absolute."""
     tree = recipe.model_dump(mode="json")
     for place in PATHS:
         value = _held(tree, place)
         if value is None:
             continue
-        base = Path() if place in reading.overridden else folder
+        base = reading.given[place].folder if place in reading.given else folder
         path = Path(os.path.abspath(base / Path(value).expanduser()))
         if place == SOURCE:
             is_path = path.exists() or "/" in value or os.sep in value
