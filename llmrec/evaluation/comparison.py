@@ -91,13 +91,14 @@ def compared(
             reference,
             test,
             float(p),
-            _standing(metric, test, float(p), 1.0 - confidence),
+            standing_of(metric, test, float(p), 1.0 - confidence),
         )
         for ((system, reference), test), p in zip(tested, corrected, strict=True)
     ]
 
 
-def _standing(metric: str, test: PairedTest, p: float, alpha: float) -> Standing:
+def standing_of(metric: str, test: PairedTest, p: float, alpha: float) -> Standing:
+    """What a test says at level `alpha`, `p` corrected: see the head of this file."""
     if not p < alpha:
         return "level"
     if test.low > 0:

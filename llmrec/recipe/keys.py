@@ -112,9 +112,7 @@ def _node(path: tuple[str | int, ...], model: type[BaseModel]) -> dict[str, Any]
     for part in path:
         options = [_resolved(option, root) for option in node.get("anyOf", [node])]
         children = [
-            option["items"]
-            if isinstance(part, int)
-            else option.get("properties", {}).get(part, option.get("additionalProperties") or None)
+            option["items"] if isinstance(part, int) else _property(option, part)
             for option in options
             if isinstance(part, str) or "items" in option
         ]
@@ -123,6 +121,13 @@ def _node(path: tuple[str | int, ...], model: type[BaseModel]) -> dict[str, Any]
             return None
         node = {**_resolved(found, root), **found}
     return node
+
+
+def _property(section: dict[str, Any], name: str) -> dict[str, Any] | None:
+    """What a section says of a key: of that very one, or of all where the names are free."""
+    free = [*section.get("patternProperties", {}).values(), section.get("additionalProperties")]
+    known = (section.get("properties", {}).get(name), *free)
+    return next((found for found in known if isinstance(found, dict)), None)
 
 
 @cache
