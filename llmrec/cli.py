@@ -11,6 +11,7 @@ from typing import Annotated, Optional
 import typer
 
 from llmrec import terminal
+from llmrec.cli_shipped import Json, Overrides, RecipeName, config_app, prompts_app, recipes_app
 from llmrec.errors import RecipeError
 
 app = typer.Typer(
@@ -22,24 +23,11 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-prompts_app = typer.Typer(help="The prompt templates.", no_args_is_help=True)
-recipes_app = typer.Typer(help="The recipes that come with llmrec.", no_args_is_help=True)
-config_app = typer.Typer(help="What a recipe says and can say.", no_args_is_help=True)
 check_app = typer.Typer(help="Proofs about a finished run.", no_args_is_help=True)
 app.add_typer(prompts_app, name="prompts")
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(config_app, name="config")
 app.add_typer(check_app, name="check")
-
-RecipeName = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="Recipe file, shipped recipe's name, or run folder.")
-]
-# typer reads Optional, not `list[str] | None`, in every version the package allows.
-Overrides = Annotated[
-    Optional[list[str]],  # noqa: UP045
-    typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Settings that beat the recipe."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Use the cache alone.")]
 
 
@@ -304,88 +292,44 @@ def run(recipe: RecipeName, overrides: Overrides = None, as_json: Json = False) 
 
 
 @app.command()
+def study(
+    study: Annotated[str, typer.Argument(metavar="STUDY", help="File, or a shipped study's name.")],
+    overrides: Overrides = None,
+    only: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            metavar="CELL", help="These cells, arms or seeds (s0) alone; may be repeated."
+        ),
+    ] = None,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="FILE.md", help="Write the page's Markdown here."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the cells and what stands; run nothing.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Arms and seeds over one recipe, resumed cell by cell, and one page of what they found.
+
+    Overrides are for the recipes of all cells; study.KEY=VALUE changes the study.
+    """
+    from llmrec.studies import study as stage
+    from llmrec.studies.cells import planned
+
+    if dry_run:
+        terminal.show(stage.described(planned(study, overrides or [])), as_json)
+        return
+    with terminal.stdout_for_data():
+        result = stage.run(study, overrides or [], only or [], out)
+    terminal.show(result if as_json else f"{result['tables']}\n{result['page']}", as_json)
+    if result["failed"]:
+        raise typer.Exit(1)
+
+
+@app.command()
 def env(as_json: Json = False) -> None:
     """Versions and hardware, for a bug report."""
     from llmrec.stages import environment
 
     terminal.show(environment.run(), as_json)
-
-
-@prompts_app.command("ls")
-def prompts_ls(as_json: Json = False) -> None:
-    """Names of the shipped templates."""
-    from llmrec.recipe import shipped
-
-    terminal.show(shipped.prompt_names(), as_json)
-
-
-@prompts_app.command("show")
-def prompts_show(
-    name: Annotated[str, typer.Argument(metavar="TASK/DOMAIN", help="As `prompts ls` lists it.")],
-) -> None:
-    """The text of a template."""
-    from llmrec.recipe import shipped
-
-    terminal.show(shipped.prompt_text(name).rstrip("\n"), as_json=False)
-
-
-@prompts_app.command("render")
-def prompts_render(
-    recipe: RecipeName,
-    overrides: Overrides = None,
-    user: Annotated[Optional[str], typer.Option(help="user_id; else the first.")] = None,  # noqa: UP045
-    as_json: Json = False,
-) -> None:
-    """A real user's prompt, with token ids and the loss mask."""
-    from llmrec.runs.folder import open_run
-    from llmrec.stages import prompts as stage
-
-    settings, folder = open_run(recipe, overrides or [])
-    rendered = stage.render(settings, folder, user)
-    painted = stage.painted(rendered, terminal.takes_colour())
-    terminal.show(rendered if as_json else painted, as_json)
-
-
-@recipes_app.command("ls")
-def recipes_ls(as_json: Json = False) -> None:
-    """Names of the shipped recipes and accelerate files."""
-    from llmrec.recipe import shipped
-
-    names = {"recipes": shipped.recipe_names(), "accelerate": shipped.accelerate_names()}
-    terminal.show(names, as_json)
-
-
-@recipes_app.command("show")
-def recipes_show(name: Annotated[str, typer.Argument(help="As `recipes ls` lists it.")]) -> None:
-    """The text of a recipe or accelerate file."""
-    from llmrec.recipe import shipped
-
-    terminal.show(shipped.found(name).read_text("utf-8").rstrip("\n"), as_json=False)
-
-
-@recipes_app.command("cp")
-def recipes_cp(
-    name: Annotated[str, typer.Argument(help="As `recipes ls` lists it.")],
-    to: Annotated[Path, typer.Argument(help="File or folder to copy it to.")] = Path(),
-) -> None:
-    """Copy a recipe or accelerate file, to change it. Never overwrites."""
-    from llmrec.recipe import shipped
-
-    terminal.show(str(shipped.copied(name, to)), as_json=False)
-
-
-@config_app.command("show")
-def config_show(recipe: RecipeName, overrides: Overrides = None, as_json: Json = False) -> None:
-    """A recipe with every default written out."""
-    from llmrec.recipe.loading import dump, load
-
-    loaded = load(recipe, overrides or [])
-    terminal.show(loaded.model_dump(mode="json") if as_json else dump(loaded).rstrip(), as_json)
-
-
-@config_app.command("schema")
-def config_schema() -> None:
-    """The JSON schema of recipes."""
-    from llmrec.recipe.keys import schema
-
-    terminal.show(schema(), as_json=True)

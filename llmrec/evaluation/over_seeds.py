@@ -20,7 +20,7 @@ import numpy as np
 from llmrec.evaluation.comparison import Comparison, compared, standing_of
 from llmrec.evaluation.intervals import Clusters, Floats, Interval, difference
 
-_ROWS = 256  # bootstrap samples at once
+_CELLS = 4_000_000  # resampled weights held at once
 
 
 def seeded_intervals(
@@ -36,14 +36,18 @@ def seeded_intervals(
 
     Values that are not finite are left out and counted.
     """
-    intervals = []
-    for column in np.asarray(values, np.float64).T:
-        kept = np.isfinite(column)
-        n, excluded = int(kept.sum()), int((~kept).sum())
-        mean = float(column[kept].mean()) if n else float("nan")
-        low, high = _bounds(column[kept], users[kept], seeds[kept], samples, confidence, seed)
-        intervals.append(Interval(mean, low, high, n, excluded))
-    return intervals
+    values = np.asarray(values, np.float64)
+    finite = np.isfinite(values)
+    patterns, pattern_of = np.unique(finite, axis=1, return_inverse=True)
+    intervals: dict[int, Interval] = {}
+    for number in range(patterns.shape[1]):
+        kept, columns = patterns[:, number], np.flatnonzero(pattern_of.ravel() == number)
+        n, excluded, own = int(kept.sum()), int((~kept).sum()), values[np.ix_(kept, columns)]
+        means = own.mean(axis=0) if n else np.full(len(columns), np.nan)
+        bounds = _bounds(own, users[kept], seeds[kept], samples, confidence, seed)
+        for column, mean, low, high in zip(columns, means, *bounds, strict=True):
+            intervals[int(column)] = Interval(float(mean), float(low), float(high), n, excluded)
+    return [intervals[column] for column in range(values.shape[1])]
 
 
 def seeded_comparisons(
@@ -64,10 +68,12 @@ def seeded_comparisons(
     """
     options = {"samples": samples, "confidence": confidence, "seed": seed}
     found = compared(metric, pairs, values, users, **options)  # type: ignore[arg-type]
+    if not found:
+        return []
+    gaps = [difference(values[one.system], values[one.reference]) for one in found]
+    intervals = seeded_intervals(np.stack(gaps, axis=1), users, seeds, **options)  # type: ignore[arg-type]
     seeded = []
-    for one in found:
-        gaps = difference(values[one.system], values[one.reference])
-        interval = seeded_intervals(gaps[:, None], users, seeds, **options)[0]  # type: ignore[arg-type]
+    for one, interval in zip(found, intervals, strict=True):
         test = replace(one.test, low=interval.low, high=interval.high)
         standing = standing_of(metric, test, one.p_holm, 1.0 - confidence)
         seeded.append(replace(one, test=test, standing=standing))
@@ -76,23 +82,29 @@ def seeded_comparisons(
 
 def _bounds(
     values: Floats, users: Clusters, seeds: Clusters, samples: int, confidence: float, seed: int
-) -> tuple[float, float]:
-    """Of the mean of finite `values`; NaN for fewer than two users."""
+) -> Floats:
+    """(2, C) bounds of the means of finite `values` (E, C); NaN for fewer than two users."""
     who = np.unique(users, return_inverse=True)[1].ravel()
     which = np.unique(seeds, return_inverse=True)[1].ravel()
-    people, runs = int(who.max(initial=-1)) + 1, int(which.max(initial=-1)) + 1
+    people, runs, width = (
+        int(who.max(initial=-1)) + 1,
+        int(which.max(initial=-1)) + 1,
+        values.shape[1],
+    )
     if people < 2:
-        return float("nan"), float("nan")
+        return np.full((2, width), np.nan)
     cells = who * runs + which
-    totals = np.bincount(cells, values, people * runs).reshape(people, runs)
     counts = np.bincount(cells, minlength=people * runs).reshape(people, runs).astype(np.float64)
+    sums = [np.bincount(cells, column, people * runs) for column in values.T]
+    totals = np.stack(sums, axis=1).reshape(people, runs * width)
     rng, means = np.random.default_rng(seed), []
-    for begin in range(0, samples, _ROWS):
-        rows = min(_ROWS, samples - begin)
+    at_once = max(1, _CELLS // people)
+    for begin in range(0, samples, at_once):
+        rows = min(at_once, samples - begin)
         drawn = rng.multinomial(people, np.full(people, 1.0 / people), rows).astype(np.float64)
-        weight = rng.multinomial(runs, np.full(runs, 1.0 / runs), rows)
-        total, count = ((drawn @ table * weight).sum(axis=1) for table in (totals, counts))
-        means.append(total[count > 0] / count[count > 0])
+        weight = rng.multinomial(runs, np.full(runs, 1.0 / runs), rows).astype(np.float64)
+        total = np.einsum("brc,br->bc", (drawn @ totals).reshape(rows, runs, width), weight)
+        count = (drawn @ counts * weight).sum(axis=1)
+        means.append(total[count > 0] / count[count > 0, None])
     tail = (1.0 - confidence) / 2.0
-    low, high = np.quantile(np.concatenate(means), [tail, 1.0 - tail])
-    return float(low), float(high)
+    return np.asarray(np.quantile(np.concatenate(means), [tail, 1.0 - tail], axis=0))

@@ -35,3 +35,6 @@ class Evaluate(Section):
     """Seed of the bootstrap and of the choice of users set aside."""
     calibration: Calibration | None = None
     """Probabilities and prediction sets; null: rankings alone."""
+    gates: bool = False
+    """Three gates for every language model: its NLL against popularity's, what another user's
+    history costs it (one more pass of the model), the share of distinct first answers."""

@@ -15,7 +15,7 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def folder(name: str) -> Path:
-    """The shipped folder `prompts` or `recipes`."""
+    """The shipped folder `prompts`, `recipes` or `studies`."""
     inside = _PACKAGE / "shipped" / name
     return inside if inside.is_dir() else _PACKAGE.parent / name
 
@@ -66,21 +66,50 @@ def recipe_file(reference: str) -> Path | None:
     return recipes() / f"{name}.yaml" if name in recipe_names() else None
 
 
+def study_names() -> list[str]:
+    """Names of the shipped studies, without their ending, in alphabetical order."""
+    return sorted(path.stem for path in folder("studies").glob("*.yaml"))
+
+
+def located_study(reference: str | Path) -> Path:
+    """The file of a study: a path, or the name of a shipped one. Raises RecipeError."""
+    path = Path(reference).expanduser()
+    if path.is_file():
+        return path
+    name = str(reference).removeprefix("studies/").removesuffix(".yaml")
+    if name in study_names():
+        return folder("studies") / f"{name}.yaml"
+    raise RecipeError(
+        f"study {str(reference)!r}: no such file, and no shipped study of that name; shipped are: "
+        f"{', '.join(study_names())}"
+    )
+
+
 def accelerate_names() -> list[str]:
     """Names of the shipped accelerate files, such as `ddp`."""
     return sorted(path.stem for path in (recipes() / "accelerate").glob("*.yaml"))
 
 
 def found(name: str) -> Path:
-    """The shipped recipe, or accelerate file (`accelerate/ddp`), of a name. Raises RecipeError."""
+    """The shipped recipe, study (`studies/soft`) or accelerate file (`accelerate/ddp`) of a name.
+
+    Raises RecipeError.
+    """
     recipe = recipe_file(name)
     if recipe is not None:
         return recipe
-    hardware = name.removeprefix("recipes/").removeprefix("accelerate/").removesuffix(".yaml")
-    if hardware in accelerate_names():
-        return recipes() / "accelerate" / f"{hardware}.yaml"
-    names = ", ".join([*recipe_names(), *(f"accelerate/{name}" for name in accelerate_names())])
-    raise RecipeError(f"no shipped recipe {name!r}; shipped are: {names}")
+    bare = name.removeprefix("recipes/").removesuffix(".yaml")
+    folders = {
+        "accelerate": (recipes() / "accelerate", accelerate_names()),
+        "studies": (folder("studies"), study_names()),
+    }
+    for prefix, (place, names) in folders.items():
+        if bare.removeprefix(f"{prefix}/") in names:
+            return place / f"{bare.removeprefix(f'{prefix}/')}.yaml"
+    there = [f"{prefix}/{one}" for prefix, (_, names) in folders.items() for one in names]
+    raise RecipeError(
+        f"no shipped recipe {name!r}; shipped are: {', '.join([*recipe_names(), *there])}"
+    )
 
 
 def copied(name: str, to: Path) -> Path:

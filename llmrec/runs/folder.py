@@ -146,6 +146,10 @@ class RunFolder:
         """What one system recommends for each test example."""
         return self.root / "predictions" / f"{system}.parquet"
 
+    def other_history(self, system: str) -> Path:
+        """The targets' NLL under a system that was shown another user's history."""
+        return self.root / "gates" / f"{system}.parquet"
+
     @property
     def metrics(self) -> Path:
         """Means, intervals and tests."""

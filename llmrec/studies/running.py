@@ -1,0 +1,159 @@
+"""Runs the cells of a study one after the other; those that stand are not made again.
+
+The study's folder keeps a record of each cell: what it was made from, its hours, how often it was
+made. A run folder that is lost is made again, and the record says so. Hours are those of finished
+stages; what an interruption cost is not in them.
+"""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from llmrec.data.files import write_json
+from llmrec.errors import LlmrecError
+from llmrec.runs.folder import recipe_hash
+from llmrec.studies.cells import Cell, Plan
+from llmrec.studies.sharing import share
+
+log = logging.getLogger("llmrec")
+RECORD = "study.json"
+VERSION = 1
+
+
+@dataclass
+class Record:
+    """What is known of the cells of a study, by name; written after every change."""
+
+    plan: Plan
+    cells: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @staticmethod
+    def of(plan: Plan) -> "Record":
+        """The record that stands, or an empty one where there is none that can be read."""
+        try:
+            said = json.loads((plan.root / RECORD).read_text("utf-8"))
+            if said["version"] == VERSION:
+                return Record(plan, dict(said["cells"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        return Record(plan)
+
+    def key(self, cell: Cell) -> str:
+        """What a cell was made from: its recipe, and the cells that this names."""
+        needed = [
+            self.key(c)
+            for c in self.plan.cells
+            if c.seed == cell.seed and c.line.name in cell.needs
+        ]
+        return hashlib.sha256("".join([recipe_hash(cell.recipe), *needed]).encode()).hexdigest()
+
+    def stands(self, cell: Cell) -> bool:
+        """Whether a cell was finished from this very recipe and its results are there."""
+        known = self.cells.get(cell.name, {})
+        if not known.get("finished") or known.get("key") != self.key(cell):
+            return False
+        return all(path.is_file() for path in results_of(self.plan, cell))
+
+    def hours(self, names: Sequence[str] | None = None) -> float:
+        """Hours of some cells, by default of all."""
+        wanted = self.cells if names is None else [n for n in names if n in self.cells]
+        return sum(self.cells[name]["seconds"] for name in wanted) / 3600
+
+    def expected(self, cell: Cell) -> float:
+        """Hours that a cell will take, as far as others tell: the same line's, else all; else 0."""
+        same = [
+            self.cells[c.name]["seconds"]
+            for c in self.plan.of(cell.line.name)
+            if self.cells.get(c.name, {}).get("finished")
+        ]
+        same = same or [said["seconds"] for said in self.cells.values() if said.get("finished")]
+        return sum(same) / len(same) / 3600 if same else 0.0
+
+    def add(self, cell: Cell, seconds: float, **said: Any) -> None:
+        """Add seconds to a cell's, and what else is known of it."""
+        known = self.cells.setdefault(cell.name, {"seconds": 0.0, "made": 0})
+        known |= said
+        known["seconds"] = round(known["seconds"] + seconds, 1)
+        write_json(self.plan.root / RECORD, {"version": VERSION, "cells": self.cells})
+
+
+def results_of(plan: Plan, cell: Cell) -> list[Any]:
+    """The files that a finished cell has."""
+    if plan.study.ends_with == "train":
+        return [cell.folder.recipe]
+    return [cell.folder.metrics, cell.folder.per_user]
+
+
+def run(plan: Plan, wanted: Callable[[Cell], bool] = lambda _: True) -> Record:
+    """Run every cell that does not stand and that is wanted, until the budget is spent.
+
+    What fails is told in the record, and what needs it is left out; the others go on.
+    """
+    record = Record.of(plan)
+    for cell in plan.cells:
+        if record.stands(cell) or not wanted(cell):
+            continue
+        lacking = [
+            c.name
+            for c in plan.cells
+            if c.seed == cell.seed and c.line.name in cell.needs and not record.stands(c)
+        ]
+        if lacking:
+            record.add(cell, 0.0, finished=False, failed=f"needs {', '.join(lacking)}")
+            log.warning("study: %s needs %s and is left out", cell.name, ", ".join(lacking))
+            continue
+        budget, spent = plan.study.budget, record.hours()
+        if budget is not None and (spent >= budget or spent + record.expected(cell) > budget):
+            log.warning(
+                "study: %.2f of %g hours are spent and %s would take about %.2f; stopping here, "
+                "raise it with study.budget=HOURS to go on",
+                spent,
+                budget,
+                cell.name,
+                record.expected(cell),
+            )
+            break
+        _make(plan, cell, record)
+    return record
+
+
+def _make(plan: Plan, cell: Cell, record: Record) -> None:
+    from llmrec.stages import pipeline  # brings torch
+
+    log.info("study: %s", cell.name)
+    before = record.cells.get(cell.name, {})
+    again = before.get("finished") and before.get("key") == record.key(cell)
+    if again:
+        log.warning("study: %s was made before and is gone; making it again", cell.name)
+    share(cell, plan.cells)
+    begun = time.monotonic()
+    record.add(cell, 0.0, finished=False, failed=None, key=record.key(cell))
+    try:
+        if plan.study.ends_with == "train":
+            reached = pipeline.train(cell.recipe, cell.folder)
+            cell.folder.keep(cell.recipe)
+        else:
+            reached = pipeline.run(cell.recipe, cell.folder)
+    except LlmrecError as error:
+        record.add(cell, time.monotonic() - begun, failed=str(error))
+        log.warning("study: %s failed: %s", cell.name, error)
+        return
+    made = record.cells[cell.name]["made"] + 1
+    figures = _figures(reached) if plan.study.ends_with == "train" else {}
+    seconds = time.monotonic() - begun
+    record.add(cell, seconds, finished=True, made=made, figures=figures)
+
+
+def _figures(reached: dict[str, Any], above: str = "") -> dict[str, float | int | None]:
+    """What a training says of its validation; of several steps, each under its name."""
+    figures: dict[str, Any] = {}
+    for name, value in reached.items():
+        if isinstance(value, dict):
+            figures |= _figures(value, f"{name} ")
+        elif name in ("step", "epoch") or name.startswith("valid_"):
+            figures[above + name] = value
+    return figures
