@@ -76,6 +76,24 @@ def read_predictions(
     return [_checked(found[system], system, test, data) for system in (*known, *others)], notes
 
 
+def read_other_nll(folder: "RunFolder", predictions: Predictions) -> npt.NDArray[np.float64] | None:
+    """(E,) the targets' NLL under the same system with another user's history; None without it.
+
+    Raises DataError where it is not of the very answers that `predictions` are.
+    """
+    path = folder.other_history(predictions.info.system)
+    if not path.is_file():
+        return None
+    other = Predictions.read(path)
+    ours, theirs = (p.info.provenance.get("settings") for p in (predictions, other))
+    if ours != theirs or not np.array_equal(other.user_ids, predictions.user_ids):
+        raise DataError(
+            f"{path}: made with other settings than the answers of {predictions.info.system}. "
+            "Run `llmrec recommend` again."
+        )
+    return other.nll
+
+
 def read_metrics(path: Path) -> dict[str, Any]:
     """What `evaluate` wrote. Raises DataError for a file that is not there or something else."""
     try:

@@ -19,7 +19,8 @@ from llmrec.data.files import replacing, write_json
 from llmrec.data.records import COLD, TARGET, TIED, USER_ID, Examples
 from llmrec.evaluation.beyond import beyond_accuracy
 from llmrec.evaluation.comparison import compared, in_words
-from llmrec.evaluation.intervals import Floats
+from llmrec.evaluation.gates import SENSITIVITY, Gates, distinct_share
+from llmrec.evaluation.intervals import Floats, difference, mean_interval
 from llmrec.evaluation.layout import as_json
 from llmrec.evaluation.metrics import METRICS, at_every_k
 from llmrec.evaluation.predictions import Predictions
@@ -37,7 +38,7 @@ from llmrec.evaluation.table import (
     metric_table,
 )
 from llmrec.recipe.systems import System
-from llmrec.runs.evaluated import TestSplit, read_predictions, read_test_split
+from llmrec.runs.evaluated import TestSplit, read_other_nll, read_predictions, read_test_split
 
 if TYPE_CHECKING:
     from llmrec.recipe import Recipe
@@ -69,6 +70,11 @@ def run(recipe: "Recipe", folder: "RunFolder") -> dict[str, Any]:
             f"Every target among {among} candidates; HR@1 counts all users, "
             f"{OF_VALID} those whose answer is a candidate."
         )
+    for p in predictions if recipe.evaluate.gates else ():
+        other = read_other_nll(folder, p)
+        missing = np.full(len(test), np.nan)
+        costs = missing if other is None else difference(other, p.nll)
+        per_user[p.info.system][SENSITIVITY] = costs
     notes += _skipped(per_user) + _unmeasured(per_user, ks)
     if any(p.cold_places is not None for p in predictions):
         for p in predictions:
@@ -106,6 +112,8 @@ def run(recipe: "Recipe", folder: "RunFolder") -> dict[str, Any]:
         )
     ]
     models = {p.info.system for p in predictions if p.info.kind != "baseline"}
+    bootstrap = {"samples": samples, "confidence": confidence, "seed": seed}
+    gates = _gates(recipe, predictions, per_user, clusters, bootstrap)
     _write_per_user(folder, per_user, split)
     metrics = {
         "version": VERSION,
@@ -123,6 +131,7 @@ def run(recipe: "Recipe", folder: "RunFolder") -> dict[str, Any]:
         "best_baseline": best,
         "table": table.to_json(),
         "comparisons": [comparison.to_json() for comparison in comparisons],
+        "gates": {name: one.to_json() for name, one in gates.items()},
         "systems": {p.info.system: _described(p, split, k) for p in predictions},
         "provenance": folder.provenance(recipe),
     }
@@ -133,9 +142,43 @@ def run(recipe: "Recipe", folder: "RunFolder") -> dict[str, Any]:
         "findings": "\n".join(
             in_words(c, confidence) for c in comparisons if not models or c.system in models
         ),
+        **({"gates": _in_words(gates)} if gates else {}),
         "metrics": str(folder.metrics),
         "per_user": str(folder.per_user),
     }
+
+
+def _gates(
+    recipe: "Recipe",
+    predictions: Sequence[Predictions],
+    per_user: PerUser,
+    clusters: npt.NDArray[np.intp],
+    bootstrap: Mapping[str, Any],
+) -> dict[str, Gates]:
+    """The gates of every language model that ranks by its own probabilities."""
+    if not recipe.evaluate.gates:
+        return {}
+    popular = per_user.get("popularity", {}).get(NLL)
+    found = {}
+    for p in predictions:
+        name = p.info.system
+        if p.info.kind != "language_model" or System.parse(name).way != "ranked":
+            continue
+        over = None if popular is None else difference(per_user[name][NLL], popular)
+        measured = [
+            None if values is None else mean_interval(values, clusters, **bootstrap)
+            for values in (over, per_user[name][SENSITIVITY])
+        ]
+        shown = [one if one is not None and one.n else None for one in measured]
+        found[name] = Gates(*shown, *distinct_share(p.rankings()))
+    return found
+
+
+def _in_words(gates: Mapping[str, Gates]) -> str:
+    return "\n".join(
+        f"{name} {'fails: ' + '; '.join(one.failed) if one.failed else 'passes all three'}"
+        for name, one in gates.items()
+    )
 
 
 def tested_metrics(k: int) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from llmrec.recipe.systems import parsed
 from llmrec.runs.folder import RunFolder
 from llmrec.stages import prepare
 from llmrec.systems.calibrated_lists import write_lists
+from llmrec.systems.other_histories import write_other_histories
 from llmrec.systems.table_rows import Answering
 
 log = logging.getLogger("llmrec")
@@ -40,6 +41,9 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
         log.info("recommend: %s done", system)
     if recipe.evaluate.calibration is not None:
         written += [f"lists of {name}" for name in recipe.systems if write_lists(answering, name)]
+    if recipe.evaluate.gates:
+        others = [name for name in recipe.systems if write_other_histories(answering, name)]
+        written += [f"{name} with other histories" for name in others]
     return {"written": written, "standing": standing, "folder": str(folder.predictions("x").parent)}
 
 

@@ -104,7 +104,7 @@ def plan_of(study: Study, reading: Reading, overrides: Sequence[str], folder: Pa
     pairs, starts = _pairs(study, reading, lines), _starts(study, reading, lines)
     _check_overrides(study, overrides, reading)
     plan = Plan(study, root, lines, _in_order(cells, reading), pairs, starts)
-    if not recipes:
+    if not recipes and not reading.problems:
         _check_rows(plan, reading)
     problems = [text for _, text in sorted(reading.problems, key=lambda problem: problem[0])]
     if problems or recipes:

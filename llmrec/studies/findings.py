@@ -119,22 +119,23 @@ def gates_of(plan: Plan, pooled: Pooled) -> dict[Side, Gates]:
         ]
         known = [one for one in told if one is not None]
         if known:
-            answers = sum(one["answers"] for one in known)
             shares = [from_json(one["distinct"]) for one in known]
             found[row.side] = Gates(
                 _over_popularity(pooled, row),
                 _mean(pooled, pooled.values[row.side][SENSITIVITY]),
                 float(np.mean(shares)),
-                answers,
+                known[0]["answers"],
             )
     return found
 
 
 def _over_popularity(pooled: Pooled, row: Row) -> Interval | None:
-    same_line = pooled.values.get(Side(row.side.line, "popularity"))
-    if same_line is None:
+    """Against the same line's popularity, or another line's where it has none."""
+    sides = [side for side in pooled.values if side.system == "popularity"]
+    same = [side for side in sides if side.line == row.side.line] or sides
+    if not same:
         return None
-    return _mean(pooled, difference(pooled.values[row.side][NLL], same_line[NLL]))
+    return _mean(pooled, difference(pooled.values[row.side][NLL], pooled.values[same[0]][NLL]))
 
 
 def _mean(pooled: Pooled, values: Any) -> Interval | None:

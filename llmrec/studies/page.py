@@ -112,7 +112,8 @@ def _gates_part(plan: Plan, gates: Mapping[Side, Gates]) -> Part:
         "Gates",
         "A model that has not learned to read histories says nothing about a method: its NLL is to "
         f"stand below popularity's, another user's history is to cost at least {LEAST_SENSITIVITY} "
-        f"nats, and at least {LEAST_DISTINCT:.0%} of the first answers are to be distinct.",
+        f"nats, and at least {LEAST_DISTINCT:.0%} of the first answers are to be distinct, on the "
+        "mean of the seeds.",
         Sheet(
             ["", "", "NLL less popularity's", "another's history costs", "distinct", "gates"], rows
         ),
