@@ -15,6 +15,7 @@ import numpy.typing as npt
 from llmrec.errors import DataError
 from llmrec.evaluation.intervals import Interval
 
+POPULARITY = "popularity"  # the system whose NLL a model is to stand below
 SENSITIVITY = "sensitivity"
 LEAST_SENSITIVITY = 0.2  # nats
 LEAST_DISTINCT = 0.2

@@ -19,7 +19,7 @@ from llmrec.data.files import replacing, write_json
 from llmrec.data.records import COLD, TARGET, TIED, USER_ID, Examples
 from llmrec.evaluation.beyond import beyond_accuracy
 from llmrec.evaluation.comparison import compared, in_words
-from llmrec.evaluation.gates import SENSITIVITY, Gates, distinct_share
+from llmrec.evaluation.gates import POPULARITY, SENSITIVITY, Gates, distinct_share
 from llmrec.evaluation.intervals import Floats, difference, mean_interval
 from llmrec.evaluation.layout import as_json
 from llmrec.evaluation.metrics import METRICS, at_every_k
@@ -158,7 +158,7 @@ def _gates(
     """The gates of every language model that ranks by its own probabilities."""
     if not recipe.evaluate.gates:
         return {}
-    popular = per_user.get("popularity", {}).get(NLL)
+    popular = per_user.get(POPULARITY, {}).get(NLL)
     found = {}
     for p in predictions:
         name = p.info.system

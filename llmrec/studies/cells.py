@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from llmrec.errors import RecipeError
+from llmrec.evaluation.gates import POPULARITY
 from llmrec.recipe import Recipe, shipped
 from llmrec.recipe.loading import load
 from llmrec.recipe.reading import Reading, Setting, several
+from llmrec.recipe.systems import System
 from llmrec.runs.folder import RunFolder
 from llmrec.studies import file
 from llmrec.studies.file import Study
@@ -269,11 +271,11 @@ def _check_rows(plan: Plan, reading: Reading) -> None:
             said = f"{side.line} has no system {side.system}; its recipe's are {', '.join(systems)}"
             reading.report(("arms", arm), said)
     for side in plan.starts:
-        if "popularity" not in of_line[side.line].systems:
+        if POPULARITY not in of_line[side.line].systems:
             at = ("arms", plan.lines[side.line].arm)
             said = "the first gate compares with popularity, which is not among the systems"
             reading.report(at, f"{side.line}: {said}")
-    if study.start is None and any("tuned" in side.system for side in shown):
+    if study.start is None and any(_is_language_model(side.system) for side in shown):
         reading.report(
             (), "start is missing: the arm whose model the methods start from; [] where none does"
         )
@@ -289,6 +291,10 @@ def _check_rows(plan: Plan, reading: Reading) -> None:
                 reading.report(
                     ("metrics", number), f"{metric} needs evaluate.k to hold {k} in every arm"
                 )
+
+
+def _is_language_model(system: str) -> bool:
+    return System.is_name(system) and System.parse(system).kind == "language_model"
 
 
 def _in_order(cells: Sequence[Cell], reading: Reading) -> tuple[Cell, ...]:

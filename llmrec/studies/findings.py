@@ -12,7 +12,7 @@ import numpy as np
 from llmrec.evaluation.calibration_tables import NLL as CALIBRATED_NLL
 from llmrec.evaluation.calibration_tables import SCALED
 from llmrec.evaluation.comparison import Comparison
-from llmrec.evaluation.gates import SENSITIVITY, Gates
+from llmrec.evaluation.gates import POPULARITY, SENSITIVITY, Gates
 from llmrec.evaluation.intervals import Interval, difference
 from llmrec.evaluation.layout import from_json
 from llmrec.evaluation.over_seeds import seeded_comparisons, seeded_intervals
@@ -131,7 +131,7 @@ def gates_of(plan: Plan, pooled: Pooled) -> dict[Side, Gates]:
 
 def _over_popularity(pooled: Pooled, row: Row) -> Interval | None:
     """Against the same line's popularity, or another line's where it has none."""
-    sides = [side for side in pooled.values if side.system == "popularity"]
+    sides = [side for side in pooled.values if side.system == POPULARITY]
     same = [side for side in sides if side.line == row.side.line] or sides
     if not same:
         return None

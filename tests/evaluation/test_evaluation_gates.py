@@ -16,7 +16,7 @@ def test_everyone_gets_one_of_another_user_once(counts, seed):
     users = np.repeat([f"u{i}" for i in range(len(counts))], counts).astype(object)
     np.random.default_rng(seed).shuffle(users)
     if 2 * max(counts) > len(users):
-        with pytest.raises(DataError, match="more|half|another user's history"):
+        with pytest.raises(DataError, match=r"another user's history"):
             another_user(users, seed)
         return
     other = another_user(users, seed)
