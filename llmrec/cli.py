@@ -121,8 +121,10 @@ def train(
         from llmrec.studies import sweep as sweep_stage
 
         with terminal.stdout_for_data():
-            reached = sweep_stage.run(recipe, overrides or [], sweep)
-        terminal.show(reached, as_json)
+            result = sweep_stage.run(recipe, overrides or [], sweep)
+        terminal.show(result if as_json else f"{result['tables']}\n{result['page']}", as_json)
+        if result["failed"]:
+            raise typer.Exit(1)
         return
     settings, folder = open_run(recipe, overrides or [])
     from llmrec.stages import pipeline, prompts

@@ -8,9 +8,13 @@ from collections.abc import Sequence
 
 
 class LlmrecError(Exception):
-    """A failure the user can act on; `exit_code` is what the command line exits with."""
+    """A failure the user can act on; `exit_code` is what the command line exits with.
+
+    `is_told`: another process has printed it.
+    """
 
     exit_code = 1
+    is_told = False
 
 
 class RecipeError(LlmrecError):

@@ -28,7 +28,8 @@ def guarded(command: Callable[[], Any]) -> NoReturn:
     try:
         command()
     except LlmrecError as error:
-        sys.exit(_told(error, error.exit_code))
+        _tell_launcher(error)
+        sys.exit(error.exit_code if error.is_told else _told(error, error.exit_code))
     except OSError as error:
         # Disk full, no permission, a file that went away: the message says it, a traceback hides
         # it. LLMREC_TRACEBACK=1 brings it back.
@@ -41,6 +42,16 @@ def guarded(command: Callable[[], Any]) -> NoReturn:
 def _told(error: Exception, code: int) -> int:
     print(f"error: {error}", file=sys.stderr)
     return code
+
+
+def _tell_launcher(error: Exception) -> None:
+    """Leave the message where torchrun looks for why a process ended, if that started it."""
+    if "TORCHELASTIC_ERROR_FILE" in os.environ:
+        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+        handler = get_error_handler()
+        handler.initialize()
+        handler.record_exception(error)
 
 
 def _on_signal(number: int, _: FrameType | None) -> None:

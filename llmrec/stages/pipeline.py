@@ -5,6 +5,9 @@ Each stage itself skips what is already done.
 
 import logging
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from llmrec.recipe import Recipe
@@ -14,30 +17,52 @@ from llmrec.runs.folder import RunFolder
 log = logging.getLogger("llmrec")
 
 
+@dataclass(frozen=True)
+class Stage:
+    """A verb of a run. `everyone`: all processes of a launcher run it and share its work; else the
+    main one does while the others wait."""
+
+    name: str
+    run: Callable[[Recipe, RunFolder], dict[str, Any]]
+    everyone: bool
+
+
+def stages_of(recipe: Recipe) -> list[Stage]:
+    """The stages of a run in their order."""
+    # Imported late: `train` and `recommend` bring torch.
+    from llmrec.stages import calibrate, evaluate, prepare, recommend, report
+
+    trains = any(system.is_trained for system in parsed(recipe.systems))
+    calibrates = recipe.evaluate.calibration is not None
+    return [
+        Stage("prepare", prepare.run, everyone=False),
+        *(
+            [Stage("train", train, everyone=True)]
+            if trains and recipe.model.adapter is None
+            else []
+        ),
+        Stage("recommend", recommend.run, everyone=True),
+        Stage("evaluate", evaluate.run, everyone=False),
+        *([Stage("calibrate", calibrate.run, everyone=False)] if calibrates else []),
+        Stage("report", report.run, everyone=False),
+    ]
+
+
 def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     """Prepare, train, recommend, evaluate, report; the report's result and the seconds of each."""
-    # Imported late: `train` and `recommend` bring torch.
-    from llmrec.stages import evaluate, prepare, recommend, report
+    from llmrec.runs.processes import joined, staged
 
-    needs_training = any(system.is_trained for system in parsed(recipe.systems))
-    stages = [("prepare", prepare.run)]
-    if needs_training and recipe.model.adapter is None:
-        stages.append(("train", train))
-    stages += [("recommend", recommend.run), ("evaluate", evaluate.run)]
-    if recipe.evaluate.calibration is not None:
-        from llmrec.stages import calibrate
-
-        stages.append(("calibrate", calibrate.run))
-    stages.append(("report", report.run))
+    state = joined(recipe.train.get("ddp_timeout"))
     seconds: dict[str, float] = {}
     result: dict[str, Any] = {}
-    for name, stage in stages:
-        log.info("%s: %s", folder.root, name)
+    for stage in stages_of(recipe):
+        log.info("%s: %s", folder.root, stage.name)
         started = time.monotonic()
-        result = stage(recipe, folder)
-        folder.keep(recipe)
-        seconds[name] = round(time.monotonic() - started, 1)
-        log.info("%s: %s done in %.1f s", folder.root, name, seconds[name])
+        result = staged(partial(stage.run, recipe, folder), everyone=stage.everyone)
+        if state.is_main_process:
+            folder.keep(recipe)
+        seconds[stage.name] = round(time.monotonic() - started, 1)
+        log.info("%s: %s done in %.1f s", folder.root, stage.name, seconds[stage.name])
     return {**result, "run": str(folder.root), "seconds": seconds}
 
 
@@ -48,10 +73,12 @@ def train(recipe: Recipe, folder: RunFolder, only: str | None = None) -> dict[st
     soft (the run's adapter); those of a network are told in `networks`.
     """
     from llmrec.methods.table import method_of
-    from llmrec.runs.processes import processes
+    from llmrec.runs.processes import joined, staged
     from llmrec.stages import prepare
     from llmrec.stages import train as training
 
-    with processes().main_process_first():
+    with joined(recipe.train.get("ddp_timeout")).main_process_first():
         prepare.run(recipe, folder)
-    return method_of(recipe).train(recipe, folder, training.run, only)
+    method = method_of(recipe)
+    steps = partial(method.train, recipe, folder, training.run, only)
+    return staged(steps, everyone=method.rows is not None)  # only a language model's is shared

@@ -57,7 +57,9 @@ def page_of(
 
 def _verdict(plan: Plan, gates: Mapping[Side, Gates], evaluated: bool) -> tuple[bool, str]:
     """Whether the study is void, and one sentence on it."""
-    if plan.study.ends_with == "train" or not plan.starts:
+    if plan.study.ends_with == "train":
+        return False, "Cells end with training, so what validation says is all there is."
+    if not plan.starts:
         return False, "No method that starts from a language model is judged here."
     if not evaluated:
         return False, "No cell stands yet, so nothing can be said."

@@ -8,20 +8,24 @@ stages; what an interruption cost is not in them.
 import hashlib
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from llmrec.data.files import write_json
 from llmrec.errors import LlmrecError
 from llmrec.runs.folder import recipe_hash
 from llmrec.studies.cells import Cell, Plan
 from llmrec.studies.sharing import share
+from llmrec.terminal import is_main_process
 
 log = logging.getLogger("llmrec")
 RECORD = "study.json"
 VERSION = 1
+T = TypeVar("T")
 
 
 @dataclass
@@ -78,7 +82,8 @@ class Record:
         known = self.cells.setdefault(cell.name, {"seconds": 0.0, "made": 0})
         known |= said
         known["seconds"] = round(known["seconds"] + seconds, 1)
-        write_json(self.plan.root / RECORD, {"version": VERSION, "cells": self.cells})
+        if is_main_process():
+            write_json(self.plan.root / RECORD, {"version": VERSION, "cells": self.cells})
 
 
 def results_of(plan: Plan, cell: Cell) -> list[Any]:
@@ -91,34 +96,49 @@ def results_of(plan: Plan, cell: Cell) -> list[Any]:
 def run(plan: Plan, wanted: Callable[[Cell], bool] = lambda _: True) -> Record:
     """Run every cell that does not stand and that is wanted, until the budget is spent.
 
-    What fails is told in the record, and what needs it is left out; the others go on.
+    What fails is told in the record, and what needs it is left out; the others go on. Of several
+    processes the main one decides and keeps the record.
     """
     record = Record.of(plan)
     for cell in plan.cells:
-        if record.stands(cell) or not wanted(cell):
+        if not wanted(cell):
             continue
-        lacking = [
-            c.name
-            for c in plan.cells
-            if c.seed == cell.seed and c.line.name in cell.needs and not record.stands(c)
-        ]
-        if lacking:
-            record.add(cell, 0.0, finished=False, failed=f"needs {', '.join(lacking)}")
-            log.warning("study: %s needs %s and is left out", cell.name, ", ".join(lacking))
-            continue
-        budget, spent = plan.study.budget, record.hours()
-        if budget is not None and (spent >= budget or spent + record.expected(cell) > budget):
-            log.warning(
-                "study: %.2f of %g hours are spent and %s would take about %.2f; stopping here, "
-                "raise it with study.budget=HOURS to go on",
-                spent,
-                budget,
-                cell.name,
-                record.expected(cell),
-            )
+        what, why = by_main(partial(_decided, plan, cell, record))
+        if what == "stop":
+            log.warning("study: %s", why)
             break
-        _make(plan, cell, record)
+        if what == "leave out":
+            record.add(cell, 0.0, finished=False, failed=why)
+            log.warning("study: %s %s and is left out", cell.name, why)
+        if what == "run":
+            _make(plan, cell, record)
     return record
+
+
+def by_main(do: Callable[[], T]) -> T:
+    """What the main process of a launcher finds, in all of them; without one `do()` alone."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return do()
+    from llmrec.runs.processes import staged
+
+    return staged(do, everyone=False)
+
+
+def _decided(plan: Plan, cell: Cell, record: Record) -> tuple[str, str]:
+    """What is to be done about a cell, and why."""
+    if record.stands(cell):
+        return "nothing", ""
+    needed = [c for c in plan.cells if c.seed == cell.seed and c.line.name in cell.needs]
+    lacking = [c.name for c in needed if not record.stands(c)]
+    if lacking:
+        return "leave out", f"needs {', '.join(lacking)}"
+    budget, spent, more = plan.study.budget, record.hours(), record.expected(cell)
+    if budget is not None and (spent >= budget or spent + more > budget):
+        return "stop", (
+            f"{spent:.2f} of {budget:g} hours are spent and {cell.name} would take about "
+            f"{more:.2f}; stopping here, raise it with study.budget=HOURS to go on"
+        )
+    return "run", ""
 
 
 def _make(plan: Plan, cell: Cell, record: Record) -> None:
@@ -129,13 +149,13 @@ def _make(plan: Plan, cell: Cell, record: Record) -> None:
     again = before.get("finished") and before.get("key") == record.key(cell)
     if again:
         log.warning("study: %s was made before and is gone; making it again", cell.name)
-    share(cell, plan.cells)
+    by_main(partial(share, cell, plan.cells))
     begun = time.monotonic()
     record.add(cell, 0.0, finished=False, failed=None, key=record.key(cell))
     try:
         if plan.study.ends_with == "train":
             reached = pipeline.train(cell.recipe, cell.folder)
-            cell.folder.keep(cell.recipe)
+            by_main(partial(cell.folder.keep, cell.recipe))
         else:
             reached = pipeline.run(cell.recipe, cell.folder)
     except LlmrecError as error:

@@ -94,5 +94,5 @@ def _copy(source: Path, target: Path) -> None:
     staged = target.with_name(f".{target.name}.{os.getpid()}")
     shutil.rmtree(staged, ignore_errors=True)
     staged.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(source, staged, ignore=shutil.ignore_patterns(".*"))
+    shutil.copytree(source, staged, ignore=shutil.ignore_patterns(".parts*"))
     os.replace(staged, target)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def run(
     """
     plan = planned(reference, overrides)
     record = running.run(plan, _wanted(plan, only))
-    return written(plan, record, out)
+    return running.by_main(partial(written, plan, record, out))
 
 
 def described(plan: Plan) -> dict[str, Any]:

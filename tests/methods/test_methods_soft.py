@@ -27,7 +27,6 @@ from llmrec.model.row_order import RowOrder
 from llmrec.model.trainer import TreeTrainer
 from llmrec.recipe.loading import dump
 from llmrec.stages import distill, pipeline, train
-from llmrec.studies import sweep
 
 ALL = ("rows.shape=all_targets", "objective.name=msl", "soft.probe=8")
 
@@ -400,45 +399,6 @@ def test_a_run_that_patience_stopped_stays_stopped(recipe_of, monkeypatch):
     assert folder.train_log.read_bytes() == before
     scores = [line["score"] for line in read_log(folder.train_log) if "score" in line]
     assert json.dumps([result["valid_nll"]]) == json.dumps(min(scores))
-
-
-def test_a_sweep_distils_once_and_trains_each_value(recipe_of, tmp_path):
-    recipe, folder = recipe_of(*ALL)
-    path = tmp_path / "swept.yaml"
-    path.write_text(dump(recipe), "utf-8")
-    reached = sweep.run(str(path), [], "soft.alpha=0.1,100")
-    assert [line["soft.alpha"] for line in reached] == ["0.1", "100"]
-    assert (folder.answers / FILE).exists()
-    assert not folder.adapter.exists()
-    shares = []
-    for line, name in zip(reached, ("small-alpha-0.1", "small-alpha-100"), strict=True):
-        own = type(folder)(folder.root.with_name(name))
-        assert line["run"] == str(own.root)
-        assert not own.sft.adapter.exists()
-        assert not own.answers.exists()
-        assert own.recipe.exists()
-        shares.append(epochs_of(own)[1]["lambda"])
-    assert shares[0] > shares[1]
-    assert sweep.run(str(path), [], "soft.alpha=0.1,100") == reached
-
-
-@pytest.mark.parametrize(
-    ("swept", "said"),
-    [
-        ("soft.alpha", "written"),
-        ("soft.alpha=1,,2", "written"),
-        ("soft.alpha=1,1", "once"),
-        ("soft.alpha=1,x", "soft.alpha"),
-        ("soft.alhpa=1,2", "did you mean soft.alpha"),
-    ],
-)
-def test_a_wrong_sweep_is_told_before_anything_is_trained(recipe_of, tmp_path, swept, said):
-    recipe, folder = recipe_of(*ALL)
-    path = tmp_path / "swept.yaml"
-    path.write_text(dump(recipe), "utf-8")
-    with pytest.raises(RecipeError, match=said):
-        sweep.run(str(path), [], swept)
-    assert not folder.root.exists()
 
 
 def test_the_table_holds_what_soft_began_with(recipe_of):

@@ -1,0 +1,72 @@
+"""Every study that comes with llmrec: its whole plan is read, and a small version of it runs."""
+
+import pytest
+import yaml
+
+from llmrec.recipe import shipped
+from llmrec.studies import study
+from llmrec.studies.cells import planned
+
+# What makes a study small, whatever it studies; and lines that stand for all of its kinds.
+SMALL = {
+    "data.year_in_title": True,
+    "data.subset": {"train": 12, "valid": 6, "test": 6},
+    "prompt.max_tokens": 300,
+    "train.num_train_epochs": 1,
+    "train.per_device_train_batch_size": 4,
+    "train.dataloader_pin_memory": False,
+    "decode": {"beams": None, "top_k": 12, "batch_size": 6},
+    "evaluate.samples": 100,
+    "model.lora.r": 2,
+}
+OF_LANGUAGE = {"rows.count": 6}
+CASES = {
+    "soft": (OF_LANGUAGE, ["sft", "none", "soft-alpha-10"]),
+    "adaptrec": (
+        OF_LANGUAGE | {"data.candidates": 4, "data.ratios": [0.5, 0.25, 0.25]},
+        ["nobody", "retrieved-count-3", "selected"],
+    ),
+    "cpft": (
+        {"network": {"hidden": 8, "max_epochs": 2, "max_length": 8}, "conformal.max_epochs": 1}
+        | {"conformal.learning_rate": 1.0e-3},
+        ["both-kind-sasrec", "size-kind-gru4rec"],
+    ),
+    "cpft_language": (OF_LANGUAGE, ["ce", "hard"]),
+}
+
+
+def test_every_shipped_study_is_tried():
+    assert set(CASES) == set(shipped.study_names())
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_every_recipe_of_a_shipped_study_can_be_read(name):
+    plan = planned(name)
+    assert plan.study.title
+    assert len(plan.cells) == len(plan.lines) * len(plan.study.seeds)
+    assert plan.pairs
+    assert plan == planned(f"studies/{name}.yaml")
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_a_small_version_runs_to_its_page(name, tmp_path, tiny_base, small_log, caplog):
+    own, only = CASES[name]
+    tree = yaml.safe_load(shipped.located_study(name).read_text("utf-8"))
+    tree["set"] |= SMALL | own | {"data.source": str(small_log), "model.base": str(tiny_base)}
+    tree |= {"name": name, "seeds": [0], "output_dir": str(tmp_path / "runs")}
+    path = tmp_path / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(tree, sort_keys=False), "utf-8")
+    caplog.set_level("INFO", "llmrec")
+    result = study.run(path, only=only)
+    assert not result["failed"], result["cells"]
+    assert result["standing"] == [f"{line}-s0" for line in only]
+    tests = result["groups"][0]["tests"]
+    assert {test["metric"] for test in tests} == set(
+        tree.get("metrics", ["NLL", "HR@10", "NDCG@10"])
+    )
+    assert bool(result["gates"]) == (name != "cpft")
+    told = [record.getMessage() for record in caplog.records]
+    assert sum(text.startswith("prepare: reading") for text in told) == 1
+    page = (tmp_path / f"runs/{name}/study.md").read_text("utf-8")
+    assert page.startswith(f"# {tree['title']}\n")
+    assert "## Paired differences" in page
