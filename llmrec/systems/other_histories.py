@@ -8,21 +8,17 @@ the difference is what reading the right history is worth.
 import hashlib
 import json
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llmrec.data.candidates import candidate_nll
-from llmrec.decoding.candidates import candidate_scores
-from llmrec.decoding.shared_prompt import SharedPrompt
+from llmrec.data.batching import Batch
 from llmrec.evaluation.gates import another_user
 from llmrec.evaluation.predictions import Predictions, SystemInfo
-from llmrec.inference.engine import scored_paths
-from llmrec.model.loading import adapter_off
+from llmrec.inference.engine import closed_items, plan_of
 from llmrec.recipe.systems import System
-from llmrec.runs.batch_files import Batch, answer_in_parts, batches, collected, discard
+from llmrec.runs.batch_files import answer_in_parts, collected, discard
 
 if TYPE_CHECKING:
     from llmrec.systems.table_rows import Answering
@@ -45,39 +41,23 @@ def write_other_histories(answering: "Answering", name: str) -> bool:
     shown = replace(others, candidates=own.candidates)
 
     def begin() -> Callable[[Batch], list[Any]]:
-        model = language.model_of(name)
+        engine = language.engine_of(name)
 
         def answer(batch: Batch) -> list[Any]:
-            asked = shown.take(batch)
-            with nullcontext() if system.has_adapter else adapter_off(model):
-                prompts = asked.ids(asked.selected(model))
-                examples = test.take(batch)
-                if asked.candidates is not None:
-                    scores = candidate_scores(
-                        SharedPrompt(model, prompts),
-                        language.encoder.completions,
-                        asked.candidates,
-                        decode.renormalise,
-                    )
-                    nll = candidate_nll(scores, asked.candidates, examples.targets)
-                else:
-                    nll = np.empty(len(examples))
-                    for part, paths in scored_paths(
-                        model,
-                        language.encoder,
-                        examples,
-                        filter_seen=decode.filter_seen,
-                        batch_size=len(examples),
-                        prompts=prompts,
-                    ):
-                        nll[part] = paths.nll()
+            asked, targets = shown.take(batch), test.targets[batch]
+            prompts = asked.ids(asked.selected(engine))
+            if asked.candidates is not None:
+                nll = engine.choose(prompts, asked.candidates, targets).nll
+            else:
+                closed = closed_items(test.take(batch).histories(), decode.filter_seen)
+                nll = engine.nll(prompts, closed, targets)
             return [float(n) if np.isfinite(n) else None for n in nll]
 
         return answer
 
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     parts = path.parent / ".parts" / f"{name}-{key}"
-    plan = batches(list(map(len, shown.ids())), decode.batch_size, decode.batch_tokens)
+    plan = plan_of(shown.ids(), decode)
     answer_in_parts(parts, plan, begin, language.state, f"recommend: {name}, other histories")
     if language.is_main_process:
         found, seconds = collected(parts)
