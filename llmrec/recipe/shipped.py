@@ -4,6 +4,7 @@ Knows names and files, not what recipes say.
 """
 
 import shutil
+from functools import cache
 from pathlib import Path
 from string import Template
 
@@ -43,6 +44,7 @@ def prompt_text(name: str) -> str:
     return Template(text).substitute(_words()[domain])
 
 
+@cache
 def _words() -> dict[str, dict[str, str]]:
     words: dict[str, dict[str, str]] = yaml.safe_load(
         (prompts() / "domains.yaml").read_text("utf-8")

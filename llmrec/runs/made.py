@@ -14,6 +14,7 @@ from llmrec.errors import DataError, LlmrecError
 from llmrec.fetch import cache as fetch
 from llmrec.recipe import Recipe
 from llmrec.recipe.demonstrations import Demonstrations
+from llmrec.recipe.systems import GUIDES, System
 from llmrec.runs.artifact import Artifact, content_of, differences, lines_of
 from llmrec.runs.folder import RunFolder, leaves
 from llmrec.runs.identity import (
@@ -56,7 +57,7 @@ TRAINING_DATA = ("train.parquet", "valid.parquet", "items.parquet", "interaction
 ANSWERS = "answers.parquet"
 TRAINING_TABLES = ("items.parquet", "interactions.parquet")
 PROMPT = ("prompt.form", "prompt.max_history", "prompt.max_tokens")
-MODEL = ("model.dtype", "model.quantization")
+MODEL = ("model.dtype", "model.quantization", "model.trust_remote_code")
 
 
 def adapter(recipe: Recipe, folder: RunFolder, to_use: bool = False) -> Artifact:
@@ -234,7 +235,11 @@ def pools(recipe: Recipe, folder: RunFolder, split: str, asked: str) -> Artifact
         indexed,
         place=folder.pools(split),
         reads=("seed", "demonstrations", *indexed.reads),
-        without=("demonstrations.selection", "demonstrations.count"),
+        without=(
+            "demonstrations.selection",
+            "demonstrations.count",
+            "demonstrations.similarity.encoder",
+        ),
         contents={**indexed.contents, "examples": asked, "pool": recipe.demonstrations.pool},
     )
 
@@ -249,6 +254,51 @@ def states(recipe: Recipe, titles: str) -> Artifact:
         contents={**base_content(recipe), "titles": titles},
         verb="states",
     ).named_by_key()
+
+
+def predictions(
+    recipe: Recipe, folder: RunFolder, system: System, weights: str | None = None
+) -> Artifact:
+    """What a system recommends for the test split; `weights`: SHA-256 over what was trained."""
+    language = system.kind == "language_model"
+    reads = [path for path in system.depends if path not in ("prompt", "model")]
+    contents: dict[str, Any] = {
+        **data_content(folder, *TRAINING_DATA, "test.parquet", "candidates-test.parquet")
+    }
+    if language:
+        reads += [*PROMPT, *MODEL]
+        contents |= {**base_content(recipe), **template_content(recipe)}
+    guides = _guides(recipe, system)
+    if system.way == "guided":
+        contents["guides"] = guides
+    if {"sasrec", "gru4rec"} & set(guides):
+        reads.append("baselines.trials")
+    if weights is not None:
+        contents["weights"] = weights
+    return Artifact(
+        folder.predictions(system.name), recipe, reads, contents=contents, verb="recommend"
+    )
+
+
+def lists(recipe: Recipe, folder: RunFolder, of: Artifact, name: str, split: str) -> Artifact:
+    """The likeliest items of a system to calibrate with, as many as are kept; `of`: what it
+    recommends."""
+    calibration = recipe.evaluate.calibration
+    own = System.parse(name).kind == "language_model"
+    listed = None if own or calibration is None else calibration.listed
+    return replace(of, place=folder.lists(name, split), contents={**of.contents, "listed": listed})
+
+
+def _guides(recipe: Recipe, system: System) -> list[str]:
+    """The baselines that a system's answers may rest on beside its own weights."""
+    decode = recipe.decode
+    if system.way == "grounded":
+        return [] if decode.grounding.fusion is None else [decode.grounding.fusion]
+    if system.way != "guided":
+        return []
+    if decode.guidance.baseline not in (None, "auto"):
+        return [str(decode.guidance.baseline)]
+    return [name for name in recipe.systems if name in GUIDES] or list(GUIDES[:1])
 
 
 def answers_file(recipe: Recipe, folder: RunFolder) -> Path:

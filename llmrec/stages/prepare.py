@@ -68,7 +68,7 @@ def run(recipe: "Recipe", folder: "RunFolder", offline: bool = False) -> dict[st
 
     Raises DataError, and leaves what stood in `folder.data`, where the data cannot be used.
     """
-    settings = {"data": recipe.data.model_dump(mode="json"), "seed": recipe.seed}
+    settings = settings_of(recipe)
     path = _source_path(recipe.data.source, offline)
     items = None if recipe.data.items is None else Path(recipe.data.items)
     layout = recognise(path, recipe.data.format, items, _columns(recipe.data))
@@ -109,6 +109,11 @@ def run(recipe: "Recipe", folder: "RunFolder", offline: bool = False) -> dict[st
         manifest["counts"],
     )
     return {**manifest, "skipped": False}
+
+
+def settings_of(recipe: "Recipe") -> dict[str, Any]:
+    """What of a recipe the prepared data is made by, besides the bytes of its sources."""
+    return {"data": recipe.data.model_dump(mode="json"), "seed": recipe.seed}
 
 
 def verified_manifest(data: Path) -> dict[str, Any] | None:
