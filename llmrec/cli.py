@@ -11,6 +11,7 @@ from typing import Annotated, Optional
 import typer
 
 from llmrec import terminal
+from llmrec.cli_results import compare, evaluate, export, report
 from llmrec.cli_shipped import Json, Overrides, RecipeName, config_app, prompts_app, recipes_app
 from llmrec.errors import RecipeError
 
@@ -28,6 +29,8 @@ app.add_typer(prompts_app, name="prompts")
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(config_app, name="config")
 app.add_typer(check_app, name="check")
+for verb in (evaluate, export, compare, report):
+    app.command()(verb)
 Offline = Annotated[bool, typer.Option("--offline", help="Use the cache alone.")]
 
 
@@ -225,60 +228,6 @@ def recommend(
         result = stage.run(settings, folder)
     folder.keep(settings)
     terminal.show(result, as_json)
-
-
-@app.command()
-def evaluate(
-    recipe: RecipeName,
-    overrides: Overrides = None,
-    calibration: Annotated[
-        bool,
-        typer.Option(
-            "--calibration", help="Also whether probabilities can be trusted, and prediction sets."
-        ),
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """Metrics per user, means, intervals and tests. Needs no torch."""
-    from llmrec.runs.folder import open_run
-
-    settings, folder = open_run(recipe, overrides or [])
-    from llmrec.stages import calibrate
-    from llmrec.stages import evaluate as stage
-
-    if calibration:
-        calibrate.asked(settings)
-    result = stage.run(settings, folder)
-    if calibration:
-        result["calibration"] = calibrate.run(settings, folder)
-    folder.keep(settings)
-    terminal.show(result, as_json)
-
-
-@app.command()
-def compare(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders.")],
-    output: Annotated[
-        str, typer.Option("--format", help="text, markdown, latex or json.")
-    ] = "text",
-    as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
-) -> None:
-    """Paired tests between the systems of runs."""
-    from llmrec.stages import compare as stage
-
-    form = "json" if as_json else output
-    terminal.show(stage.run(runs, form), form == "json")
-
-
-@app.command()
-def report(recipe: RecipeName, overrides: Overrides = None, as_json: Json = False) -> None:
-    """One page: table, training curve, three users."""
-    from llmrec.runs.folder import open_run
-
-    settings, folder = open_run(recipe, overrides or [])
-    from llmrec.stages import report as stage
-
-    terminal.show(stage.run(settings, folder), as_json)
 
 
 @app.command()

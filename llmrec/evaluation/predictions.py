@@ -21,7 +21,7 @@ from llmrec.errors import DataError
 ITEMS, SCORES, NLL, COLD_PLACE = "items", "scores", "nll", "cold_place"
 METADATA_KEY = b"llmrec"
 
-Kind = Literal["baseline", "network", "language_model"]
+Kind = Literal["baseline", "network", "language_model", "external"]
 
 
 @dataclass(frozen=True)

@@ -1,25 +1,34 @@
-"""`llmrec evaluate --targets FILE --predictions NAME=FILE ...`: foreign rankings, without a run.
+"""`llmrec evaluate --predictions NAME=FILE ...`: rankings of other programs, with a run or without.
 
-The same metrics, intervals and paired tests as for a run. Which items could have been recommended
-is not known here, so the table has no uniform guess and no columns of cold or tied targets.
+With a run they become predictions of it, rows of its table. Without one, `--targets FILE`, they get
+the same metrics, intervals and paired tests; which items could have been recommended is not known
+then, so the table has no uniform guess and no columns of cold or tied targets.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llmrec.data.files import sha256_of
 from llmrec.errors import DataError, RecipeError
 from llmrec.evaluation.comparison import compared, in_words
 from llmrec.evaluation.foreign import Listed, read_ranking, read_targets, target_nll
 from llmrec.evaluation.intervals import Floats
 from llmrec.evaluation.layout import Form
 from llmrec.evaluation.metrics import METRICS, at_every_k
+from llmrec.evaluation.predictions import Predictions, SystemInfo
 from llmrec.evaluation.table import ALL, NLL, front_columns, metric_table
 from llmrec.recipe.evaluation import Evaluate
+from llmrec.recipe.systems import System
+from llmrec.runs.evaluated import read_test_split
+
+if TYPE_CHECKING:
+    from llmrec.recipe import Recipe
+    from llmrec.runs.folder import RunFolder
 
 
 def run(
@@ -42,7 +51,8 @@ def run(
     everyone = {ALL: np.ones(len(clusters), np.bool_)}
     table = metric_table(per_user, everyone, clusters, 1, notes=notes, **options)
     table = replace(table, uniform_nll=math.nan)
-    k = 10 if 10 in ks else ks[-1]
+    measured = [k for k in ks if table.measured(f"HR@{k}")] or ks
+    k = 10 if 10 in measured else measured[-1]
     first, *others = per_user
     comparisons = [
         comparison
@@ -67,6 +77,53 @@ def run(
     }
 
 
+def adopt(recipe: "Recipe", folder: "RunFolder", predictions: Sequence[str]) -> list[str]:
+    """Make foreign rankings, written NAME=FILE, predictions of a run; what was noticed.
+
+    Raises RecipeError for the name of a system of llmrec's own, DataError for a file that cannot be
+    read, shares no user with the test split, or meets a split with several examples a user.
+    """
+    split, noticed = read_test_split(folder), []
+    test, ids = split.examples, split.catalog.item_ids
+    if len(set(test.user_ids)) < len(test):
+        raise DataError(
+            f"{folder.examples('test')} has several examples of a user, and a foreign ranking does "
+            "not say which it answers; evaluate it on a split of one target a user"
+        )
+    for name, path in named_files(predictions).items():
+        if System.is_name(name) or not name.isidentifier():
+            raise RecipeError(
+                f"--predictions {name}={path}: {name} is "
+                + ("a system of llmrec's own" if System.is_name(name) else "no plain word")
+                + "; give the ranking another name"
+            )
+        listed = read_ranking(path)
+        place = {user: number for number, user in enumerate(listed.users)}
+        rows = [place.get(user, -1) for user in test.user_ids]
+        _require_shared(rows, listed, test.user_ids[0], path)
+        position = {item: number for number, item in enumerate(ids)}
+        known = np.array([position.get(item, -1) for item in listed.item_ids], np.int32)
+        lists = [known[listed.of(row)] if row >= 0 else known[:0] for row in rows]
+        targets = dict(zip(test.user_ids, (ids[t] for t in test.targets), strict=True))
+        nll, kept = np.full(len(test), np.nan), target_nll(listed, targets)
+        if kept is not None:
+            nll = np.array([kept[row] if row >= 0 else np.nan for row in rows])
+        notes = [*listed.notes, *_missed(rows)]
+        outside = int(sum((one < 0).sum() for one in lists))
+        if outside:
+            notes.append(f"{outside} answers are no items of the catalog")
+        provenance = {
+            "file": path.name,
+            "sha256": sha256_of(path),
+            "data": folder.provenance(recipe)["data"],
+        }
+        info = SystemInfo(name, "external", kept is not None, provenance=provenance, notes=notes)
+        scores = [-np.arange(len(one), dtype=np.float32) for one in lists]
+        Predictions.of(info, test.user_ids, lists, scores, nll).write(folder.predictions(name))
+        noticed += [f"{name}: {note}" for note in notes]
+    return noticed
+
+
 def named_files(predictions: Sequence[str]) -> Mapping[str, Path]:
     """Files by the name of their system. Raises RecipeError unless each is NAME=FILE, once."""
     found: dict[str, Path] = {}
@@ -89,12 +146,7 @@ def _values(
     """
     place = {user: number for number, user in enumerate(listed.users)}
     rows = [place.get(user, -1) for user in wanted.users]
-    without = sum(row < 0 for row in rows)
-    if without == len(rows):
-        raise DataError(
-            f"{path}: lists {listed.users[0]!r} and others, and none of the users that have "
-            f"targets ({wanted.users[0]!r} and others); are these the same ids?"
-        )
+    _require_shared(rows, listed, wanted.users[0], path)
     codes = {item: code for code, item in enumerate(wanted.item_ids)}
     ours = np.array([codes.get(item, -1) for item in listed.item_ids], np.int64)
     rankings = [ours[listed.of(row)] if row >= 0 else ours[:0] for row in rows]
@@ -106,9 +158,7 @@ def _values(
     for k in ks:
         if k > max(1, longest):
             values |= {f"{metric}@{k}": np.full(len(rows), np.nan) for metric in METRICS}
-    notes = list(listed.notes)
-    if without:
-        notes.append(f"{without} of {len(rows)} users have no list, which counts as a miss")
+    notes = [*listed.notes, *_missed(rows)]
     others = len(set(listed.users) - set(wanted.users))
     if others:
         notes.append(f"{others} users without a target left out")
@@ -124,3 +174,16 @@ def _values(
     if nll is not None:
         values[NLL] = np.array([nll[row] if row >= 0 else np.nan for row in rows])
     return values, notes
+
+
+def _require_shared(rows: Sequence[int], listed: Listed, user: str, path: Path) -> None:
+    if all(row < 0 for row in rows):
+        raise DataError(
+            f"{path}: lists {listed.users[0]!r} and others, and none of the users that have "
+            f"targets ({user!r} and others); are these the same ids?"
+        )
+
+
+def _missed(rows: Sequence[int]) -> list[str]:
+    without = sum(row < 0 for row in rows)
+    return [f"{without} of {len(rows)} users have no list, which counts as a miss"] * bool(without)

@@ -1,12 +1,16 @@
 """Foreign rankings judged without a run: the numbers, what is told, what is refused."""
 
+import json
 import math
 
 import pytest
+from typer.testing import CliRunner
 
+from llmrec.cli import app
+from llmrec.data.records import Examples
 from llmrec.errors import DataError, RecipeError
 from llmrec.recipe.evaluation import Evaluate
-from llmrec.stages import evaluate_files
+from llmrec.stages import evaluate, evaluate_files, prepare, recommend, report
 
 TARGETS = "user_id,item_id\nu1,a\nu2,b\nu3,c\nu4,d\n"
 # First place, second place, third place, no list.
@@ -87,3 +91,63 @@ def test_what_is_refused(files):
         evaluate_files.run(folder / "targets", ["mine=a", "mine=b"], SETTINGS)
     with pytest.raises(DataError, match="is not there"):
         evaluate_files.run(folder / "targets", ["mine=nowhere.csv"], SETTINGS)
+
+
+@pytest.fixture
+def run_of_baselines(recipe_of):
+    recipe, folder = recipe_of("systems=[popularity, markov]", "evaluate.k=[1, 5]")
+    prepare.run(recipe, folder)
+    recommend.run(recipe, folder)
+    return recipe, folder
+
+
+def test_a_foreign_ranking_becomes_a_row_of_a_run(run_of_baselines, tmp_path):
+    recipe, folder = run_of_baselines
+    test = Examples.read(folder.examples("test"))
+    lines = [f"{user},i{n % 12},1" for n, user in enumerate(test.user_ids)]
+    lines += [f"{test.user_ids[0]},no such item,2", "nobody,i1,1"]
+    path = tmp_path / "mine.csv"
+    path.write_text("user_id,item_id,rank\n" + "\n".join(lines) + "\n", "utf-8")
+    noticed = evaluate_files.adopt(recipe, folder, [f"mine={path}"])
+    assert noticed == ["mine: 1 answers are no items of the catalog"]
+    evaluate.run(recipe, folder)
+    metrics = json.loads(folder.metrics.read_text("utf-8"))
+    catalog = evaluate_files.read_test_split(folder).catalog
+    hits = [catalog.item_ids[t] == f"i{n % 12}" for n, t in enumerate(test.targets)]
+    mine = metrics["table"]["systems"]["mine"]
+    assert mine["HR@1"]["all"]["mean"] == pytest.approx(sum(hits) / len(hits))
+    assert mine["NLL"]["all"]["mean"] is None
+    assert metrics["systems"]["mine"]["kind"] == "external"
+    assert "mine" not in metrics["best_baseline"].values()
+    assert any("mine" in (c["system"], c["reference"]) for c in metrics["comparisons"])
+    assert report.run(recipe, folder)
+
+
+def test_what_a_run_refuses_of_foreign_rankings(run_of_baselines, tmp_path):
+    recipe, folder = run_of_baselines
+    path = tmp_path / "mine.csv"
+    path.write_text("user_id,item_id,rank\n17,i1,1\n", "utf-8")
+    with pytest.raises(RecipeError, match="markov is a system of llmrec's own"):
+        evaluate_files.adopt(recipe, folder, [f"markov={path}"])
+    with pytest.raises(RecipeError, match="no plain word"):
+        evaluate_files.adopt(recipe, folder, [f"../mine={path}"])
+    with pytest.raises(DataError, match="are these the same ids"):
+        evaluate_files.adopt(recipe, folder, [f"mine={path}"])
+
+
+def test_on_the_command_line(files, run_of_baselines):
+    folder = files(targets=TARGETS, mine=MINE)
+    given = ["--predictions", f"mine={folder / 'mine'}"]
+    done = CliRunner().invoke(app, ["evaluate", "--targets", str(folder / "targets"), *given])
+    assert done.exit_code == 0
+    assert "HR@1," in done.output
+    as_json = [*given, "--json"]
+    done = CliRunner().invoke(app, ["evaluate", "--targets", str(folder / "targets"), *as_json])
+    assert json.loads(done.stdout)["table"]["systems"]["mine"]["HR@1"]["all"]["mean"] == 0.25
+    recipe, run = run_of_baselines
+    run.keep(recipe)
+    done = CliRunner().invoke(app, ["evaluate", str(run.root), "--json"])
+    numbers = json.loads(done.stdout)
+    assert 0 <= numbers["table"]["systems"]["markov"]["HR@1"]["all"]["mean"] <= 1
+    wrong = CliRunner().invoke(app, ["evaluate", str(run.root), "--targets", "x", *given])
+    assert isinstance(wrong.exception, RecipeError)

@@ -1,0 +1,123 @@
+"""The verbs about what came out: evaluate, export, compare, report. None brings torch."""
+
+import logging
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from llmrec import terminal
+from llmrec.cli_shipped import Json, Overrides, RecipeName
+from llmrec.errors import RecipeError
+
+log = logging.getLogger("llmrec")
+
+
+def evaluate(
+    recipe: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(metavar="RECIPE", help="Recipe or run folder; none with --targets."),
+    ] = None,
+    overrides: Overrides = None,
+    predictions: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(metavar="NAME=FILE", help="A ranking of another program, as a row more."),
+    ] = None,
+    targets: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Judge the --predictions by this file alone, without a run."),
+    ] = None,
+    output: Annotated[
+        str, typer.Option("--format", help="Of a table without a run: text, markdown or latex.")
+    ] = "text",
+    calibration: Annotated[
+        bool,
+        typer.Option(
+            "--calibration", help="Also whether probabilities can be trusted, and prediction sets."
+        ),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Metrics per user, means, intervals and tests, of a run or of anybody's rankings. Needs no
+    torch."""
+    from llmrec.stages import evaluate_files
+
+    if targets is not None:
+        if recipe is not None or calibration or not predictions:
+            raise RecipeError(
+                "--targets FILE judges --predictions NAME=FILE and nothing else: name at least "
+                "one, and leave out the recipe and --calibration"
+            )
+        judged = evaluate_files.run(targets, predictions, form=output)
+        terminal.show(judged["metrics"] if as_json else _without(judged, "metrics"), as_json)
+        return
+    if recipe is None:
+        raise RecipeError("name a recipe or a run folder, or give --targets and --predictions")
+    from llmrec.runs.folder import open_run
+
+    settings, folder = open_run(recipe, overrides or [])
+    from llmrec.stages import calibrate
+    from llmrec.stages import evaluate as stage
+
+    for noticed in evaluate_files.adopt(settings, folder, predictions) if predictions else ():
+        log.warning("evaluate: %s", noticed)
+
+    if calibration:
+        calibrate.asked(settings)
+    result = stage.run(settings, folder)
+    if calibration:
+        result["calibration"] = calibrate.run(settings, folder)
+    folder.keep(settings)
+    if as_json:
+        from llmrec.runs.evaluated import read_metrics
+
+        numbers = read_metrics(folder.metrics)
+        result |= {name: numbers[name] for name in ("table", "comparisons", "gates")}
+        result.pop("findings")
+    terminal.show(result, as_json)
+
+
+def _without(said: dict[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in said.items() if name != key}
+
+
+def export(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Folder to write to; else `export` in the run folder."),
+    ] = None,
+    output: Annotated[str, typer.Option("--format", help="parquet or csv.")] = "parquet",
+    as_json: Json = False,
+) -> None:
+    """A run's splits and predictions by item id and title, for other programs."""
+    from llmrec.runs.folder import open_run
+    from llmrec.stages import export as stage
+
+    settings, folder = open_run(recipe, overrides or [])
+    terminal.show(stage.run(settings, folder, out, output), as_json)
+
+
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders.")],
+    output: Annotated[
+        str, typer.Option("--format", help="text, markdown, latex or json.")
+    ] = "text",
+    as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
+) -> None:
+    """Paired tests between the systems of runs."""
+    from llmrec.stages import compare as stage
+
+    form = "json" if as_json else output
+    terminal.show(stage.run(runs, form), form == "json")
+
+
+def report(recipe: RecipeName, overrides: Overrides = None, as_json: Json = False) -> None:
+    """One page: table, training curve, three users."""
+    from llmrec.runs.folder import open_run
+
+    settings, folder = open_run(recipe, overrides or [])
+    from llmrec.stages import report as stage
+
+    terminal.show(stage.run(settings, folder), as_json)
