@@ -30,19 +30,19 @@ log = logging.getLogger("llmrec")
 WEIGHTS = "model.safetensors"
 VERSION = 1  # raised when the same settings and data would give other weights
 KINDS: Mapping[str, type[Sequential]] = {"sasrec": SASRec, "gru4rec": GRU4Rec}
-# What the trials after the first one change, in their order.
+# What the trials after the first one change, in their order: dropout to a value, learning rate and
+# width by a factor.
 CHANGES: tuple[Mapping[str, Any], ...] = (
     {"dropout": 0.5},
-    {"dropout": 0.5, "hidden": 128},
-    {"dropout": 0.3},
-    {"dropout": 0.5, "learning_rate": 1e-3},
-    {"dropout": 0.3, "hidden": 128},
-    {"dropout": 0.3, "learning_rate": 1e-3},
+    {"dropout": 0.5, "width": 2},
+    {"rate": 1 / 3},
+    {"dropout": 0.5, "rate": 1 / 3},
+    {"width": 2},
     {"dropout": 0.1},
-    {"dropout": 0.7, "hidden": 128},
+    {"dropout": 0.7, "width": 2},
     {"dropout": 0.7},
-    {"dropout": 0.1, "learning_rate": 1e-3},
-    {"dropout": 0.5, "hidden": 128, "learning_rate": 1e-3},
+    {"dropout": 0.1, "rate": 1 / 3},
+    {"dropout": 0.5, "width": 2, "rate": 1 / 3},
 )
 
 
@@ -100,7 +100,15 @@ class Store:
 
 def settings_to_try(start: Sequential, trials: int) -> list[Sequential]:
     """The first so many settings: `start`, then what `CHANGES` makes of it, each once."""
-    changed = [replace(start, **change) for change in CHANGES]
+    changed = [
+        replace(
+            start,
+            dropout=change.get("dropout", start.dropout),
+            learning_rate=start.learning_rate * change.get("rate", 1),
+            hidden=start.hidden * change.get("width", 1),
+        )
+        for change in CHANGES
+    ]
     return list(dict.fromkeys([start, *changed]))[:trials]
 
 

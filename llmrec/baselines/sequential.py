@@ -83,7 +83,7 @@ class Sequential(ABC):
     weight_decay: float = 0.01
     batch_size: int = 64
     max_epochs: int = 100
-    patience: int = 3
+    patience: int = 5
     temperature: float = 1.0
 
     @abstractmethod

@@ -45,7 +45,7 @@ class Network(Section):
     """Sequences of an optimiser step."""
     max_epochs: Count = 100
     """Most epochs."""
-    patience: Count = 3
+    patience: Count = 5
     """Epochs in a row without a better validation NDCG@10 after which training stops."""
 
     trials: Trials = 3

@@ -1,7 +1,8 @@
 """`llmrec check leakage`: prompts are made of nothing later than their own time.
 
 Reads the raw source anew and holds the files of a run against it, row by row: training
-interactions, examples, candidates, similar users, and what of these was shown. Trusts none of those
+interactions, examples, candidates, similar users, what of these was shown, and what networks were
+trained on. Trusts none of those
 files and asks no retriever. Knows no text: prompts are not kept, what they are made from is.
 """
 
@@ -28,6 +29,7 @@ from llmrec.stages.leakage_checks import (
     check_training,
     wrong_in_history,
 )
+from llmrec.stages.leakage_networks import check_networks
 
 if TYPE_CHECKING:
     from llmrec.recipe import Recipe
@@ -74,6 +76,7 @@ def run(recipe: "Recipe", folder: "RunFolder") -> dict[str, Any]:
         check_pools(log, of_part, asked, trained, _inside(folder, folder.pools(part)), found)
     _check_shown(folder, pools, found)
     _check_index(folder, training, found)
+    check_networks(folder, found)
     return {
         "checked": dict(found.checked),
         "violations": found.violations,
@@ -183,6 +186,8 @@ def _not_checked(
         f"training interactions, of which {later} are later than the earliest test target"
         + (f": rows of other users, as usual under data.split {data.split}." if later else ".")
     )
+    if recipe.conformal is not None and recipe.conformal.view == "valid":
+        yield "conformal.view is valid: set views end with validation items, which no label is."
     yield "Prompts are not kept: what they are made from was checked, not their text."
     yield "What the language model had read before this run is not known here."
     if data.candidates is not None:

@@ -103,7 +103,7 @@ def test_a_network_is_recorded_with_what_was_trained(monkeypatch, name):
     kind = network_tuning.KINDS[name]
     small = {name: lambda: kind(hidden=8, max_length=5, max_epochs=2)}
     monkeypatch.setattr(network_tuning, "KINDS", small)
-    monkeypatch.setattr(network_tuning, "CHANGES", ({"dropout": 0.5}, {"hidden": 16}))
+    monkeypatch.setattr(network_tuning, "CHANGES", ({"dropout": 0.5}, {"width": 2}))
     tuned = choose(name, TRAIN, VALID, CATALOG, True, 0, Search(trials=2))
     trained = tuned.described["trained"]
     assert [(t["dropout"], t["hidden"]) for t in trained] == [(0.3, 8), (0.5, 8)]

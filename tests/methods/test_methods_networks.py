@@ -149,7 +149,7 @@ def test_the_learning_rate_is_the_best_of_the_grid_in_validation(recipe_of, call
 
 
 def test_the_base_is_the_best_of_the_settings_tried_and_its_width_is_known(recipe_of, monkeypatch):
-    monkeypatch.setattr(network_tuning, "CHANGES", ({"hidden": 16}, {"dropout": 0.9}))
+    monkeypatch.setattr(network_tuning, "CHANGES", ({"width": 2}, {"dropout": 0.9}))
     recipe, folder = recipe_of(*ALL, "network.trials=3")
     done = pipeline.train(recipe, folder)
     trained = done["base"]["trained"]

@@ -15,7 +15,7 @@ from llmrec.errors import DataError
 from llmrec.inference.pools import Neighbour, Pools
 from llmrec.recipe.loading import load
 from llmrec.runs.folder import RunFolder
-from llmrec.stages import leakage, prepare, recommend, train
+from llmrec.stages import leakage, pipeline, prepare, recommend, train
 
 STEP = 10
 
@@ -620,3 +620,21 @@ def test_data_alone_is_checked_under_every_split(recipe_of, log, tmp_path, split
         test.user_ids, test.offsets, test.positions, test.targets, moved, test.tied, test.cold
     ).write(folder.examples("test"))
     assert leakage.run(recipe, folder)["violations"] == len(test)
+
+
+def test_networks_are_held_against_the_interactions_of_the_run(recipe_of):
+    sizes = ("network.hidden=8", "network.max_epochs=1", "network.trials=1")
+    views = ("conformal.view=valid", "conformal.max_epochs=1", "conformal.learning_rate=0.001")
+    plain = ("systems=[popularity, network, network_cpft]", *sizes, *views)
+    recipe, folder = recipe_of(*plain)
+    pipeline.train(recipe, folder)
+    said = leakage.run(recipe, folder)
+    assert (said["checked"]["networks"], said["violations"]) == (2, 0), said["examples"]
+    assert any("set views end with validation items" in text for text in said["not_checked"])
+    training = Interactions.read(folder.interactions)
+    training.take(np.arange(len(training) - 1)).write(folder.interactions)
+    said = leakage.run(recipe, folder)
+    assert said["violations"] == 2
+    assert "network/base: was trained on other interactions" in said["examples"][0]
+    (folder.network("cpft") / "model.safetensors").write_bytes(b"")
+    assert "network/cpft: model.safetensors differs" in leakage.run(recipe, folder)["examples"][1]
