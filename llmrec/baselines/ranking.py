@@ -125,21 +125,25 @@ def places_among(
     catalog_size: int,
     among: Ints,
     filter_seen: bool = True,
+    seed: int = 0,
 ) -> Floats:
     """(U,) each target's place, from 0, in the ranking of the items `among` (C,) alone.
 
-    Equal scores stand in the order of their positions; NaN for a target that is none of them, and
-    infinite for one that may not be recommended.
+    Among equal scores the place is drawn: the order of a catalog can tell what is popular, as the
+    numbers of MovieLens do, and a system that cannot tell items apart must not profit from it. NaN
+    for a target that is none of the items, infinite for one that may not be recommended.
     """
-    places = np.full(len(histories), np.nan)
+    places, drawn = np.full(len(histories), np.nan), np.random.default_rng(seed)
+    luck = drawn.random(len(histories))
     asked = np.flatnonzero(np.isin(targets, among))
     for part in chunks(len(asked), catalog_size):
         users = asked[part]
         scores = fitted.scores([histories[user] for user in users], filter_seen)
         own = scores[np.arange(len(users)), targets[users]][:, None]
         others = scores[:, among]
-        before = (others > own) | ((others == own) & (among < targets[users][:, None]))
-        places[users] = np.where(own[:, 0] > -np.inf, before.sum(axis=1), np.inf)
+        before, equal = (others > own).sum(axis=1), (others == own).sum(axis=1)
+        place = before + np.floor(luck[users] * equal)
+        places[users] = np.where(own[:, 0] > -np.inf, place, np.inf)
     return places
 
 

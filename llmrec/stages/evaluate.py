@@ -245,8 +245,8 @@ def _of_cold(split: TestSplit, systems: Sequence[str], ks: Sequence[int]) -> lis
     blind = [s for s in systems if System.is_name(s) and System.parse(s).knows_ids_alone]
     if blind:
         notes.append(
-            f"Know items by id alone, so that cold ones come last and in no order that means "
-            f"anything: {', '.join(blind)}."
+            f"Know items by id alone, so that cold ones come last, and among themselves by chance: "
+            f"{', '.join(blind)}."
         )
     return notes
 

@@ -165,6 +165,7 @@ class Answering:
             len(self.catalog),
             self.cold_items,
             self.recipe.decode.filter_seen,
+            self.recipe.seed,
         )
 
     def language_model(self, system: str, split: str = "test") -> Predictions | None:
