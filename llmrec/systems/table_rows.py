@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from llmrec.baselines.ranking import Scorer, chunks, places_among, predict
+from llmrec.baselines.ranking import Scorer, chunks, predict
 from llmrec.baselines.tuning import Tuned, choose
 from llmrec.data.candidates import read_candidates
 from llmrec.data.catalog import Catalog
@@ -29,6 +29,7 @@ from llmrec.runs import made
 from llmrec.runs.batch_files import collected, discard
 from llmrec.runs.folder import RunFolder
 from llmrec.systems.baseline_search import search_of
+from llmrec.systems.cold_items import cold_places
 
 log = logging.getLogger("llmrec")
 
@@ -62,11 +63,8 @@ class Answering:
         return read_candidates(self.folder.candidates("test"))
 
     @cached_property
-    def cold_items(self) -> npt.NDArray[np.int32]:
-        """(C,) the items that never occur in training."""
-        trained = Interactions.read(self.folder.interactions).position
-        counts = np.bincount(trained, minlength=len(self.catalog))
-        return np.flatnonzero(counts == 0).astype(np.int32)
+    def training(self) -> Interactions:
+        return Interactions.read(self.folder.interactions)
 
     @cached_property
     def language(self) -> Any:
@@ -91,7 +89,7 @@ class Answering:
             log.info("recommend: fitting %s", name)
             self.tuned[name] = choose(
                 name,
-                Interactions.read(self.folder.interactions),
+                self.training,
                 self.valid,
                 self.catalog,
                 filter_seen=self.recipe.decode.filter_seen,
@@ -151,21 +149,7 @@ class Answering:
             [row[k] for row, k in zip(answers.positions, kept, strict=True)],
             [row[k] for row, k in zip(answers.scores, kept, strict=True)],
             answers.nll,
-            self._cold_places(fitted, asked),
-        )
-
-    def _cold_places(self, fitted: Scorer, asked: Examples) -> npt.NDArray[np.float64] | None:
-        """Places of cold targets among the cold items alone; None where there are none."""
-        if self.candidates is not None or not asked.cold.any():
-            return None
-        return places_among(
-            fitted,
-            asked.histories(),
-            asked.targets,
-            len(self.catalog),
-            self.cold_items,
-            self.recipe.decode.filter_seen,
-            self.recipe.seed,
+            cold_places(self.recipe, fitted, asked, self.training, len(self.catalog)),
         )
 
     def language_model(self, system: str, split: str = "test") -> Predictions | None:

@@ -1,0 +1,45 @@
+"""Cold items through prepare, recommend and evaluate: who can tell them apart, and who cannot."""
+
+import json
+
+import numpy as np
+
+from llmrec.data.records import Examples, Interactions
+from llmrec.evaluation.predictions import Predictions
+from llmrec.stages import evaluate, prepare, recommend
+from llmrec.systems.cold_items import cold_items
+from llmrec.systems.table_rows import Answering
+
+SYSTEMS = "systems=[popularity, text_knn]"
+
+
+def test_places_are_those_of_a_ranking_of_the_cold_items_alone(recipe_of):
+    recipe, folder = recipe_of(SYSTEMS, "data.cold_items=0.3")
+    prepare.run(recipe, folder)
+    recommend.run(recipe, folder)
+    test, training = Examples.read(folder.examples("test")), Interactions.read(folder.interactions)
+    answering = Answering(recipe, folder)
+    cold = cold_items(training, len(answering.catalog))
+    assert set(cold.tolist()) == set(range(len(answering.catalog))) - set(
+        training.position.tolist()
+    )
+    assert 2 < test.cold.sum() < len(test)
+    for system in recipe.systems:
+        places = Predictions.read(folder.predictions(system)).cold_places
+        assert (np.isnan(places) == ~test.cold).all()
+        scores = answering.fitted(system).fitted.scores(test.histories())
+        for row in np.flatnonzero(test.cold):
+            own, others = scores[row, test.targets[row]], scores[row, cold]
+            better, equal = (others > own).sum(), (others == own).sum()
+            assert better <= places[row] < better + equal
+            assert (equal == len(cold)) == (system == "popularity")
+    evaluate.run(recipe, folder)
+    table = json.loads(folder.metrics.read_text("utf-8"))["table"]
+    assert table["systems"]["text_knn"]["HR@5 among cold items"]["cold"]["n"] == test.cold.sum()
+    assert any("by chance: popularity." in note for note in table["notes"])
+
+
+def test_without_cold_targets_or_with_candidates_there_are_no_places(recipe_of):
+    recipe, folder = recipe_of(SYSTEMS, "data.cold_items=0.3", "data.candidates=3")
+    recommend.run(recipe, folder)
+    assert Predictions.read(folder.predictions("popularity")).cold_places is None
