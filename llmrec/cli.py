@@ -209,6 +209,10 @@ def recommend(
         Optional[float],  # noqa: UP045
         typer.Option(help="Not top-k but sets that hold the next item for this share of users."),
     ] = None,
+    system: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Which row of the table answers them; else what is trained furthest."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Recommend for the test split, or for histories of ids or titles (one JSON line per item)."""
@@ -219,11 +223,11 @@ def recommend(
 
     if histories is not None:
         with terminal.stdout_for_data():
-            rows = stage.raw(folder.root, histories, top_k, coverage)
+            rows = stage.raw(settings, folder, histories, top_k, coverage, system)
         terminal.show_lines(rows)
         return
-    if coverage is not None:
-        raise RecipeError("--coverage is for histories of your own; name them with --histories")
+    if coverage is not None or system is not None:
+        raise RecipeError("--coverage and --system are for histories of your own: --histories")
     with terminal.stdout_for_data():
         result = stage.run(settings, folder)
     folder.keep(settings)

@@ -124,12 +124,14 @@ FRAGMENTS |= {"guided", "_grounded", "grounded", "_free"}
 
 
 def strings_of(node, constants):
-    """The strings in an expression, those of tuples that the module names included."""
-    for part in ast.walk(node):
-        if isinstance(part, ast.Constant) and isinstance(part.value, str):
-            yield part.value
-        elif isinstance(part, ast.Name):
-            yield from constants.get(part.id, ())
+    """The strings that an expression is or lists, those of tuples that the module names too."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        yield node.value
+    elif isinstance(node, ast.Name):
+        yield from constants.get(node.id, ())
+    elif isinstance(node, ast.Tuple | ast.List | ast.Set):
+        for part in node.elts:
+            yield from strings_of(part, constants)
 
 
 def asks_of_system_names(source):
@@ -194,6 +196,7 @@ def test_a_test_of_a_systems_name_is_seen(source):
         'text.endswith("\\n")',
         'systems = ["untuned", "tuned"]',
         'if key in ("none", "auto"): pass',
+        'if lack(System.parse("tuned")) is None: pass',
     ],
 )
 def test_what_a_parsed_system_says_may_be_asked(source):

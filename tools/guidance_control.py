@@ -19,8 +19,9 @@ from llmrec.data.records import Examples, Interactions
 from llmrec.decoding.open_items import OpenItems, segment_log_softmax
 from llmrec.evaluation.intervals import paired_test
 from llmrec.inference.engine import closed_items
+from llmrec.recipe.systems import System
 from llmrec.runs.folder import open_run
-from llmrec.systems.language import LanguageSystems
+from llmrec.systems.resources import Resources
 
 POWERS = [tenth / 10 for tenth in range(3, 16)]
 WEIGHTS = [twentieth / 20 for twentieth in range(21)]
@@ -36,11 +37,11 @@ def main() -> None:
     catalog = Catalog.read(folder.items)
     train = Interactions.read(folder.interactions)
     splits = {name: Examples.read(folder.examples(name)) for name in ("valid", "test")}
-    systems = LanguageSystems(recipe, folder, catalog)
-    engine, paths = systems.engine_of("tuned"), {}
+    models = Resources(recipe, folder).language
+    engine, paths = models.engine(System.parse("tuned")), {}
     for name, split in splits.items():
         histories = split.histories()
-        prompts = [systems.encoder.prompt(history).ids for history in histories]
+        prompts = [models.encoder.prompt(history).ids for history in histories]
         paths[name] = list(engine.paths(prompts, histories, split.targets))
     tuned = choose("markov", train, splits["valid"], catalog, True, recipe.seed)
     guides = {
@@ -62,7 +63,7 @@ def main() -> None:
                 paths[split],
                 splits[split],
                 q[split],
-                systems.encoder.trie,
+                models.encoder.trie,
                 model_weight,
                 guide_power,
             )

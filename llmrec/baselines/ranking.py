@@ -27,7 +27,7 @@ class Scorer(Protocol):
 
 
 @dataclass(frozen=True)
-class Predictions:
+class TopK:
     """For U users: `positions` (U, k) best first, padded with -1; `scores` (U, k), padded -inf.
 
     `nll` (U,) is -log p(target) in nats, given candidates over these alone: NaN where the scorer
@@ -92,7 +92,7 @@ def predict(
     k: int,
     filter_seen: bool = True,
     candidates: Ints | None = None,
-) -> Predictions:
+) -> TopK:
     """Rank the catalog for U histories and, given `targets` (U,), their negative log-likelihood.
 
     Scores of a `Distribution` are log probabilities. With `candidates` (U, C) only those are
@@ -115,7 +115,7 @@ def predict(
             nll[part] = -scores[np.arange(len(scores)), targets[part]]
         else:
             nll[part] = candidate_nll(among, candidates[part], targets[part])
-    return Predictions(positions, best, nll)
+    return TopK(positions, best, nll)
 
 
 def places_among(

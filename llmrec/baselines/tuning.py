@@ -101,30 +101,8 @@ def choose(
     Raises RecipeError for another name.
     """
     begun = time.monotonic()
-    choices: dict[str, Callable[[_Task], _Choice]] = {
-        "popularity": _popularity,
-        "recent_popularity": _recent_popularity,
-        "markov": _markov,
-        "item_knn": _item_knn,
-        "tgh": _transition_graph,
-        "text_knn": lambda task: _text_knn(task, title_vectors(task.catalog.titles)),
-        "text_knn_sentences": _text_knn_sentences,
-        "sasrec": lambda task: _network(task, "sasrec"),
-        "gru4rec": lambda task: _network(task, "gru4rec"),
-    }
-    if name not in choices:
-        raise RecipeError(f"baseline {name!r} does not exist; choose from {', '.join(choices)}")
-    chosen = choices[name](
-        _Task(
-            train,
-            _answerable(valid, filter_seen, seed),
-            catalog,
-            filter_seen,
-            seed,
-            valid,
-            search or Search(),
-        )
-    )
+    task = _Task.of(train, valid, catalog, filter_seen, seed, search)
+    chosen = _choice(name, task)
     log.info("%s: %s %.4f with %s", name, chosen.criterion, chosen.value, chosen.hyperparameters)
     grid = {key: list(values) for key, values in chosen.grid.items()}
     return Tuned(
@@ -138,6 +116,41 @@ def choose(
         time.monotonic() - begun,
         chosen.trained,
     )
+
+
+def refitted(
+    name: str,
+    chosen: Mapping[str, Any],
+    train: Interactions,
+    valid: Examples,
+    catalog: Catalog,
+    filter_seen: bool,
+    seed: int,
+    search: "Search | None" = None,
+) -> Scorer:
+    """The baseline that `choose` gave, from the hyperparameters that it chose, without a search.
+
+    A network that `search` keeps is not trained again. Raises RecipeError for another name.
+    """
+    task = _Task.of(train, valid, catalog, filter_seen, seed, search)
+    return _choice(name, replace(task, chosen=chosen)).fitted
+
+
+def _choice(name: str, task: "_Task") -> "_Choice":
+    choices: dict[str, Callable[[_Task], _Choice]] = {
+        "popularity": _popularity,
+        "recent_popularity": _recent_popularity,
+        "markov": _markov,
+        "item_knn": _item_knn,
+        "tgh": _transition_graph,
+        "text_knn": lambda task: _text_knn(task, title_vectors(task.catalog.titles)),
+        "text_knn_sentences": _text_knn_sentences,
+        "sasrec": lambda task: _network(task, "sasrec"),
+        "gru4rec": lambda task: _network(task, "gru4rec"),
+    }
+    if name not in choices:
+        raise RecipeError(f"baseline {name!r} does not exist; choose from {', '.join(choices)}")
+    return choices[name](task)
 
 
 @dataclass(frozen=True)
@@ -155,7 +168,10 @@ class _Choice:
 
 @dataclass(frozen=True)
 class _Task:
-    """What to fit and to judge with; `kept` holds counts that several trials share."""
+    """What to fit and to judge with; `kept` holds counts that several trials share.
+
+    `chosen`: hyperparameters that are not to be searched for.
+    """
 
     train: Interactions
     valid: Examples
@@ -164,7 +180,21 @@ class _Task:
     seed: int
     every_valid: Examples
     search: "Search"
+    chosen: Mapping[str, Any] | None = None
     kept: dict[Hashable, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def of(
+        train: Interactions,
+        valid: Examples,
+        catalog: Catalog,
+        filter_seen: bool,
+        seed: int,
+        search: "Search | None",
+    ) -> "_Task":
+        """A task that judges with the examples that can be answered."""
+        answerable = _answerable(valid, filter_seen, seed)
+        return _Task(train, answerable, catalog, filter_seen, seed, valid, search or Search())
 
     def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """What `make` gave for this key the first time."""
@@ -204,6 +234,7 @@ def _answerable(valid: Examples, filter_seen: bool, seed: int) -> Examples:
 
 
 def _sweep(
+    task: _Task,
     start: Any,
     grid: Grid,
     criterion: str,
@@ -212,8 +243,12 @@ def _sweep(
 ) -> _Choice:
     """Try each value of each hyperparameter in turn, the others at their best so far.
 
-    NLL is minimised, NDCG maximised; equal values keep what came first.
+    NLL is minimised, NDCG maximised; equal values keep what came first. Where the task says what
+    is chosen, nothing is tried.
     """
+    if task.chosen is not None:
+        model = _as_chosen(start, task.chosen)
+        return _Choice(fit(model), asdict(model), criterion, float("nan"), grid, [])
     sign = -1.0 if criterion == NDCG else 1.0
     values = {start: measure(fit(start))}
     best = start
@@ -227,11 +262,16 @@ def _sweep(
     return _Choice(fit(best), asdict(best), criterion, values[best], grid, trials)
 
 
+def _as_chosen(start: Any, chosen: Mapping[str, Any]) -> Any:
+    """A model with those of the chosen hyperparameters that it has."""
+    return replace(start, **{name: chosen[name] for name in asdict(start) if name in chosen})
+
+
 def _popularity(task: _Task) -> _Choice:
     def fit(model: Popularity) -> FittedPopularity:
         return model.fit(task.train, len(task.catalog))
 
-    return _sweep(Popularity(), {"smoothing": SMOOTHING}, NLL, fit, task.nll)
+    return _sweep(task, Popularity(), {"smoothing": SMOOTHING}, NLL, fit, task.nll)
 
 
 def _recent_popularity(task: _Task) -> _Choice:
@@ -240,7 +280,7 @@ def _recent_popularity(task: _Task) -> _Choice:
 
     half_lives = task.half_lives()
     grid = {"half_life": half_lives, "smoothing": SMOOTHING}
-    return _sweep(RecentPopularity(half_lives[0]), grid, NLL, fit, task.nll)
+    return _sweep(task, RecentPopularity(half_lives[0]), grid, NLL, fit, task.nll)
 
 
 def _markov(task: _Task) -> _Choice:
@@ -264,7 +304,7 @@ def _markov(task: _Task) -> _Choice:
         "history_decay": (0.4, 0.6, 0.8, 0.9),
         "half_life": (None, *task.half_lives()),
     }
-    return _sweep(Markov(), grid, NLL, fit, task.nll)
+    return _sweep(task, Markov(), grid, NLL, fit, task.nll)
 
 
 def _item_knn(task: _Task) -> _Choice:
@@ -286,7 +326,7 @@ def _item_knn(task: _Task) -> _Choice:
         "sharpness": (1.0, 1.5, 2.0),
         "share": (0.05, 0.1, 0.2, 0.4),
     }
-    return _sweep(ItemKNN(), grid, NLL, fit, task.nll)
+    return _sweep(task, ItemKNN(), grid, NLL, fit, task.nll)
 
 
 def _transition_graph(task: _Task) -> _Choice:
@@ -295,7 +335,7 @@ def _transition_graph(task: _Task) -> _Choice:
     def fit(model: TransitionGraph) -> Scorer:
         return model.fit(task.train, len(task.catalog), vectors)
 
-    return _sweep(TransitionGraph(), {"variant": (1, 2)}, NDCG, fit, task.ndcg)
+    return _sweep(task, TransitionGraph(), {"variant": (1, 2)}, NDCG, fit, task.ndcg)
 
 
 def _text_knn(task: _Task, vectors: Vectors) -> _Choice:
@@ -307,7 +347,7 @@ def _text_knn(task: _Task, vectors: Vectors) -> _Choice:
         "last": (1, 2, 5, 10, 20, 50),
         "history_decay": (0.6, 0.8, 0.9, 1.0),
     }
-    return _sweep(TextKNN(), grid, NLL, fit, task.nll)
+    return _sweep(task, TextKNN(), grid, NLL, fit, task.nll)
 
 
 def _text_knn_sentences(task: _Task) -> _Choice:
@@ -319,10 +359,12 @@ def _text_knn_sentences(task: _Task) -> _Choice:
 def _network(task: _Task, kind: str) -> _Choice:
     from llmrec.baselines import network_tuning  # torch is loaded only where it is wanted
 
-    store = task.search.store
+    store, start, trials = task.search.store, network_tuning.KINDS[kind](), task.search.trials
+    if task.chosen is not None:
+        start, trials = replace(_as_chosen(start, task.chosen), temperature=1.0), 1
     found = network_tuning.tune(
-        network_tuning.KINDS[kind](),
-        task.search.trials,
+        start,
+        trials,
         task.train,
         len(task.catalog),
         task.every_valid,
@@ -335,7 +377,7 @@ def _network(task: _Task, kind: str) -> _Choice:
         return replace(found.fitted, temperature=model.temperature)
 
     grid = {"temperature": (1.0, 0.8, 0.9, 1.1, 1.2, 1.4, 1.7)}
-    chosen = _sweep(found.settings, grid, NLL, fit, task.nll)
+    chosen = _sweep(task, found.settings, grid, NLL, fit, task.nll)
     tried = [
         {**asdict(settings), NDCG: round(ndcg, 6), "epoch": epoch, "seconds": seconds}
         for settings, ndcg, epoch, seconds in found.trials

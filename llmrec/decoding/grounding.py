@@ -20,7 +20,7 @@ NEAR_ENOUGH = 90.0  # of 100; one wrong letter in a title of ten
 
 
 @dataclass(frozen=True)
-class Grounded:
+class LinkedItem:
     """`position` of the item meant, -1 if unknown; `how` it was found; the `nearest` title."""
 
     position: int
@@ -34,26 +34,26 @@ class Grounder:
     def __init__(self, catalog: Catalog) -> None:
         self.catalog = catalog
 
-    def ground(self, entries: Sequence[str]) -> list[Grounded]:
+    def ground(self, entries: Sequence[str]) -> list[LinkedItem]:
         """The item meant by each entry."""
         return [self._one(entry) for entry in entries]
 
-    def _one(self, entry: str) -> Grounded:
+    def _one(self, entry: str) -> LinkedItem:
         if entry in self.catalog.position_of:
-            return Grounded(self.catalog.position_of[entry], "item_id")
+            return LinkedItem(self.catalog.position_of[entry], "item_id")
         if entry in self._exact:
-            return Grounded(self._exact[entry], "exact")
+            return LinkedItem(self._exact[entry], "exact")
         key = normalised(entry)
         if len(self._normalised.get(key, ())) == 1:
-            return Grounded(self._normalised[key][0], "normalised")
+            return LinkedItem(self._normalised[key][0], "normalised")
         hit = process.extractOne(key, list(self._normalised), scorer=fuzz.ratio) if key else None
         if hit is None:
-            return Grounded(-1, "unknown")
+            return LinkedItem(-1, "unknown")
         nearest = self._normalised[hit[0]]
         title = self.catalog.titles[nearest[0]]
         if hit[1] >= NEAR_ENOUGH and len(nearest) == 1:
-            return Grounded(nearest[0], "fuzzy", title)
-        return Grounded(-1, "unknown", title)
+            return LinkedItem(nearest[0], "fuzzy", title)
+        return LinkedItem(-1, "unknown", title)
 
     @cached_property
     def _exact(self) -> dict[str, int]:

@@ -40,6 +40,18 @@ class SystemInfo:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
 
+    @staticmethod
+    def read(path: Path) -> "SystemInfo":
+        """What the file of some predictions says of its system, without the predictions.
+
+        Raises DataError for a file that is something else.
+        """
+        try:
+            schema = pq.read_schema(path)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise _unreadable(path, error) from None
+        return _info(path, schema.names, schema.metadata)
+
 
 @dataclass(frozen=True)
 class Predictions:
@@ -115,21 +127,12 @@ class Predictions:
         try:
             table = pq.read_table(path).combine_chunks()
         except (OSError, pa.ArrowInvalid) as error:
-            raise DataError(
-                f"{path}: not a readable Parquet file ({error}). Run `llmrec recommend` again."
-            ) from None
-        missing = {USER_ID, ITEMS, SCORES, NLL} - set(table.column_names)
-        described = (table.schema.metadata or {}).get(METADATA_KEY)
-        if missing or described is None:
-            lacking = ", ".join(sorted(missing)) or "its description (schema metadata `llmrec`)"
-            raise DataError(
-                f"{path}: no predictions file, it lacks {lacking}. "
-                "Write it with `llmrec recommend`."
-            )
+            raise _unreadable(path, error) from None
+        info = _info(path, table.column_names, table.schema.metadata)
         items, scores = table[ITEMS].combine_chunks(), table[SCORES].combine_chunks()
         offsets = items.offsets.to_numpy().astype(np.int64)
         return Predictions(
-            _info(path, described),
+            info,
             np.array(table[USER_ID].to_pylist(), dtype=object),
             offsets - offsets[0],
             items.flatten().to_numpy().astype(np.int32),
@@ -141,7 +144,20 @@ class Predictions:
         )
 
 
-def _info(path: Path, described: bytes) -> SystemInfo:
+def _unreadable(path: Path, error: Exception) -> DataError:
+    return DataError(
+        f"{path}: not a readable Parquet file ({error}). Run `llmrec recommend` again."
+    )
+
+
+def _info(path: Path, columns: Sequence[str], metadata: Mapping[bytes, bytes] | None) -> SystemInfo:
+    missing = {USER_ID, ITEMS, SCORES, NLL} - set(columns)
+    described = (metadata or {}).get(METADATA_KEY)
+    if missing or described is None:
+        lacking = ", ".join(sorted(missing)) or "its description (schema metadata `llmrec`)"
+        raise DataError(
+            f"{path}: no predictions file, it lacks {lacking}. Write it with `llmrec recommend`."
+        )
     try:
         said = json.loads(described)
         kind = said["kind"]

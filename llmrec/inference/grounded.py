@@ -18,7 +18,7 @@ Histories = Sequence[npt.NDArray[np.int32]]
 Fusion = npt.NDArray[np.float64] | None
 
 
-class Grounded:
+class TextGrounding:
     """Free answers of models and their rankings, under one recipe and encoder."""
 
     def __init__(self, recipe: Recipe, encoder: PromptEncoder) -> None:

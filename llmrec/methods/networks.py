@@ -70,9 +70,12 @@ def steps_of(recipe: Recipe) -> list[str]:
     return ["base", "cpft", *(["ce"] if "ce" in asked else [])]
 
 
-def fitted(recipe: Recipe, folder: RunFolder, step: str) -> FittedNetwork:
-    """The network as a step left it. Raises LlmrecError where it was not trained."""
-    known = made.network(recipe, folder, step).require()
+def fitted(recipe: Recipe, folder: RunFolder, step: str, to_use: bool = False) -> FittedNetwork:
+    """The network as a step left it. Raises LlmrecError where it was not trained.
+
+    `to_use`: to answer with it, under whatever `decode` says now.
+    """
+    known = made.network(recipe, folder, step, to_use).require()
     network = _kind(recipe)(**known["sizes"]).network(len(Catalog.read(folder.items)))
     network.load_state_dict(load_file(folder.network(step) / WEIGHTS))
     return FittedNetwork(network.to(default_device()).eval(), 1.0, known["epoch"])
@@ -80,7 +83,7 @@ def fitted(recipe: Recipe, folder: RunFolder, step: str) -> FittedNetwork:
 
 def facts(recipe: Recipe, folder: RunFolder, step: str) -> dict[str, Any]:
     """What is known of a step's training, as `train` returns it; `sizes` are its settings."""
-    known = made.network(recipe, folder, step).facts_or_none() or {}
+    known = made.network(recipe, folder, step, to_use=True).facts_or_none() or {}
     return {**_described(known), "step": step}
 
 

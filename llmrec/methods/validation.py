@@ -12,7 +12,7 @@ from llmrec.errors import LlmrecError
 from llmrec.evaluation.intervals import mean_interval
 from llmrec.evaluation.metrics import hit_rate, ndcg
 from llmrec.inference.engine import Engine, closed_items
-from llmrec.inference.grounded import Grounded
+from llmrec.inference.grounded import TextGrounding
 from llmrec.inference.prompting import prompting_of
 from llmrec.model.trainer import Validated
 from llmrec.recipe import Recipe
@@ -36,7 +36,7 @@ def validation_of(
         prompting = prompting_of(recipe, folder, encoder, "valid", valid)
     histories = valid.histories()
     closed = closed_items(histories, decode.filter_seen)
-    grounded = Grounded(recipe, encoder)
+    grounded = TextGrounding(recipe, encoder)
 
     @lru_cache(maxsize=1)
     def engine_of(model: nn.Module) -> Engine:

@@ -64,7 +64,7 @@ def adapter(recipe: Recipe, folder: RunFolder, to_use: bool = False) -> Artifact
     """The trained weights of a language model. Raises DataError where what they read is not there.
 
     Which weights are kept is decided by validation, so they depend on what of `decode` it uses.
-    `to_use`: to answer with them; then the files of training may be gone.
+    `to_use`: to answer with them; then the files of training may be gone, and `decode` may differ.
     """
     soft, train, validation = recipe.soft, recipe.train, recipe.validation
     ranks = validation.metric != "nll"
@@ -84,13 +84,14 @@ def adapter(recipe: Recipe, folder: RunFolder, to_use: bool = False) -> Artifact
     data = [*TRAINING_DATA, "candidates-valid.parquet"]
     if to_use:
         data = [name for name in data if (folder.data / name).is_file()]
+        reads = [path for path in reads if not path.startswith("decode.")]
     contents: dict[str, Any] = {
         " x ".join(f"train.{name}" for name in _CUT): _product(train),
         **base_content(recipe),
         **template_content(recipe),
         **data_content(folder, *data),
     }
-    if searches:
+    if searches and not to_use:
         ranked = recipe.decode.model_copy(update={"top_k": validation.k})
         contents["decode.search"] = ranked.kind
         contents["decode.beams"] = None if ranked.kind == "best_first" else ranked.width
@@ -166,16 +167,21 @@ def _manifest(folder: RunFolder) -> dict[str, Any]:
         return {}
 
 
-def network(recipe: Recipe, folder: RunFolder, step: str) -> Artifact:
-    """A sequential network as the step `base`, `cpft` or `ce` leaves it."""
+def network(recipe: Recipe, folder: RunFolder, step: str, to_use: bool = False) -> Artifact:
+    """A sequential network as the step `base`, `cpft` or `ce` leaves it.
+
+    `to_use`: to answer with it, as in `adapter`.
+    """
     further = ("conformal",) if step != "base" else ()
+    further += () if to_use else ("decode.filter_seen",)
     return Artifact(
         folder.network(step),
         recipe,
-        ("seed", "network", "decode.filter_seen", *further),
+        ("seed", "network", *further),
         ("conformal.candidates",),
         data_content(folder, *TRAINING_DATA),
         costly=True,
+        to_use=to_use,
     )
 
 

@@ -8,17 +8,17 @@ by batch, so that an interrupted run goes on where it stopped, and processes sha
 import logging
 from collections.abc import Iterable
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
-from llmrec.evaluation.predictions import Predictions
+from llmrec.evaluation.predictions import SystemInfo
 from llmrec.recipe import Recipe
 from llmrec.recipe.systems import parsed
 from llmrec.runs.folder import RunFolder
 from llmrec.stages import prepare
 from llmrec.systems.calibrated_lists import write_lists
 from llmrec.systems.other_histories import write_other_histories
-from llmrec.systems.table_rows import Answering
+from llmrec.systems.resources import Resources
+from llmrec.systems.table_rows import predictions_of
 
 log = logging.getLogger("llmrec")
 
@@ -27,22 +27,22 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     """Write `predictions/<system>.parquet` for each system that has none of these settings yet."""
     with _main_process_first(recipe):
         prepare.run(recipe, folder)
-    answering = Answering(recipe, folder)
+    resources, systems = Resources(recipe, folder), parsed(recipe.systems)
     written, standing = [], []
-    for system in recipe.systems:
-        path, settings = folder.predictions(system), answering.settings(system)
-        if path.exists() and Predictions.read(path).info.provenance.get("settings") == settings:
-            standing.append(system)
+    for system in systems:
+        path, settings = folder.predictions(system.name), resources.settings(system)
+        if path.exists() and SystemInfo.read(path).provenance.get("settings") == settings:
+            standing.append(system.name)
             continue
-        predictions = answering.of(system)
+        predictions = predictions_of(resources, system)
         if predictions is not None:
             predictions.write(path)
-        written.append(system)
-        log.info("recommend: %s done", system)
+        written.append(system.name)
+        log.info("recommend: %s done", system.name)
     if recipe.evaluate.calibration is not None:
-        written += [f"lists of {name}" for name in recipe.systems if write_lists(answering, name)]
+        written += [f"lists of {s.name}" for s in systems if write_lists(resources, s)]
     if recipe.evaluate.gates:
-        others = [name for name in recipe.systems if write_other_histories(answering, name)]
+        others = [s.name for s in systems if write_other_histories(resources, s)]
         written += [f"{name} with other histories" for name in others]
     return {"written": written, "standing": standing, "folder": str(folder.predictions("x").parent)}
 
@@ -57,18 +57,26 @@ def _main_process_first(recipe: Recipe) -> Any:
 
 
 def raw(
-    run_dir: Path, lines: Iterable[str], top_k: int = 10, coverage: float | None = None
+    recipe: Recipe,
+    folder: RunFolder,
+    lines: Iterable[str],
+    top_k: int = 10,
+    coverage: float | None = None,
+    system: str | None = None,
 ) -> list[dict[str, Any]]:
     """Recommendations for JSON lines: dicts of user, rank, item_id, title, score.
 
-    A line is a list of item ids or titles, or {"user": ..., "history": [...]}. See
-    `Recommender.recommend` for what happens to a title that the catalog does not have, and for
-    `coverage`, with which a dict also says whether it is `guaranteed`.
+    A line is a list of item ids or titles, or {"user": ..., "history": [...]}, with "candidates"
+    where the answer is to be one of some. See `Recommender` for what happens to a title that the
+    catalog does not have, which `system` answers, and for `coverage`, with which a dict also says
+    whether it is `guaranteed`.
     """
     from llmrec.systems.recommender import Recommender, read_histories
 
-    users, histories = read_histories(lines)
-    recommender = Recommender.from_pretrained(run_dir)
-    table = recommender.recommend(histories, top_k=top_k, users=users, coverage=coverage)
+    requests = read_histories(lines)
+    recommender = Recommender(recipe, folder, system)
+    table = recommender.recommend(
+        requests.histories, top_k, requests.users, coverage, requests.candidates
+    )
     rows: list[dict[str, Any]] = table.to_pylist()
     return rows

@@ -5,77 +5,79 @@ items probabilities. A language model's lists are as long as its Rankings, those
 networks `evaluate.calibration.listed` items.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from llmrec.evaluation.predictions import Predictions
+from llmrec.evaluation.predictions import Predictions, SystemInfo
 from llmrec.recipe.systems import System
-
-if TYPE_CHECKING:
-    from llmrec.systems.table_rows import Answering
+from llmrec.systems import baselines
+from llmrec.systems.resources import Resources
 
 # Validation examples that a temperature is fitted to, drawn by seed where there are more.
 MAX_EXAMPLES = 2000
 
 
-def write_lists(answering: "Answering", system: str) -> bool:
+def write_lists(resources: Resources, system: System) -> bool:
     """Write the lists of the validation and the test examples; False where there is none to write.
 
     So where they stand, where a system gives no probabilities, or in a process that only helps.
     """
-    if not System.parse(system).gives_probabilities:
+    if not system.gives_probabilities:
         return False
     written = False
     for split in ("valid", "test"):
-        settings = list_settings(answering, system)
-        path = answering.folder.lists(system, split)
-        if path.exists() and Predictions.read(path).info.provenance.get("settings") == settings:
+        settings = list_settings(resources, system)
+        path = resources.folder.lists(system.name, split)
+        if path.exists() and SystemInfo.read(path).provenance.get("settings") == settings:
             continue
-        found = _made(answering, system, split)
+        found = _made(resources, system, split)
         if found is not None:
-            _described(found, settings, answering, system, split).write(path)
+            _described(found, settings, resources, system, split).write(path)
             written = True
     return written
 
 
-def list_settings(answering: "Answering", system: str) -> dict[str, Any]:
+def list_settings(resources: Resources, system: System) -> dict[str, Any]:
     """All that a system's lists depend on, besides the versions of packages."""
-    return {**answering.settings(system), "listed": _length(answering, system)}
+    return {**resources.settings(system), "listed": _length(resources, system)}
 
 
-def valid_rows(answering: "Answering") -> npt.NDArray[np.int64]:
+def valid_rows(resources: Resources) -> npt.NDArray[np.int64]:
     """Which validation examples have lists."""
-    rows = np.arange(len(answering.valid))
+    rows = np.arange(len(resources.valid))
     if len(rows) > MAX_EXAMPLES:
-        generator = np.random.default_rng(answering.recipe.seed)
+        generator = np.random.default_rng(resources.recipe.seed)
         rows = np.sort(generator.choice(rows, MAX_EXAMPLES, replace=False))
     return rows
 
 
-def _made(answering: "Answering", system: str, split: str) -> Predictions | None:
-    if System.parse(system).kind == "language_model":
-        standing = answering.folder.predictions(system)
-        if split == "test" and standing.exists():  # they are what was recommended
-            return Predictions.read(standing)
-        return answering.language_model(system, split)
-    asked = answering.test if split == "test" else answering.valid.take(valid_rows(answering))
-    return answering.scored(system, asked, _length(answering, system))
+def _made(resources: Resources, system: System, split: str) -> Predictions | None:
+    if system.kind == "language_model":
+        from llmrec.systems import language  # brings torch
+
+        path = resources.folder.predictions(system.name)
+        if split == "test" and path.exists():  # they are what was recommended
+            return Predictions.read(path)
+        return language.predictions_of(resources, system, split)
+    test, valid = resources.test, resources.valid
+    examples = test if split == "test" else valid.take(valid_rows(resources))
+    return baselines.predictions_of(resources, system, examples, _length(resources, system))
 
 
-def _length(answering: "Answering", system: str) -> int:
-    calibration = answering.recipe.evaluate.calibration
-    if System.parse(system).kind == "language_model" or calibration is None:
-        return answering.recipe.decode.top_k
-    return min(calibration.listed, len(answering.catalog))
+def _length(resources: Resources, system: System) -> int:
+    calibration = resources.recipe.evaluate.calibration
+    if system.kind == "language_model" or calibration is None:
+        return resources.recipe.decode.top_k
+    return min(calibration.listed, len(resources.catalog))
 
 
 def _described(
-    found: Predictions, settings: dict[str, Any], answering: "Answering", system: str, split: str
+    found: Predictions, settings: dict[str, Any], resources: Resources, system: System, split: str
 ) -> Predictions:
     """The same with what it depends on, and the rows of the split that it is of."""
     provenance = {**found.info.provenance, "settings": settings}
-    if split == "valid" and System.parse(system).kind != "language_model":
-        provenance["rows"] = valid_rows(answering).tolist()
+    if split == "valid" and system.kind != "language_model":
+        provenance["rows"] = valid_rows(resources).tolist()
     return found.of_provenance(provenance)

@@ -5,11 +5,9 @@ prompt is another's: candidates, and the items that may not come out, stay the u
 the difference is what reading the right history is worth.
 """
 
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -19,29 +17,26 @@ from llmrec.evaluation.predictions import Predictions, SystemInfo
 from llmrec.inference.engine import closed_items, plan_of
 from llmrec.recipe.systems import System
 from llmrec.runs.batch_files import answer_in_parts, collected, discard
-
-if TYPE_CHECKING:
-    from llmrec.systems.table_rows import Answering
+from llmrec.systems.resources import Resources
 
 
-def write_other_histories(answering: "Answering", name: str) -> bool:
+def write_other_histories(resources: Resources, system: System) -> bool:
     """Write the targets' NLL under a system's model; False where it stands or there is none.
 
     So for systems that are no language model, or that answer with something else beside it.
     """
-    system = System.parse(name)
     if system.kind != "language_model" or system.way != "ranked":
         return False
-    path, settings = answering.folder.other_history(name), answering.settings(name)
-    if path.exists() and Predictions.read(path).info.provenance.get("settings") == settings:
+    path, settings = resources.folder.other_history(system.name), resources.settings(system)
+    if path.exists() and SystemInfo.read(path).provenance.get("settings") == settings:
         return False
-    language, test, decode = answering.language, answering.test, answering.recipe.decode
+    language, test, decode = resources.language, resources.test, resources.recipe.decode
     own = language.prompting("test", test)
-    others = own.take(another_user(test.user_ids, answering.recipe.seed))
+    others = own.take(another_user(test.user_ids, resources.recipe.seed))
     shown = replace(others, candidates=own.candidates)
 
     def begin() -> Callable[[Batch], list[Any]]:
-        engine = language.engine_of(name)
+        engine = language.engine(system)
 
         def answer(batch: Batch) -> list[Any]:
             asked, targets = shown.take(batch), test.targets[batch]
@@ -55,16 +50,17 @@ def write_other_histories(answering: "Answering", name: str) -> bool:
 
         return answer
 
-    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-    parts = path.parent / ".parts" / f"{name}-{key}"
+    parts = resources.batch_files(system, "other-history")
     plan = plan_of(shown.ids(), decode)
-    answer_in_parts(parts, plan, begin, language.state, f"recommend: {name}, other histories")
+    answer_in_parts(
+        parts, plan, begin, language.state, f"recommend: {system.name}, other histories"
+    )
     if language.is_main_process:
         found, seconds = collected(parts)
         nll = np.array([np.inf if value is None else value for value in found])
         none: list[Any] = [np.zeros(0, np.int32)] * len(test)
         provenance = {"settings": settings}
-        info = SystemInfo(name, "language_model", True, seconds=seconds, provenance=provenance)
+        info = SystemInfo(system.name, system.kind, True, seconds=seconds, provenance=provenance)
         Predictions.of(info, test.user_ids, none, none, nll).write(path)
         discard(parts)
     return True

@@ -3,86 +3,69 @@
 import json
 import logging
 from collections.abc import Iterable, Sequence
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import pyarrow as pa
 
-from llmrec.baselines.ranking import predict
-from llmrec.baselines.sequential import FittedNetwork
-from llmrec.data.catalog import Catalog
-from llmrec.data.records import ITEM_ID, TITLE, Examples, concatenated, offsets_of
+from llmrec.data.records import ITEM_ID, TITLE
 from llmrec.decoding.beam import Ranking
 from llmrec.decoding.grounding import Grounder
 from llmrec.errors import DataError, LlmrecError
-from llmrec.inference.engine import Engine, closed_items
-from llmrec.inference.from_recipe import adapter_of, base_of, encoder_of
-from llmrec.inference.prompting import Prompting
-from llmrec.inference.ratings import Selecting
-from llmrec.inference.similar_users import SimilarUsers
-from llmrec.methods import networks
-from llmrec.model.forward import require_tree_support
-from llmrec.model.loading import load_model, load_tuned
 from llmrec.recipe import Recipe
 from llmrec.recipe.loading import load
-from llmrec.recipe.systems import System
+from llmrec.recipe.systems import System, SystemName, parsed
 from llmrec.runs.folder import RunFolder
+from llmrec.systems import serving
 from llmrec.systems.calibrated_lists import list_settings
+from llmrec.systems.language_models import adapter_of_system
 from llmrec.systems.prediction_sets import PredictionSets, prediction_sets
-from llmrec.systems.table_rows import Answering
-from llmrec.text.encoding import Ids
+from llmrec.systems.resources import Resources
+from llmrec.systems.serving import Requests
 
 log = logging.getLogger("llmrec")
 GUARANTEED = "guaranteed"
 
 
 class Recommender:
-    """A trained model that answers with items of one catalog. Make it with `from_pretrained`."""
+    """A system of a run that answers with items of its catalog. Make it with `from_pretrained`."""
 
     def __init__(
-        self,
-        model: Any,
-        catalog: Catalog,
-        recipe: Recipe,
-        folder: RunFolder | None = None,
-        system: str = "tuned",
+        self, recipe: Recipe, folder: RunFolder, system: str | None = None, model: Any = None
     ) -> None:
-        """`model`: a language model or a FittedNetwork, the one of the recipe's `system`.
+        """`folder`: a prepared run. `system`: as in `from_pretrained`. `model`: the language model
+        of that system, where it is not to be loaded.
 
-        `folder`: the run, which similar users and the calibration are found in where needed.
+        Raises LlmrecError for a system that the run has not, whose weights are missing, or whose
+        adapter was trained with other prompts than those of the recipe.
         """
-        if recipe.demonstrations is not None and folder is None:
-            raise LlmrecError("the recipe shows similar users; give the run folder to find them in")
-        self.model, self.catalog, self.recipe, self.folder = model, catalog, recipe, folder
-        self.system = system
-        self.grounder = Grounder(catalog)
-        if not isinstance(model, FittedNetwork):
-            self.encoder = encoder_of(recipe, catalog, folder)
-            self._finder: SimilarUsers | None = None
-            self._engine = Engine(model, self.encoder, recipe.decode)
-            require_tree_support(model, recipe.prompt.max_tokens)
+        _require_run(folder, folder.root, folder.items)
+        self.recipe, self.folder = recipe, folder
+        self.system = _system(recipe, folder, system)
+        serving.require_trained_prompts(recipe, folder, self.system)
+        self._resources = Resources(recipe, folder)
+        if model is not None:
+            self._resources.language.hold(model, self.system)
+        self.catalog = self._resources.catalog
+        self.grounder = Grounder(self.catalog)
+        self._answer = serving.answering(self._resources, self.system)
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, system: str | None = None) -> "Recommender":
+    def from_pretrained(
+        cls, path: str | Path, system: str | None = None, overrides: Sequence[str] = ()
+    ) -> "Recommender":
         """From a run folder, or the adapter folder inside one. Raises LlmrecError if it is neither.
 
-        `system`: of a run that trained networks one of network, network_ce and network_cpft, by
-        default the one trained furthest; of any other run tuned or untuned, by default tuned. A run
-        that was only prepared answers with its untuned base model.
+        `system`: any row that the run's table can have; by default the one trained furthest, and
+        of a run that was only prepared the untuned base model. `overrides`: settings that beat the
+        run's recipe, such as "decode.filter_seen=false".
         """
         root = Path(path)
         folder = RunFolder(root if RunFolder(root).recipe.is_file() else root.parent)
-        if not folder.recipe.is_file() or not folder.items.is_file():
-            raise LlmrecError(
-                f"{path} is no run of llmrec: it lacks {folder.recipe.name} or "
-                f"{folder.items.relative_to(folder.root)}; give the folder that `llmrec train` "
-                "wrote"
-            )
-        recipe = load(folder.recipe, [])
-        load_system = _network if recipe.network is not None else _language_model
-        model, system = load_system(recipe, folder, system)
-        return cls(model, Catalog.read(folder.items), recipe, folder, system)
+        _require_run(folder, path, folder.recipe)
+        return cls(load(folder.recipe, list(overrides)), folder, system)
 
     def recommend(
         self,
@@ -90,15 +73,19 @@ class Recommender:
         top_k: int = 10,
         users: Sequence[str] | None = None,
         coverage: float | None = None,
+        candidates: Sequence[Sequence[str]] | None = None,
     ) -> pa.Table:
         """The `top_k` best items after each history: user, rank, item_id, title, score.
 
         A history holds item ids or titles, oldest first. An entry that is no item id is looked up
         among the titles: exact, then normalised, then fuzzy; one that stays unknown raises
         DataError naming the nearest title. `users` names the histories (default: 0, 1, ...); where
-        the recipe shows similar users, nobody is shown to themselves. Candidates of an evaluation
-        play no part.
-        Scores are log-probabilities under the recipe's decoding; rank starts at 1.
+        the recipe shows similar users, nobody is shown to themselves. Rank starts at 1. What a
+        score is stands in the metadata of its column: for most systems a log-probability.
+
+        `candidates`: for each history equally many items, as ids or titles, of which the answer is
+        to be; without them it is from the whole catalog. Systems *_free answer with candidates
+        alone, guided and grounded ones and networks without.
 
         With `coverage`, say 0.9, every user gets the smallest set of items that is to hold the next
         one for that share of the users, as the run's calibration found it, if they are like the
@@ -113,74 +100,51 @@ class Recommender:
         names = [str(i) for i in range(len(histories))] if users is None else list(users)
         if len(names) != len(histories):
             raise DataError(f"{len(names)} users for {len(histories)} histories; give one for each")
+        if coverage is not None and candidates is not None:
+            raise LlmrecError("coverage is of the whole catalog; leave out the candidates")
         sets = None if coverage is None else self._sets(coverage)
         positions = [self._positions(name, h) for name, h in zip(names, histories, strict=True)]
-        rankings = self._rankings(users, positions, top_k if sets is None else sets.list_length)
+        among = None if candidates is None else self._candidates(names, candidates)
+        requests = Requests(positions, users, among)
+        rankings = self._answer(requests, top_k if sets is None else sets.list_length)
         if sets is None:
             return self._table(names, rankings)
         if sets.guaranteed:
             lengths = sets.sizes([r.scores for r in rankings]).tolist()
         else:
             log.warning(
-                "no guarantee at a coverage of %g for %s: %s", coverage, self.system, sets.reason
+                "no guarantee at a coverage of %g for %s: %s",
+                coverage,
+                self.system.name,
+                sets.reason,
             )
             lengths = [top_k] * len(rankings)
         cut = [
             Ranking(r.positions[:n], r.scores[:n]) for r, n in zip(rankings, lengths, strict=True)
         ]
         table = self._table(names, cut)
-        said = pa.array([sets.guaranteed] * table.num_rows, pa.bool_())
-        return table.append_column(GUARANTEED, said)
+        guaranteed = pa.array([sets.guaranteed] * table.num_rows, pa.bool_())
+        return table.append_column(GUARANTEED, guaranteed)
 
     def _sets(self, coverage: float) -> PredictionSets:
-        if self.folder is None:
-            raise LlmrecError("coverage rests on the calibration of a run; give the run folder")
-        settings = list_settings(Answering(self.recipe, self.folder), self.system)
-        return prediction_sets(self.folder, self.system, coverage, settings)
+        settings = list_settings(self._resources, self.system)
+        return prediction_sets(self.folder, self.system.name, coverage, settings)
 
-    def _rankings(
-        self, users: Sequence[str] | None, histories: Sequence[np.ndarray], top_k: int
-    ) -> list[Ranking]:
-        """The `top_k` best items after each history, fewer where so many are not open."""
-        decode = self.recipe.decode
-        if isinstance(self.model, FittedNetwork):
-            answers = predict(
-                self.model, histories, None, len(self.catalog), top_k, decode.filter_seen
+    def _candidates(self, names: Sequence[str], candidates: Sequence[Sequence[str]]) -> np.ndarray:
+        """(U, C) positions."""
+        if self.system.wants_catalog:
+            raise LlmrecError(f"{self.system.name} answers from the whole catalog, not candidates")
+        found = [self._positions(name, c) for name, c in zip(names, candidates, strict=False)]
+        counts = {len(row) for row in found}
+        if len(candidates) != len(names) or len(counts) > 1 or 0 in counts:
+            raise DataError(
+                f"candidates of {len(candidates)} histories, {sorted(counts)} of them each, for "
+                f"{len(names)} histories; give every history equally many"
             )
-            return [
-                Ranking(items[items >= 0], scores[items >= 0])
-                for items, scores in zip(answers.positions, answers.scores, strict=True)
-            ]
-        prompts = self._prompts(users, histories)
-        closed = closed_items(histories, decode.filter_seen)
-        return self._engine.rank(prompts, closed, top_k).rankings
-
-    def _prompts(self, users: Sequence[str] | None, histories: Sequence[np.ndarray]) -> list[Ids]:
-        """The prompts; similar users are those of the whole training data, as of now.
-
-        Who has no name cannot be one of them.
-        """
-        wanted = self.recipe.demonstrations
-        if wanted is None or self.folder is None:
-            return Prompting(self.encoder, histories).ids()
-        if self._finder is None:
-            self._finder = SimilarUsers(self.recipe, self.folder)
-        now, none = np.full(len(histories), np.iinfo(np.int64).max), np.zeros(len(histories), bool)
-        names = [None] * len(histories) if users is None else users
-        asked = Examples(
-            np.array(names, object),
-            offsets_of(histories),
-            concatenated(histories),
-            np.zeros(len(histories), np.int32),
-            now,
-            none,
-            none,
-        )
-        selecting = Selecting(self.encoder, wanted) if wanted.selection is not None else None
-        prompting = Prompting(
-            self.encoder, histories, None, self._finder.find(asked), wanted.count, selecting
-        )
-        return prompting.ids(prompting.selected(self._engine))
+        twice = next((n for n, row in zip(names, found, strict=True) if len({*row}) < len(row)), "")
+        if twice:
+            raise DataError(f"user {twice}: a candidate is named twice")
+        return np.array(found, np.int32).reshape(len(found), -1)
 
     def _positions(self, user: str, history: Sequence[str]) -> np.ndarray:
         found = self.grounder.ground(list(map(str, history)))
@@ -199,55 +163,84 @@ class Recommender:
     def _table(self, names: Sequence[str], rankings: Sequence[Ranking]) -> pa.Table:
         positions = np.concatenate([r.positions for r in rankings] or [np.zeros(0, int)])
         counts = [len(r.positions) for r in rankings]
-        return pa.table(
-            {
-                "user": pa.array(np.repeat(np.array(names, object), counts), pa.string()),
-                "rank": pa.array([rank for n in counts for rank in range(1, n + 1)], pa.int32()),
-                ITEM_ID: pa.array([self.catalog.item_ids[p] for p in positions], pa.string()),
-                TITLE: pa.array([self.catalog.titles[p] for p in positions], pa.string()),
-                "score": pa.array([float(s) for r in rankings for s in r.scores], pa.float32()),
-            }
-        )
+        score = pa.field("score", pa.float32(), metadata={"is": self.system.scored_by})
+        values = {
+            "user": pa.array(np.repeat(np.array(names, object), counts), pa.string()),
+            "rank": pa.array([rank for n in counts for rank in range(1, n + 1)], pa.int32()),
+            ITEM_ID: pa.array([self.catalog.item_ids[p] for p in positions], pa.string()),
+            TITLE: pa.array([self.catalog.titles[p] for p in positions], pa.string()),
+            "score": pa.array([float(s) for r in rankings for s in r.scores], pa.float32()),
+        }
+        table = pa.table(values)
+        at = table.schema.get_field_index("score")
+        return table.cast(table.schema.set(at, score))
 
 
-def _network(recipe: Recipe, folder: RunFolder, system: str | None) -> tuple[Any, str]:
-    """The network of a system, by default the one trained furthest, and the system."""
-    trained = [name for name in ("network_cpft", "network_ce") if name in recipe.systems]
-    trained.append("network")
-    if system is not None and system not in trained:
+def _require_run(folder: RunFolder, given: str | Path, file: Path) -> None:
+    if not file.is_file():
         raise LlmrecError(
-            f"{folder.root} has no system {system!r} that answers raw histories; "
-            f"there are {', '.join(trained)}"
+            f"{given} is no run of llmrec: it lacks {file.relative_to(folder.root)}; give the "
+            "folder that `llmrec train` wrote"
         )
-    system = system or trained[0]
-    return networks.fitted(recipe, folder, System.parse(system).step), system
 
 
-def _language_model(recipe: Recipe, folder: RunFolder, system: str | None) -> tuple[Any, str]:
-    """The language model with the adapter or, asked for or without one, as it came; the system."""
-    wanted = None if system is None else System.parse(system)
-    served = wanted is None or (wanted.kind == "language_model" and wanted.way == "ranked")
-    if not served or (wanted is not None and wanted.is_before_soft):
-        raise LlmrecError(
-            f"{folder.root} has no system {system!r} that answers raw histories; "
-            "there are tuned, untuned"
-        )
-    adapter, base = adapter_of(recipe, folder), base_of(recipe)
-    if (wanted is None or wanted.has_adapter) and adapter.is_dir():
-        return load_tuned(base, adapter), "tuned"
-    if wanted is not None and wanted.has_adapter:
-        raise LlmrecError(f"{adapter}: no trained weights; run `llmrec train` first or ask untuned")
-    if system is None:
-        log.warning("%s has no trained weights: the untuned %s answers", folder.root, base.source)
-    return load_model(base), "untuned"
+def served(recipe: Recipe, folder: RunFolder) -> list[str]:
+    """The systems that a run can answer with now, as its table would have them."""
+    names = [s.name for s in parsed(get_args(SystemName)) if _lack(recipe, folder, s) is None]
+    return [name for name in names if recipe.network is None or _is_of_networks(recipe, name)]
 
 
-def read_histories(lines: Iterable[str]) -> tuple[list[str], list[list[str]]]:
+def _system(recipe: Recipe, folder: RunFolder, name: str | None) -> System:
+    """The system of a name, by default the one trained furthest."""
+    if name is None:
+        return _furthest(recipe, folder)
+    lack = f"there is no system {name!r}"
+    if System.is_name(name):
+        found = _lack(recipe, folder, System.parse(name))
+        if found is None:
+            return System.parse(name)
+        lack = f"system {name} {found}"
+    raise LlmrecError(f"{folder.root}: {lack}; there are {', '.join(served(recipe, folder))}")
+
+
+def _furthest(recipe: Recipe, folder: RunFolder) -> System:
+    if recipe.network is not None:
+        asked = {s.step: s for s in parsed(recipe.systems) if s.kind == "network"}
+        return asked.get("cpft") or asked.get("ce") or System.parse("network")
+    if _lack(recipe, folder, System.parse("tuned")) is None:
+        return System.parse("tuned")
+    log.warning("%s has no trained weights: the untuned %s answers", folder.root, recipe.model.base)
+    return System.parse("untuned")
+
+
+def _lack(recipe: Recipe, folder: RunFolder, system: System) -> str | None:
+    """What a run lacks to answer with a system; None where it lacks nothing."""
+    for path, why in system.needs.items():
+        if attrgetter(path)(recipe) is None:
+            return f"{why}, and the recipe has no {path}"
+    if system.wants_catalog and recipe.data.candidates is not None:
+        return "answers from the whole catalog, and the recipe has data.candidates"
+    if system.kind == "network":
+        place = folder.network(system.step)
+    elif system.has_adapter:
+        place = adapter_of_system(recipe, folder, system)
+    else:
+        return None
+    return None if place.is_dir() else f"has no trained weights ({place}): run `llmrec train` first"
+
+
+def _is_of_networks(recipe: Recipe, name: str) -> bool:
+    """Whether a run that trains networks answers with a system: with no language model unasked."""
+    return System.parse(name).kind != "language_model" or name in recipe.systems
+
+
+def read_histories(lines: Iterable[str]) -> "RawRequests":
     """Users and histories from JSON lines: a list of entries, or {"user": ..., "history": [...]}.
 
-    A line without a user is called by its number, from 1. Raises DataError naming a bad line.
+    A line without a user is called by its number, from 1; one may have "candidates" too, and then
+    all have. Raises DataError naming a bad line.
     """
-    users, histories = [], []
+    users, histories, candidates = [], [], []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -255,13 +248,27 @@ def read_histories(lines: Iterable[str]) -> tuple[list[str], list[list[str]]]:
             value = json.loads(line)
         except ValueError as error:
             raise DataError(f"line {number}: no JSON ({error})") from None
-        said = value if isinstance(value, dict) else {"history": value}
-        history = said.get("history")
-        if not isinstance(history, list) or not all(isinstance(h, str | int) for h in history):
+        request = value if isinstance(value, dict) else {"history": value}
+        lists = [request.get("history"), request.get("candidates", [])]
+        if not all(_is_list_of_items(entries) for entries in lists):
             raise DataError(
                 f'line {number}: expected ["title or item id", ...] or {{"user": "u1", "history": '
                 f"[...]}}, got {line.strip()[:80]}"
             )
-        users.append(str(said.get("user", number)))
-        histories.append([str(entry) for entry in history])
-    return users, histories
+        users.append(str(request.get("user", number)))
+        history, among = ([str(entry) for entry in entries] for entries in lists)
+        histories.append(history)
+        candidates.append(among)
+    return RawRequests(users, histories, candidates if any(candidates) else None)
+
+
+def _is_list_of_items(entries: Any) -> bool:
+    return isinstance(entries, list) and all(isinstance(entry, str | int) for entry in entries)
+
+
+class RawRequests(NamedTuple):
+    """Users, their histories and candidates, of one line each; None where none has candidates."""
+
+    users: list[str]
+    histories: list[list[str]]
+    candidates: list[list[str]] | None

@@ -12,9 +12,10 @@ from llmrec.baselines.item_knn import ItemKNN
 from llmrec.baselines.markov import Markov
 from llmrec.baselines.popularity import Popularity, RecentPopularity
 from llmrec.baselines.ranking import target_nll
+from llmrec.baselines.sequential import Sequential
 from llmrec.baselines.text_knn import TextKNN
 from llmrec.baselines.title_vectors import title_vectors
-from llmrec.baselines.tuning import Search, choose
+from llmrec.baselines.tuning import Search, choose, refitted
 from llmrec.data.catalog import Catalog
 from llmrec.data.records import Examples, Interactions, concatenated, offsets_of
 from llmrec.errors import RecipeError
@@ -69,6 +70,28 @@ def test_the_model_is_its_hyperparameters_fitted_to_training_alone(name):
     np.testing.assert_array_equal(
         tuned.fitted.probabilities(histories), again.probabilities(histories)
     )
+
+
+@pytest.mark.parametrize("name", [*MODELS, "tgh"])
+def test_what_was_chosen_is_fitted_again_without_a_search(name, monkeypatch):
+    tuned = choose(name, TRAIN, VALID, CATALOG, filter_seen=False, seed=0)
+    chosen = json.loads(json.dumps(tuned.described["chosen"]))
+    for judge in ("target_nll", "predict"):  # what a search would measure with
+        monkeypatch.setattr(tuning, judge, None)
+    again = refitted(name, chosen, TRAIN, VALID, CATALOG, filter_seen=False, seed=0)
+    histories = VALID.histories()
+    np.testing.assert_array_equal(again.scores(histories), tuned.fitted.scores(histories))
+    with pytest.raises(RecipeError, match="does not exist"):
+        refitted("best", chosen, TRAIN, VALID, CATALOG, filter_seen=False, seed=0)
+
+
+def test_a_network_that_is_kept_is_not_trained_again(monkeypatch, tmp_path):
+    asked = (TRAIN, VALID, CATALOG, True, 0, Search(trials=1, store=tmp_path))
+    tuned = choose("gru4rec", *asked)
+    monkeypatch.setattr(Sequential, "fit", None)
+    again = refitted("gru4rec", json.loads(json.dumps(tuned.described["chosen"])), *asked)
+    histories = VALID.histories()
+    np.testing.assert_array_equal(again.scores(histories), tuned.fitted.scores(histories))
 
 
 @pytest.mark.parametrize("name", MODELS)

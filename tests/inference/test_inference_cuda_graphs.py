@@ -14,9 +14,10 @@ from llmrec.inference import engine
 from llmrec.inference.from_recipe import base_of, encoder_of
 from llmrec.methods.validation import validation_of
 from llmrec.model.loading import load_model
+from llmrec.recipe.systems import System
 from llmrec.stages import prepare, recommend
 from llmrec.systems.recommender import Recommender
-from llmrec.systems.table_rows import Answering
+from llmrec.systems.resources import Resources
 
 GRAPHS = "decode.cuda_graphs=true"
 
@@ -44,7 +45,7 @@ def test_without_a_gpu_a_search_with_graphs_is_refused(recipe_of):
     model = load_model(base_of(recipe), "cpu")
     said = r"decode.cuda_graphs: true needs a CUDA GPU, and the model is on cpu; set"
     with pytest.raises(RecipeError, match=said):
-        Recommender(model, Catalog.read(folder.items), recipe, folder, "untuned")
+        Recommender(recipe, folder, "untuned", model)
     folder.keep(recipe)
     recipe.systems[:] = ["untuned"]
     with pytest.raises(RecipeError, match=said):
@@ -84,7 +85,7 @@ def test_graphs_change_no_answer_and_so_ask_for_none_again(recipe_of):
         prepare.run(recipe, folder)
         settings.append(
             [
-                Answering(recipe, folder).settings(system)
+                Resources(recipe, folder).settings(System.parse(system))
                 for system in ("popularity", "untuned", "untuned_free")
             ]
         )
@@ -98,7 +99,7 @@ def test_a_recommender_answers_the_same_call_after_call(recipe_of, without_gpu):
         prepare.run(recipe, folder)
         catalog = Catalog.read(folder.items)
         model = load_model(base_of(recipe), "cpu")
-        asked = Recommender(model, catalog, recipe, folder, "untuned")
+        asked = Recommender(recipe, folder, "untuned", model)
         histories = [[catalog.titles[i]] for i in range(12)]
         tables.append([asked.recommend(some, top_k=3) for some in (histories, histories[3:5])])
     assert without_gpu

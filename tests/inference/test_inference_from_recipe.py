@@ -64,12 +64,13 @@ def test_paths_are_scored_behind_a_beginning_that_is_read_once(small, size):
 def test_a_recommender_reads_the_beginning_once_for_all_its_batches(small):
     recipe, folder, model = small
     catalog = Catalog.read(folder.items)
-    asked = Recommender(model, catalog, recipe, folder, "untuned")
+    asked = Recommender(recipe, folder, "untuned", model)
     histories = [[catalog.titles[i]] for i in range(12)]
     widths, handle = passes_from_the_start(model)
     table = asked.recommend(histories, top_k=3)
     handle.remove()
-    begun = beginning_of_all([asked.encoder.prompt([i]).ids for i in range(12)])
+    encoder = encoder_of(recipe, catalog)
+    begun = beginning_of_all([encoder.prompt([i]).ids for i in range(12)])
     assert widths == [(1, begun)]
     for user, history in enumerate(histories):
         alone = asked.recommend([history], top_k=3)

@@ -11,7 +11,7 @@ from llmrec.errors import RecipeError
 from llmrec.evaluation.predictions import Predictions
 from llmrec.inference.engine import Engine
 from llmrec.inference.from_recipe import base_of, encoder_of
-from llmrec.inference.grounded import Grounded
+from llmrec.inference.grounded import TextGrounding
 from llmrec.inference.title_states import item_states
 from llmrec.model.kept_weights import read_log
 from llmrec.model.loading import load_model
@@ -51,7 +51,7 @@ def test_grounded_systems_rank_what_is_nearest_to_what_was_written(trained):
     encoder, model, test = pieces(recipe, folder)
     answers = Predictions.read(folder.predictions("untuned_grounded"))
     assert np.isnan(answers.nll).all()
-    place, engine = Grounded(recipe, encoder), Engine(model, encoder, recipe.decode)
+    place, engine = TextGrounding(recipe, encoder), Engine(model, encoder, recipe.decode)
     table = text_states(model, [encoder.standing_alone(title) for title in encoder.titles])
     for i in range(len(test)):
         (text,) = place.written(engine, [encoder.prompt(test.history(i)).ids])

@@ -141,11 +141,11 @@ def test_the_recommender_takes_ids_and_titles_and_gives_a_table(finished):
 
 
 def test_raw_histories_come_as_json_lines(finished):
-    _, folder = finished
+    recipe, folder = finished
     lines = ['["i0", "i1"]\n', "\n", json.dumps({"user": "me", "history": ["Love"]})]
-    rows = recommend.raw(folder.root, lines, top_k=2)
+    rows = recommend.raw(recipe, folder, lines, top_k=2)
     assert [r["user"] for r in rows] == ["1", "1", "me", "me"]
-    for bad in ("{", '{"history": 3}', "3", '[["nested"]]'):
+    for bad in ("{", '{"history": 3}', "3", '[["nested"]]', '{"history": [], "candidates": "i1"}'):
         with pytest.raises(DataError, match="line 1"):
             read_histories([bad])
 

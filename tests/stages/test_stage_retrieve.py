@@ -9,11 +9,12 @@ from typer.testing import CliRunner
 from llmrec import Recommender
 from llmrec.cli import app
 from llmrec.data.records import Examples
-from llmrec.errors import DataError, LlmrecError, RecipeError
-from llmrec.inference.from_recipe import base_of
+from llmrec.errors import DataError, RecipeError
 from llmrec.inference.similar_users import SimilarUsers, item_vectors
-from llmrec.model.loading import load_model
+from llmrec.recipe.systems import System
 from llmrec.stages import prepare, retrieve
+from llmrec.systems.resources import Resources
+from llmrec.systems.serving import RawPrompts, Requests
 
 SHOWN = ("prompt.task=similar_users", "demonstrations.count=2", "demonstrations.history=3")
 
@@ -97,8 +98,10 @@ def test_raw_histories_are_shown_similar_users_but_never_themselves(run):
     recommender = Recommender.from_pretrained(folder.root)
     history = ["Dark City", "Dark Star", "A Star"]
     positions = recommender._positions("u0", history)
-    plain, named = (recommender._prompts(users, [positions])[0] for users in (None, ["u0"]))
-    text = recommender.encoder.tokenizer.decode(plain.tolist())
+    models = Resources(recipe, folder)
+    prompts, engine = RawPrompts(models), models.language.engine(System("untuned"))
+    plain, named = (prompts.of(Requests([positions], users), engine)[0] for users in (None, ["u0"]))
+    text = prompts.encoder.tokenizer.decode(plain.tolist())
     assert text.count("Similar user") == 2
     finder = SimilarUsers(recipe, folder)
     now = np.array([np.iinfo(np.int64).max])
@@ -110,7 +113,5 @@ def test_raw_histories_are_shown_similar_users_but_never_themselves(run):
     assert len(named)
     table = recommender.recommend([history, []], top_k=3)
     assert table.num_rows == 6
-    with pytest.raises(LlmrecError, match="give the run folder"):
-        Recommender(load_model(base_of(recipe), "cpu"), recommender.catalog, recipe)
     with pytest.raises(DataError, match="neither an item id nor a title"):
         recommender.recommend([["No Such Film At All"]])

@@ -6,11 +6,13 @@ import pytest
 from llmrec.data.catalog import Catalog
 from llmrec.data.records import Examples
 from llmrec.evaluation.predictions import Predictions
+from llmrec.recipe.systems import System
 from llmrec.runs.folder import RunFolder
 from llmrec.stages import pipeline, recommend
 from llmrec.systems import calibrated_lists as lists
+from llmrec.systems.baselines import scorer_of
 from llmrec.systems.calibrated_lists import valid_rows, write_lists
-from llmrec.systems.table_rows import Answering
+from llmrec.systems.resources import Resources
 
 SIZES = ("network.hidden=8", "network.layers=1", "network.max_epochs=1")
 ASKED = "evaluate.calibration.listed=1000"
@@ -35,7 +37,7 @@ def test_lists_of_every_system_that_gives_probabilities(recipe_of):
     }
     items = len(Catalog.read(folder.items))
     for system in listed:
-        scorer, _ = Answering(recipe, folder).scorer(system)
+        scorer, _ = scorer_of(Resources(recipe, folder), System.parse(system))
         for split in ("valid", "test"):
             found, asked = read(folder, system, split), Examples.read(folder.examples(split))
             assert found.info.system == system
@@ -99,7 +101,7 @@ def test_a_recipe_without_calibration_writes_none(recipe_of):
 @pytest.mark.parametrize("system", ["tgh", "untuned_grounded", "tuned_free"])
 def test_no_lists_of_a_system_without_probabilities(recipe_of, tmp_path, system):
     recipe, _ = recipe_of("systems=[popularity]", ASKED)
-    assert not write_lists(Answering(recipe, RunFolder(tmp_path)), system)
+    assert not write_lists(Resources(recipe, RunFolder(tmp_path)), System.parse(system))
 
 
 def test_many_validation_examples_are_sampled_by_seed(recipe_of, monkeypatch):
@@ -110,13 +112,13 @@ def test_many_validation_examples_are_sampled_by_seed(recipe_of, monkeypatch):
     rows = found.info.provenance["rows"]
     assert len(rows) == len(set(rows)) == 5 < len(valid)
     assert rows == sorted(rows)
-    assert rows == valid_rows(Answering(recipe, folder)).tolist()
+    assert rows == valid_rows(Resources(recipe, folder)).tolist()
     assert found.user_ids.tolist() == [valid.user_ids[row] for row in rows]
     for i, row in enumerate(rows):
         assert not set(found.ranking(i).tolist()) & set(valid.history(row).tolist())
     assert len(read(folder, "popularity", "test")) == len(Examples.read(folder.examples("test")))
     others = {
-        tuple(valid_rows(Answering(recipe.model_copy(update={"seed": s}), folder)))
+        tuple(valid_rows(Resources(recipe.model_copy(update={"seed": s}), folder)))
         for s in range(6)
     }
     assert len(others) > 3

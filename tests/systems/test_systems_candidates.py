@@ -14,14 +14,14 @@ from llmrec.data.records import Examples, Interactions
 from llmrec.errors import DataError, LlmrecError
 from llmrec.evaluation.predictions import Predictions
 from llmrec.inference.from_recipe import base_of, encoder_of
-from llmrec.inference.grounded import Grounded
+from llmrec.inference.grounded import TextGrounding
 from llmrec.inference.prompting import prompting_of
 from llmrec.methods.validation import validation_of
 from llmrec.model.kept_weights import read_log
 from llmrec.model.loading import load_model
 from llmrec.model.trainer import TreeTrainer
 from llmrec.stages import evaluate, prepare, recommend, train
-from llmrec.systems.table_rows import named_candidate
+from llmrec.systems.free import named_candidate
 from llmrec.text.encoding import Context
 
 AMONG = ("data.candidates=4", "prompt.task=similar_users")
@@ -83,7 +83,7 @@ def spoken(monkeypatch):
             said.append([shown[0], f" {shown[-1].upper()}!", others[0], "nonsense"][kind])
         return said
 
-    monkeypatch.setattr(Grounded, "written", saying)
+    monkeypatch.setattr(TextGrounding, "written", saying)
 
 
 def test_every_system_answers_with_the_candidates_and_the_table_counts_them(recipe_of, spoken):
@@ -149,7 +149,7 @@ def test_every_system_answers_with_the_candidates_and_the_table_counts_them(reci
 
 
 def test_a_model_that_names_no_candidate_at_all_hits_nobody(recipe_of, monkeypatch):
-    monkeypatch.setattr(Grounded, "written", lambda _, engine, prompts: ["?"] * len(prompts))
+    monkeypatch.setattr(TextGrounding, "written", lambda _, engine, prompts: ["?"] * len(prompts))
     recipe, folder = recipe_of(*AMONG, "systems=[popularity, untuned_free]")
     recommend.run(recipe, folder)
     evaluate.run(recipe, folder)

@@ -8,7 +8,7 @@ from llmrec.data.records import Examples, Interactions
 from llmrec.evaluation.predictions import Predictions
 from llmrec.stages import evaluate, prepare, recommend
 from llmrec.systems.cold_items import cold_items
-from llmrec.systems.table_rows import Answering
+from llmrec.systems.resources import Resources
 
 SYSTEMS = "systems=[popularity, text_knn]"
 
@@ -18,16 +18,16 @@ def test_places_are_those_of_a_ranking_of_the_cold_items_alone(recipe_of):
     prepare.run(recipe, folder)
     recommend.run(recipe, folder)
     test, training = Examples.read(folder.examples("test")), Interactions.read(folder.interactions)
-    answering = Answering(recipe, folder)
-    cold = cold_items(training, len(answering.catalog))
-    assert set(cold.tolist()) == set(range(len(answering.catalog))) - set(
+    resources = Resources(recipe, folder)
+    cold = cold_items(training, len(resources.catalog))
+    assert set(cold.tolist()) == set(range(len(resources.catalog))) - set(
         training.position.tolist()
     )
     assert 2 < test.cold.sum() < len(test)
     for system in recipe.systems:
         places = Predictions.read(folder.predictions(system)).cold_places
         assert (np.isnan(places) == ~test.cold).all()
-        scores = answering.fitted(system).fitted.scores(test.histories())
+        scores = resources.fitted(system).fitted.scores(test.histories())
         for row in np.flatnonzero(test.cold):
             own, others = scores[row, test.targets[row]], scores[row, cold]
             better, equal = (others > own).sum(), (others == own).sum()

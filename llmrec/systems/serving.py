@@ -1,0 +1,201 @@
+"""Every system of a run, ready to answer raw histories: the lists of the table, for anybody.
+
+What validation chose for the table is taken from the predictions that record it. Similar users are
+those of the whole training data, as of now; targets and their times play no part.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llmrec.data import sealed
+from llmrec.data.records import Examples, concatenated, offsets_of
+from llmrec.decoding.beam import Ranking
+from llmrec.errors import LlmrecError
+from llmrec.inference.engine import Engine, closed_items
+from llmrec.inference.prompting import Prompting
+from llmrec.inference.ratings import Selecting
+from llmrec.inference.similar_users import SimilarUsers
+from llmrec.recipe import Recipe
+from llmrec.recipe.systems import System
+from llmrec.runs.artifact import SETTINGS, VERSION, Artifact, differences
+from llmrec.runs.folder import RunFolder
+from llmrec.runs.identity import base_content, template_content
+from llmrec.runs.made import PROMPT
+from llmrec.systems import baselines, free
+from llmrec.systems.grounded import served_fusion
+from llmrec.systems.guidance import served_guidance
+from llmrec.systems.language_models import adapter_of_system
+from llmrec.systems.resources import Resources
+from llmrec.text.encoding import Ids
+
+Items = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Requests:
+    """U histories; `users`, their names, where they have some; `candidates` (U, C) to choose from,
+    where not from the whole catalog."""
+
+    histories: Sequence[Items]
+    users: Sequence[str] | None = None
+    candidates: Items | None = None
+
+    def __len__(self) -> int:
+        return len(self.histories)
+
+
+Answer = Callable[[Requests, int], list[Ranking]]
+
+
+def answering(resources: Resources, system: System) -> Answer:
+    """What ranks the k best items for some requests as a system of the run.
+
+    Loads models and fits baselines now. Raises LlmrecError where the system is none of this run,
+    lacks its weights, or would be given other prompts than it was trained with.
+    """
+    if system.kind != "language_model":
+        return _Scored(resources, baselines.served_scorer(resources, system))
+    engine, prompts = resources.language.engine(system), RawPrompts(resources)
+    if system.way == "grounded":
+        return _Grounded(resources, system, engine, prompts)
+    if system.way == "free":
+        return _Free(resources, engine, prompts)
+    return _Ranked(resources, system, engine, prompts)
+
+
+class RawPrompts:
+    """The prompts of raw histories."""
+
+    def __init__(self, resources: Resources) -> None:
+        self.recipe, self.folder = resources.recipe, resources.folder
+        self.encoder = resources.language.encoder
+        self._finder: SimilarUsers | None = None
+
+    def of(self, requests: Requests, engine: Engine) -> list[Ids]:
+        """(U) token ids; who has no name cannot be one of the similar users."""
+        prompting = self._prompting(requests)
+        return prompting.ids(prompting.selected(engine))
+
+    def _prompting(self, requests: Requests) -> Prompting:
+        histories, wanted = requests.histories, self.recipe.demonstrations
+        shows = self.recipe.data.candidates is not None
+        candidates = requests.candidates if shows else None
+        if wanted is None:
+            return Prompting(self.encoder, histories, candidates)
+        if self._finder is None:
+            self._finder = SimilarUsers(self.recipe, self.folder)
+        count = len(histories)
+        now, none = np.full(count, np.iinfo(np.int64).max), np.zeros(count, bool)
+        names = [None] * count if requests.users is None else requests.users
+        examples = Examples(
+            np.array(names, object),
+            offsets_of(histories),
+            concatenated(histories),
+            np.zeros(count, np.int32),
+            now,
+            none,
+            none,
+        )
+        selecting = Selecting(self.encoder, wanted) if wanted.selection is not None else None
+        pools = self._finder.find(examples)
+        return Prompting(self.encoder, histories, candidates, pools, wanted.count, selecting)
+
+
+class _Scored:
+    """A baseline or a network."""
+
+    def __init__(self, resources: Resources, scorer: Any) -> None:
+        self.scorer, self.size = scorer, len(resources.catalog)
+        self.filter_seen = resources.recipe.decode.filter_seen
+
+    def __call__(self, requests: Requests, k: int) -> list[Ranking]:
+        return baselines.ranked(
+            self.scorer, requests.histories, self.size, k, self.filter_seen, requests.candidates
+        )
+
+
+class _Ranked:
+    """A language model that ranks, alone or guided."""
+
+    def __init__(
+        self, resources: Resources, system: System, engine: Engine, prompts: RawPrompts
+    ) -> None:
+        self.resources, self.engine, self.prompts = resources, engine, prompts
+        guided = system.way == "guided"
+        self.guidance = served_guidance(resources, system) if guided else None
+
+    def __call__(self, requests: Requests, k: int) -> list[Ranking]:
+        prompts = self.prompts.of(requests, self.engine)
+        if requests.candidates is not None:
+            rankings = self.engine.choose(prompts, requests.candidates).rankings
+            return [Ranking(r.positions[:k], r.scores[:k], r.certified) for r in rankings]
+        filter_seen = self.resources.recipe.decode.filter_seen
+        closed = closed_items(requests.histories, filter_seen)
+        if self.guidance is None:
+            return self.engine.rank(prompts, closed, k).rankings
+        q = self.guidance.probabilities(self.resources, requests.histories)
+        weight = self.guidance.weight
+        return self.engine.rank(prompts, closed, k, probabilities=q, weight=weight).rankings
+
+
+class _Grounded:
+    """A language model that writes, and the items nearest to that."""
+
+    def __init__(
+        self, resources: Resources, system: System, engine: Engine, prompts: RawPrompts
+    ) -> None:
+        self.resources, self.engine, self.prompts = resources, engine, prompts
+        self.fusion = served_fusion(resources, system)
+
+    def __call__(self, requests: Requests, k: int) -> list[Ranking]:
+        grounded = self.resources.language.grounded
+        texts = grounded.written(self.engine, self.prompts.of(requests, self.engine))
+        q = self.fusion.probabilities(self.resources, requests.histories)
+        return grounded.rankings(
+            self.engine.model, texts, requests.histories, k, q, self.fusion.gamma
+        )
+
+
+class _Free:
+    """A language model that writes, and the candidate that it names."""
+
+    def __init__(self, resources: Resources, engine: Engine, prompts: RawPrompts) -> None:
+        self.resources, self.engine, self.prompts = resources, engine, prompts
+
+    def __call__(self, requests: Requests, k: int) -> list[Ranking]:
+        if requests.candidates is None:
+            raise LlmrecError(
+                "this system names one of some candidates; give every history its candidates"
+            )
+        prompts = self.prompts.of(requests, self.engine)
+        texts = self.resources.language.grounded.written(self.engine, prompts)
+        return free.named(texts, requests.candidates, self.resources.catalog.titles)
+
+
+def require_trained_prompts(recipe: Recipe, folder: RunFolder, system: System) -> None:
+    """Raise LlmrecError where the recipe gives an adapter of the run other prompts or another base
+    model than it was trained with, naming the keys."""
+    if not system.has_adapter:
+        return
+    place = adapter_of_system(recipe, folder, system)
+    if place not in (folder.adapter, folder.sft.adapter):
+        return
+    wrong = sealed.problem(place)
+    if wrong is not None:
+        raise LlmrecError(f"{place} is damaged ({wrong}); run `llmrec train` to make it again")
+    contents = {**base_content(recipe), **template_content(recipe)}
+    now = Artifact(place, recipe, (*PROMPT, "demonstrations"), contents=contents).key
+    trained = sealed.facts(place).get(SETTINGS) or {}
+    read = [name for name in {*trained, *now} if name in now or name.startswith("demonstrations")]
+    different = differences(*({n: key[n] for n in read if n in key} for key in (trained, now)))
+    different.pop(VERSION, None)
+    if different:
+        keys = ", ".join(f"{name} ({old!r} -> {new!r})" for name, (old, new) in different.items())
+        raise LlmrecError(
+            f"{place} was trained with other prompts than the recipe now gives (trained -> now): "
+            f"{keys}; serve it with the recipe that it was trained with"
+        )
