@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import TypeVar
 
 import numpy as np
@@ -104,10 +104,11 @@ class Engine:
         the decoder is wanted of. `weight` of the model against `probabilities` (E, N), a
         baseline's, for guidance.
         """
+        wanted = self.decode.top_k if top_k is None else top_k
 
         def ask(shared: SharedPrompt, batch: Batch) -> Iterable[tuple[Ranking, float]]:
             open_items = self._open_items(closed, probabilities, batch)
-            found = self._searched(shared, open_items, top_k or self.decode.top_k, weight)
+            found = self._searched(shared, open_items, wanted, weight)
             if targets is None:
                 return [(ranking, np.nan) for ranking in found]
             paths = self._paths(shared, targets[batch], open_items)
@@ -116,10 +117,7 @@ class Engine:
         return _ranked(self._read(prompts, ask))
 
     def choose(
-        self,
-        prompts: Sequence[Ids],
-        candidates: npt.NDArray[np.integer],
-        targets: Items | None = None,
+        self, prompts: Sequence[Ids], candidates: Items, targets: Items | None = None
     ) -> Ranked:
         """All `candidates` (E, C) of each of E prompts, best first; `nll` is among them."""
         completions, plan = self.encoder.completions, plan_of(prompts, self.decode)
@@ -279,6 +277,23 @@ class Engine:
 
     def _state(self) -> AbstractContextManager[None]:
         return adapter_off(self.model) if self._untuned else nullcontext()
+
+
+def live_engine(
+    encoder: PromptEncoder, decode: Decode, untuned: bool = False
+) -> Callable[[nn.Module], Engine]:
+    """What asks the model that training calls it with, and all processes share.
+
+    The Engine is kept from call to call, with the passes that it knows, while it is one model.
+    """
+    return lru_cache(maxsize=1)(
+        lambda model: Engine(model, encoder, decode, untuned=untuned, shared=True)
+    )
+
+
+def by_beams(decode: Decode, beams: int) -> Decode:
+    """The same by beam search for as many items as there are beams, whatever the recipe's is."""
+    return decode.model_copy(update={"search": "beam", "beams": beams, "top_k": beams})
 
 
 def plan_of(prompts: Sequence[Ids], decode: Decode) -> list[Batch]:

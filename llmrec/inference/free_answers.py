@@ -13,7 +13,6 @@ import numpy.typing as npt
 
 from llmrec.inference.engine import Engine
 from llmrec.model.states import text_states
-from llmrec.recipe.decoding import Decode
 from llmrec.recipe.soft import Distill
 from llmrec.text.encoding import Ids, PromptEncoder
 
@@ -29,14 +28,8 @@ class Beam:
     score: float
 
 
-def own_decode(decode: Decode, distill: Distill) -> Decode:
-    """How an Engine decodes that `own_answers` asks: by beam search, whatever the recipe's is."""
-    beams = distill.beams
-    return decode.model_copy(update={"search": "beam", "beams": beams, "top_k": beams})
-
-
 def own_answers(engine: Engine, prompts: Sequence[Ids], distill: Distill) -> list[list[Beam]]:
-    """The beams behind each of E prompts, best first; `engine` decodes as `own_decode` says."""
+    """The beams behind each of E prompts, best first; `engine` decodes by `distill.beams` beams."""
     encoder = engine.encoder
     if distill.decode == "constrained":
         nothing = [np.zeros(0, np.int32)] * len(prompts)

@@ -13,7 +13,7 @@ import numpy as np
 from torch import nn
 
 from llmrec.data.files import write_json
-from llmrec.inference.engine import Engine
+from llmrec.inference.engine import live_engine
 from llmrec.inference.prompting import Prompting
 from llmrec.inference.ratings import Selected
 from llmrec.methods import plain
@@ -37,6 +37,7 @@ class Reselecting:
         self.recipe, self.folder, self.windows = recipe, folder, windows
         self.prompting, self._shown = prompting, prompting.selected(None)
         self._begun = False
+        self._engine_of = live_engine(prompting.encoder, recipe.decode)
 
     def __call__(
         self, model: nn.Module, step: int
@@ -91,8 +92,7 @@ class Reselecting:
         return [Selected(tuple(s["shown"]), tuple(s["ratings"]), s["failed"]) for s in said]
 
     def _selected(self, model: nn.Module) -> list[Selected]:
-        engine = Engine(model, self.prompting.encoder, self.recipe.decode, shared=True)
-        return self.prompting.selected(engine)
+        return self.prompting.selected(self._engine_of(model))
 
     def _rows(self) -> list[TokenTree]:
         contexts = self.prompting.contexts(self._shown)

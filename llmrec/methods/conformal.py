@@ -23,7 +23,7 @@ from llmrec.data.catalog import Catalog
 from llmrec.data.files import write_json
 from llmrec.data.records import Examples, Interactions, Ints
 from llmrec.errors import DataError
-from llmrec.inference.engine import Engine
+from llmrec.inference.engine import by_beams, live_engine
 from llmrec.inference.title_states import state_vectors
 from llmrec.methods.method import Job, Method, alone
 from llmrec.methods.plain import softmax_of
@@ -129,7 +129,8 @@ class LiveCandidates:
     def __init__(self, recipe: Recipe, folder: RunFolder, rows: CandidateRows) -> None:
         self.recipe, self.folder, self.rows = recipe, folder, rows
         self._begun = False
-        self._engine: Engine | None = None
+        decode = by_beams(recipe.decode, _of(recipe).candidates.beams)
+        self._engine_of = live_engine(rows.encoder, decode)
 
     def __call__(
         self, model: nn.Module, step: int, coming: Coming
@@ -177,13 +178,7 @@ class LiveCandidates:
         """For each row the likeliest items of both views, best first."""
         prompts = [prompt for number in numbers for prompt in self.rows.views(number).prompts()]
         closed = [items for number in numbers for items in self.rows.closed(number)]
-        if self._engine is None or self._engine.model is not model:
-            beams = _of(self.recipe).candidates.beams
-            decode = self.recipe.decode.model_copy(
-                update={"search": "beam", "beams": beams, "top_k": beams}
-            )
-            self._engine = Engine(model, self.rows.encoder, decode, shared=True)
-        found = self._engine.rank(prompts, closed)
+        found = self._engine_of(model).rank(prompts, closed)
         answers = [ranking.positions.tolist() for ranking in found.rankings]
         return [answers[i : i + 2] for i in range(0, len(answers), 2)]
 

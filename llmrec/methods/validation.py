@@ -1,7 +1,7 @@
 """Validation while training: how good the live model is on the validation users."""
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 from torch import nn
@@ -11,7 +11,7 @@ from llmrec.decoding.beam import Ranking
 from llmrec.errors import LlmrecError
 from llmrec.evaluation.intervals import mean_interval
 from llmrec.evaluation.metrics import hit_rate, ndcg
-from llmrec.inference.engine import Engine, closed_items
+from llmrec.inference.engine import closed_items, live_engine
 from llmrec.inference.grounded import TextGrounding
 from llmrec.inference.prompting import prompting_of
 from llmrec.model.trainer import Validated
@@ -38,12 +38,9 @@ def validation_of(
     closed = closed_items(histories, decode.filter_seen)
     grounded = TextGrounding(recipe, encoder)
 
-    @lru_cache(maxsize=1)
-    def engine_of(model: nn.Module) -> Engine:
-        """Kept from one validation to the next, with the passes that it knows."""
-        return Engine(model, encoder, decode, shared=True)
+    engine_of = live_engine(encoder, decode)
 
-    @lru_cache(maxsize=1)
+    @cache
     def unselected() -> list[Ids]:
         return prompting.ids()
 

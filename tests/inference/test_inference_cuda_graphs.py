@@ -120,3 +120,25 @@ def test_validation_measures_the_same(recipe_of, without_gpu, metric):
         assert bool(without_gpu) == recipe.decode.cuda_graphs
     for name, value in measured[0].figures.items():
         assert measured[1].figures[name] == pytest.approx(value, rel=1e-5)
+
+
+def test_validation_keeps_its_passes_and_follows_the_weights(recipe_of, monkeypatch):
+    made = []
+
+    def fixed(model, decode):
+        made.append(FixedSteps(model))
+        return made[-1]
+
+    monkeypatch.setattr(engine, "_fixed_steps", fixed)
+    recipe, folder = recipe_of(GRAPHS, "validation.metric=ndcg", "validation.k=4")
+    prepare.run(recipe, folder)
+    encoder = encoder_of(recipe, Catalog.read(folder.items))
+    model, measure = load_model(base_of(recipe), "cpu"), validation_of(recipe, folder, encoder)
+    before = measure(model)
+    with torch.no_grad():
+        for parameter in model.model.layers.parameters():
+            parameter.mul_(0.5)  # in place, as an optimiser does
+    after = measure(model)
+    assert len(made) == 1
+    assert after.figures == validation_of(recipe, folder, encoder)(model).figures
+    assert after.figures["valid_nll"] != pytest.approx(before.figures["valid_nll"], rel=1e-3)

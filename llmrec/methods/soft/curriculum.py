@@ -1,14 +1,13 @@
 """The curriculum while training: a probe answered by the live model sets each epoch's weights."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from torch import nn
 
-from llmrec.inference.engine import Engine, plan_of
-from llmrec.inference.free_answers import Embedding, own_answers, own_decode
+from llmrec.inference.engine import Engine, by_beams, live_engine, plan_of
+from llmrec.inference.free_answers import Embedding, own_answers
 from llmrec.methods.soft.answer_file import Question
 from llmrec.model.curriculum import Mixture, adaptive, linear
 from llmrec.recipe import Recipe
@@ -32,26 +31,23 @@ def curriculum_of(
     assert soft is not None  # noqa: S101  callers ask first
     drawn = np.random.default_rng([recipe.seed, 1]).permutation(len(questions))[: soft.probe]
     probe = [questions[i] for i in drawn]
-    decode = own_decode(recipe.decode, soft.distill)
+    decode = by_beams(recipe.decode, soft.distill.beams)
+    tuned, untuned = live_engine(encoder, decode), live_engine(encoder, decode, untuned=True)
     embedding = Embedding(encoder)
     known: dict[str, float] = {}
     for line in logged:
         known |= {UNTUNED: line[UNTUNED]} if UNTUNED in line else {}
 
-    @lru_cache(maxsize=2)
-    def engine_of(model: nn.Module, untuned: bool) -> Engine:
-        return Engine(model, encoder, decode, untuned=untuned, shared=True)
-
-    def measured(model: nn.Module, untuned: bool = False) -> tuple[float, float]:
+    def measured(engine: Engine) -> tuple[float, float]:
         """Mean distance of the best beam from the truth, and the share equal to the truth."""
         prompts = [encoder.prompt(question.history).ids for question in probe]
         truths = np.array([question.truth for question in probe])
-        answers = own_answers(engine_of(model, untuned), prompts, soft.distill)
+        answers = own_answers(engine, prompts, soft.distill)
         best = [beams[0] for beams in answers]
         found = np.empty((len(probe), 2))
         for batch in plan_of(prompts, decode):
             texts = [best[i].text for i in batch]
-            found[batch, 0] = embedding.distances(model, texts, truths[batch].tolist())
+            found[batch, 0] = embedding.distances(engine.model, texts, truths[batch].tolist())
         found[:, 1] = np.equal([beam.position for beam in best], truths)
         distance, equal = found.mean(axis=0)
         return float(distance), float(equal)
@@ -60,10 +56,10 @@ def curriculum_of(
         facts: dict[str, float] = {}
         if probe:
             if UNTUNED not in known:
-                known[UNTUNED], equal = measured(model, untuned=True)
+                known[UNTUNED], equal = measured(untuned(model))
                 facts = {"distance": known[UNTUNED], "probe_equal_to_truth": equal}
             if epoch > 0 or not facts:  # a fresh adapter changes nothing, so epoch 0 is untuned
-                distance, equal = measured(model)
+                distance, equal = measured(tuned(model))
                 facts = {"distance": distance, "probe_equal_to_truth": equal}
             facts[UNTUNED] = known[UNTUNED]
         share = {

@@ -13,8 +13,8 @@ from llmrec.data.batching import Batch
 from llmrec.data.catalog import Catalog
 from llmrec.data.records import Examples
 from llmrec.errors import RecipeError
-from llmrec.inference.engine import Engine, plan_of
-from llmrec.inference.free_answers import Embedding, own_answers, own_decode
+from llmrec.inference.engine import Engine, by_beams, plan_of
+from llmrec.inference.free_answers import Embedding, own_answers
 from llmrec.inference.from_recipe import base_of, encoder_of, sft_adapter_of
 from llmrec.methods.soft.answer_file import Answers
 from llmrec.methods.soft.pairs import questions_of
@@ -69,7 +69,7 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
         ]
 
     prompts = [encoder.prompt(question.history).ids for question in questions]
-    decode = own_decode(recipe.decode, soft.distill)
+    decode = by_beams(recipe.decode, soft.distill.beams)
     answer_in_parts(parts, plan_of(prompts, decode), begin, state, "distill")
     if state.is_main_process:
         beams, seconds = collected(parts)
