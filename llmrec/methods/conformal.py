@@ -58,7 +58,8 @@ class Known:
 class CandidateRows(Sequence[TokenTree]):
     """The windows as rows of two views, made when they are asked for.
 
-    `beams`, by row, are the live candidates; the others are random, drawn by seed, `step` and row.
+    `beams`, by row, are the live candidates; the others are random, drawn by seed, `step` and row,
+    with `draw: popularity` as likely as one more than the `counts` (N,) of training says.
     A row without live ones holds random ones alone. `first`: the number of the first of the windows
     among all that are drawn.
     """
@@ -70,8 +71,11 @@ class CandidateRows(Sequence[TokenTree]):
         windows: Sequence[Window],
         known: Sequence[Known],
         first: int = 0,
+        counts: npt.NDArray[np.int64] | None = None,
     ) -> None:
         conformal = _of(recipe)
+        by_popularity = conformal.candidates.draw == "popularity"
+        self.log_weights = np.log1p(counts) if by_popularity and counts is not None else None
         self.encoder, self.windows, self.known, self.seed = encoder, windows, known, recipe.seed
         self.count = conformal.candidates.beams + conformal.candidates.sampled + 1
         self._wide = widened(encoder, 2)
@@ -116,11 +120,27 @@ class CandidateRows(Sequence[TokenTree]):
         unseen = len(self.encoder.titles) - len(chosen)
         generator = np.random.default_rng([self.seed, self.step, self.first + number, view])
         # As many as are wanted and as many more as may stand in `begun` already.
+        if self.log_weights is not None:
+            drawn = drawn_by_weight(self.log_weights, chosen, self.count + len(begun), generator)
+            return [*begun, *(item for item in drawn if item not in begun)][: self.count]
         places = generator.choice(unseen, min(unseen, self.count + len(begun)), replace=False)
         # Before the r-th unseen item stand as many chosen ones as have at most r unseen ones before
         # them.
         drawn = places + np.searchsorted(chosen - np.arange(len(chosen)), places, side="right")
         return [*begun, *(item for item in drawn.tolist() if item not in begun)][: self.count]
+
+
+def drawn_by_weight(
+    log_weights: npt.NDArray[np.float64], closed: Ints, count: int, generator: np.random.Generator
+) -> list[int]:
+    """`count` distinct items that are not `closed`, one after another in proportion to weight.
+
+    The largest of log weight plus Gumbel noise are such a draw without replacement.
+    """
+    keys = log_weights + generator.gumbel(size=len(log_weights))
+    keys[closed] = -np.inf
+    drawn: list[int] = np.argsort(-keys, kind="stable")[:count].tolist()
+    return [item for item in drawn if keys[item] > -np.inf]
 
 
 class LiveCandidates:
@@ -193,7 +213,8 @@ def rows(job: Job) -> CandidateRows:
     valid = read(folder.examples("valid")) if _of(job.recipe).view == "valid" else None
     train, interactions = read(folder.examples("train")), Interactions.read(folder.interactions)
     known = known_of(job.asked, train, interactions, valid)
-    return CandidateRows(job.recipe, job.encoder, job.asked, known, job.chosen or 0)
+    counts = np.bincount(interactions.position, minlength=len(job.encoder.titles))
+    return CandidateRows(job.recipe, job.encoder, job.asked, known, job.chosen or 0, counts)
 
 
 def known_of(
