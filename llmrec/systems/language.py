@@ -15,6 +15,7 @@ from llmrec.inference.ratings import Selected
 from llmrec.inference.similar_users import shortfalls
 from llmrec.recipe.systems import System
 from llmrec.runs.batch_files import answer_in_parts, collected, discard
+from llmrec.systems.cold_items import asked_among, asks, cold_items, places_said
 from llmrec.systems.guidance import chosen_guidance, served_guidance
 from llmrec.systems.resources import Resources
 
@@ -33,10 +34,15 @@ def predictions_of(resources: Resources, system: System, split: str) -> Predicti
     weight = 1.0 if guidance is None else guidance.weight
     q = None if guidance is None else guidance.probabilities(resources, histories)
 
+    cold = None
+    if split == "test" and asks(resources.recipe, examples):
+        cold = cold_items(resources.interactions, len(resources.catalog))
+
     def ranked(
         engine: Engine, prompting: Prompting, batch: Batch, selected: list[Selected]
     ) -> list[dict[str, Any]]:
         prompts, targets = prompting.ids(selected), examples.targets[batch]
+        mine, places = None if q is None else q[batch], [None] * len(batch)
         if prompting.candidates is not None:
             found = engine.choose(prompts, prompting.candidates, targets)
         else:
@@ -44,17 +50,21 @@ def predictions_of(resources: Resources, system: System, split: str) -> Predicti
                 prompts,
                 closed_items(prompting.histories, decode.filter_seen),
                 targets=targets,
-                probabilities=None if q is None else q[batch],
+                probabilities=mine,
                 weight=weight,
             )
+        if cold is not None:
+            size = len(resources.catalog)
+            places = asked_among(engine, prompts, targets, cold, size, mine, weight)
         return [
             {
                 "items": ranking.positions.tolist(),
                 "scores": ranking.scores.tolist(),
                 "proven": ranking.certified,
                 "nll": float(nll) if np.isfinite(nll) else None,
+                **({} if cold is None else {"cold_place": place}),
             }
-            for ranking, nll in zip(found.rankings, found.nll, strict=True)
+            for ranking, nll, place in zip(found.rankings, found.nll, places, strict=True)
         ]
 
     answers, seconds = answered(resources, system, split, ranked)
@@ -79,6 +89,7 @@ def predictions_of(resources: Resources, system: System, split: str) -> Predicti
         [np.array(a["items"], np.int32) for a in answers],
         [np.array(a["scores"], np.float32) for a in answers],
         np.array([np.inf if a["nll"] is None else a["nll"] for a in answers]),
+        places_said(answers),
     )
     discard(resources.batch_files(system, split))
     return predictions

@@ -6,6 +6,7 @@ import numpy as np
 
 from llmrec.data.records import Examples, Interactions
 from llmrec.evaluation.predictions import Predictions
+from llmrec.recipe.systems import System
 from llmrec.stages import evaluate, prepare, recommend
 from llmrec.systems.cold_items import cold_items
 from llmrec.systems.resources import Resources
@@ -43,3 +44,28 @@ def test_without_cold_targets_or_with_candidates_there_are_no_places(recipe_of):
     recipe, folder = recipe_of(SYSTEMS, "data.cold_items=0.3", "data.candidates=3")
     recommend.run(recipe, folder)
     assert Predictions.read(folder.predictions("popularity")).cold_places is None
+
+
+def test_a_language_model_searches_the_cold_items_alone(recipe_of):
+    recipe, folder = recipe_of(
+        "systems=[markov, untuned, untuned_guided]", "data.cold_items=0.3", "decode.top_k=3"
+    )
+    recommend.run(recipe, folder)
+    test, resources = Examples.read(folder.examples("test")), Resources(recipe, folder)
+    cold = cold_items(resources.interactions, len(resources.catalog))
+    assert len(cold) > 3
+    engine = resources.language.engine(System.parse("untuned"))
+    prompts = [resources.language.encoder.prompt(h).ids for h in test.histories()]
+    everything = engine.choose(prompts, np.tile(cold, (len(test), 1))).rankings
+    places = Predictions.read(folder.predictions("untuned")).cold_places
+    kinds = set()
+    for row, ranking in enumerate(everything):
+        if not test.cold[row]:
+            assert np.isnan(places[row])
+            continue
+        place = ranking.positions.tolist().index(test.targets[row])
+        assert places[row] == (place if place < 3 else np.inf)
+        kinds.add(bool(place < 3))
+    assert kinds == {True, False}
+    guided = Predictions.read(folder.predictions("untuned_guided"))
+    assert (np.isnan(guided.cold_places) == ~test.cold).all()
