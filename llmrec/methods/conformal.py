@@ -59,7 +59,7 @@ class CandidateRows(Sequence[TokenTree]):
     """The windows as rows of two views, made when they are asked for.
 
     `beams`, by row, are the live candidates; the others are random, drawn by seed, `step` and row,
-    with `draw: popularity` as likely as one more than the `counts` (N,) of training says.
+    with `draw: frequency` as likely as one more than the `counts` (N,) of training says.
     A row without live ones holds random ones alone. `first`: the number of the first of the windows
     among all that are drawn.
     """
@@ -74,8 +74,8 @@ class CandidateRows(Sequence[TokenTree]):
         counts: npt.NDArray[np.int64] | None = None,
     ) -> None:
         conformal = _of(recipe)
-        by_popularity = conformal.candidates.draw == "popularity"
-        self.log_weights = np.log1p(counts) if by_popularity and counts is not None else None
+        by_count = conformal.candidates.draw == "frequency"
+        self.log_weights = np.log1p(counts) if by_count and counts is not None else None
         self.encoder, self.windows, self.known, self.seed = encoder, windows, known, recipe.seed
         self.count = conformal.candidates.beams + conformal.candidates.sampled + 1
         self._wide = widened(encoder, 2)

@@ -14,7 +14,7 @@ class CandidateSets(Section):
     """Likeliest items of the live model, by constrained beam search."""
     sampled: Annotated[int, Field(ge=0)] = 11
     """Random items that the user has not chosen."""
-    draw: Literal["uniform", "popularity"] = "uniform"
+    draw: Literal["uniform", "frequency"] = "uniform"
     """How those are drawn: all alike, or by how often training chose them, and once more."""
     refresh: Count = 8
     """Optimiser steps after which candidates of the coming rows are found anew."""
