@@ -239,3 +239,88 @@ def networks_of_this_test(monkeypatch, tmp_path_factory):
 
     root = tmp_path_factory.mktemp("networks")
     monkeypatch.setattr(cache, "networks_root", lambda: root)
+
+
+@pytest.fixture
+def killed_at(monkeypatch):
+    """A context in which training is interrupted while it learns a step, counted from 0."""
+    from contextlib import contextmanager
+
+    from llmrec.model.trainer import TreeTrainer
+
+    @contextmanager
+    def interrupted(step):
+        learn = TreeTrainer.compute_loss
+
+        def learning(self, *arguments, **named):
+            if self.state.global_step == step:
+                raise KeyboardInterrupt
+            return learn(self, *arguments, **named)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(TreeTrainer, "compute_loss", learning)
+            with pytest.raises(KeyboardInterrupt):
+                yield
+
+    return interrupted
+
+
+@pytest.fixture
+def in_two_processes(tmp_path):
+    """A function that runs a verb on a recipe in two processes over gloo; what it printed."""
+    import subprocess
+    import sys
+
+    from llmrec.recipe.loading import dump
+
+    def run(verb, recipe, *options):
+        path = tmp_path / "two.yaml"
+        path.write_text(dump(recipe), "utf-8")
+        launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+        done = subprocess.run(
+            [sys.executable, *launch, "-m", "llmrec", "-q", verb, str(path), *options],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env={**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"},
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture
+def train_killed(tmp_path):
+    """A function that runs `llmrec train`, kills it at each of some moments, and lets it end.
+
+    `moments`: conditions to wait for, one a start. Returns how many starts were killed.
+    """
+    import signal
+    import subprocess
+    import sys
+    import time
+
+    from llmrec.recipe.loading import dump
+
+    def run(recipe, moments):
+        path = tmp_path / "killed.yaml"
+        path.write_text(dump(recipe), "utf-8")
+        landed = 0
+        for moment in [*moments, lambda: False]:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "llmrec", "-q", "train", str(path)],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+            )
+            while process.poll() is None:
+                if moment():
+                    process.send_signal(signal.SIGKILL)
+                    break
+                time.sleep(0.005)
+            _, errors = process.communicate()
+            assert process.returncode in (0, -signal.SIGKILL), errors.decode()
+            landed += process.returncode == -signal.SIGKILL
+        return landed
+
+    return run

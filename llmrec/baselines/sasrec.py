@@ -32,7 +32,7 @@ class AttentionNetwork(Network):
         self.places = nn.Embedding(sizes.max_length, sizes.hidden)
         nn.init.normal_(self.places.weight, std=sizes.hidden**-0.5 / 2)
         self.dropout = nn.Dropout(sizes.dropout)
-        self.blocks = nn.ModuleList(Block(sizes) for _ in range(sizes.layers))
+        self.blocks = nn.ModuleList(AttentionBlock(sizes) for _ in range(sizes.layers))
         self.norm = nn.LayerNorm(sizes.hidden)
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ class AttentionNetwork(Network):
         return self.norm(hidden)
 
 
-class Block(nn.Module):
+class AttentionBlock(nn.Module):
     """Causal attention, then a feed-forward layer, each added to what came in."""
 
     def __init__(self, sizes: SASRec) -> None:

@@ -52,11 +52,17 @@ def _candidates(example: Example, catalog_size: int, count: int, seed: int, purp
     content = f"{seed} {purpose} {example.timestamp} {example.target} {example.user_id}"
     digest = hashlib.sha256(content.encode("utf-8")).digest()
     generator = np.random.default_rng(int.from_bytes(digest, "big"))
-    places = generator.choice(unseen, count - 1, replace=False)
+    others = draw_unseen(taken, catalog_size, count - 1, generator)
+    return generator.permutation(np.append(others, example.target)).astype(np.int32)
+
+
+def draw_unseen(taken: Ints, catalog_size: int, count: int, generator: np.random.Generator) -> Ints:
+    """(count,) positions, each once, of the N = `catalog_size` that are not `taken` (ascending)."""
+    places = generator.choice(catalog_size - len(taken), count, replace=False)
     # From the r-th unseen item to its position: before it stand as many taken items as have at
     # most r unseen ones before them.
-    others = places + np.searchsorted(taken - np.arange(len(taken)), places, side="right")
-    return generator.permutation(np.append(others, example.target)).astype(np.int32)
+    others: Ints = places + np.searchsorted(taken - np.arange(len(taken)), places, side="right")
+    return others
 
 
 def write_candidates(path: Path, candidates: Ints) -> None:

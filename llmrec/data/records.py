@@ -17,9 +17,10 @@ import pyarrow.parquet as pq
 from llmrec.data.files import replacing
 
 USER_ID, ITEM_ID, TIMESTAMP, RATING, TITLE = "user_id", "item_id", "timestamp", "rating", "title"
-POSITION, SOURCE_ROW, HISTORY, TARGET, TIED, COLD = (
+POSITION, SOURCE_ROW, ROW_BEFORE, HISTORY, TARGET, TIED, COLD = (
     "position",
     "source_row",
+    "row_before",
     "history",
     "target",
     "tied",
@@ -111,6 +112,9 @@ class Examples:
 
     History i is `positions[offsets[i]:offsets[i + 1]]`. `tied` (E,): the target carries the same
     timestamp as the last history item. `cold` (E,): the target never occurs in training.
+    `rows_before` (E,): the row of the training interactions that the last history item is, -1 where
+    it is none of them; None where examples were made of something else. Behind it a train target is
+    the next row, and a history the rows up to it.
     """
 
     user_ids: npt.NDArray[np.object_]
@@ -120,6 +124,7 @@ class Examples:
     timestamps: Longs
     tied: Bools
     cold: Bools
+    rows_before: Longs | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -150,22 +155,23 @@ class Examples:
             self.timestamps[rows],
             self.tied[rows],
             self.cold[rows],
+            None if self.rows_before is None else self.rows_before[rows],
         )
 
     def write(self, path: Path) -> None:
         """Write as Parquet, one row an example, `history` as a list column."""
-        table = pa.table(
-            {
-                USER_ID: pa.array(self.user_ids, pa.string()),
-                HISTORY: pa.LargeListArray.from_arrays(self.offsets, self.positions),
-                TARGET: self.targets,
-                TIMESTAMP: self.timestamps,
-                TIED: self.tied,
-                COLD: self.cold,
-            }
-        )
+        columns = {
+            USER_ID: pa.array(self.user_ids, pa.string()),
+            HISTORY: pa.LargeListArray.from_arrays(self.offsets, self.positions),
+            TARGET: self.targets,
+            TIMESTAMP: self.timestamps,
+            TIED: self.tied,
+            COLD: self.cold,
+        }
+        if self.rows_before is not None:
+            columns[ROW_BEFORE] = self.rows_before
         with replacing(path) as temporary:
-            pq.write_table(table, temporary)
+            pq.write_table(pa.table(columns), temporary)
 
     @staticmethod
     def read(path: Path) -> "Examples":
@@ -173,6 +179,7 @@ class Examples:
         table = pq.read_table(path).combine_chunks()
         lists = table[HISTORY].combine_chunks()
         offsets = lists.offsets.to_numpy().astype(np.int64)
+        known = ROW_BEFORE in table.column_names
         return Examples(
             np.array(table[USER_ID].to_pylist(), dtype=object),
             offsets - offsets[0],
@@ -181,6 +188,7 @@ class Examples:
             table[TIMESTAMP].to_numpy(),
             table[TIED].to_numpy(),
             table[COLD].to_numpy(),
+            table[ROW_BEFORE].to_numpy() if known else None,
         )
 
 

@@ -8,7 +8,7 @@ users. Knows nothing of files, recipes or text.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -143,8 +143,8 @@ def sliding_window(
     covered = np.zeros(len(rows) + 1, dtype=np.int64)  # +1 where a window opens, -1 behind it
     np.add.at(covered, before[train] - (window - 1), 1)
     np.add.at(covered, before[train] + 1, -1)
-    in_train = rows[np.cumsum(covered[:-1]) > 0]
-    known = _in_catalog(ordered, in_train)
+    in_train = np.zeros(len(ordered), dtype=np.bool_)
+    in_train[rows[np.cumsum(covered[:-1]) > 0]] = True
 
     def examples(targets: Longs) -> Examples:
         width = window - 1
@@ -153,7 +153,7 @@ def sliding_window(
         if len(targets):
             runs = np.lib.stride_tricks.sliding_window_view(ordered.position[rows], width)
             positions = runs[before[targets] - width].ravel()
-        return _examples(ordered, positions, offsets, targets, rows[before[targets] - 1], known)
+        return _examples(ordered, positions, offsets, targets, rows[before[targets] - 1], in_train)
 
     return Split(
         examples(train), examples(last[low:high]), examples(last[high:]), ordered.take(in_train)
@@ -170,19 +170,12 @@ def with_train_users(split: Split, users: Longs) -> Split:
     known = np.zeros(_catalog_bound(split), dtype=np.bool_)
     known[interactions.position] = True
     names = interactions.user_ids[users]
-    parts = []
-    for part in (split.train.take(np.isin(split.train.user_ids, names)), split.valid, split.test):
-        parts.append(
-            Examples(
-                part.user_ids,
-                part.offsets,
-                part.positions,
-                part.targets,
-                part.timestamps,
-                part.tied,
-                ~known[part.targets],
-            )
-        )
+    train = split.train.take(np.isin(split.train.user_ids, names))
+    now = np.append(np.where(kept, np.cumsum(kept) - 1, -1), -1)  # -1 stays -1
+    parts = [
+        replace(part, cold=~known[part.targets], rows_before=now[part.rows_before])
+        for part in (train, split.valid, split.test)
+    ]
     return Split(parts[0], parts[1], parts[2], interactions)
 
 
@@ -241,7 +234,6 @@ def _split(
     """
     shown = _shown(ordered, held_back)
     in_train = in_train & shown
-    known = _in_catalog(ordered, in_train)
     first, end = _user_bounds(ordered)
     start_of_row = np.repeat(first, end - first)
     latest = np.maximum.accumulate(np.where(shown, np.arange(len(ordered)), -1))
@@ -258,7 +250,7 @@ def _split(
         steps[targets] = -1
         in_history = np.cumsum(steps, dtype=np.int8).view(np.bool_) & shown
         histories = ordered.position[in_history]
-        return _examples(ordered, histories, offsets, targets, latest[targets - 1], known)
+        return _examples(ordered, histories, offsets, targets, latest[targets - 1], in_train)
 
     trained = latest[train_targets] if len(train_targets) else train_targets
     trained = trained[trained >= start_of_row[train_targets]]
@@ -273,10 +265,13 @@ def _examples(
     offsets: Longs,
     targets: Longs,
     before: Longs,
-    known: Bools,
+    trained: Bools,
 ) -> Examples:
-    """Examples over history positions end to end, target rows and the history rows right before."""
-    chosen = ordered.position[targets]
+    """Examples over history positions end to end, target rows and the history rows right before.
+
+    `trained`: which rows train.
+    """
+    chosen, known = ordered.position[targets], _in_catalog(ordered, trained)
     return Examples(
         user_ids=ordered.user_ids[ordered.user[targets]],
         offsets=offsets,
@@ -285,4 +280,5 @@ def _examples(
         timestamps=ordered.timestamp[targets],
         tied=ordered.timestamp[targets] == ordered.timestamp[before],
         cold=~known[chosen],
+        rows_before=np.where(trained, np.cumsum(trained) - 1, -1)[before],
     )

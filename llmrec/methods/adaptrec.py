@@ -17,7 +17,7 @@ from llmrec.inference.engine import live_engine
 from llmrec.inference.prompting import Prompting
 from llmrec.inference.ratings import Selected
 from llmrec.methods import plain
-from llmrec.methods.method import Job, Method, Rows, alone
+from llmrec.methods.method import Job, Method, Trees, alone
 from llmrec.methods.windows import Window, training_rows
 from llmrec.model.trainer import Refresh
 from llmrec.recipe import Recipe
@@ -99,7 +99,7 @@ class Reselecting:
         return training_rows(self.recipe, self.prompting.encoder, self.windows, contexts)
 
 
-def refresh(job: Job, rows: Rows) -> Refresh | None:
+def refresh(job: Job, rows: Trees) -> Refresh | None:
     """Selecting anew, where the recipe's demonstrations are selected by the model."""
     prompting = job.prompting
     if prompting is None or prompting.selecting is None:

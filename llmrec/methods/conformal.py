@@ -9,16 +9,16 @@ ranks the whole catalog; a language model reads a sample of it.
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
+from llmrec.data.candidates import draw_unseen
 from llmrec.data.catalog import Catalog
 from llmrec.data.files import write_json
 from llmrec.data.records import Examples, Interactions, Ints
@@ -27,7 +27,7 @@ from llmrec.inference.engine import by_beams, live_engine
 from llmrec.inference.title_states import state_vectors
 from llmrec.methods.method import Job, Method, alone
 from llmrec.methods.plain import softmax_of
-from llmrec.methods.windows import Window, as_examples
+from llmrec.methods.windows import Window, require_rows
 from llmrec.model.losses import ConformalLoss
 from llmrec.model.trainer import Coming
 from llmrec.recipe import Recipe
@@ -116,17 +116,14 @@ class CandidateRows(Sequence[TokenTree]):
 
     def _filled(self, number: int, view: int, begun: Sequence[int]) -> list[int]:
         """`begun`, and behind them random items that the user has not chosen."""
-        chosen = self.known[number].chosen
-        unseen = len(self.encoder.titles) - len(chosen)
+        chosen, items = self.known[number].chosen, len(self.encoder.titles)
         generator = np.random.default_rng([self.seed, self.step, self.first + number, view])
         # As many as are wanted and as many more as may stand in `begun` already.
         if self.log_weights is not None:
             drawn = drawn_by_weight(self.log_weights, chosen, self.count + len(begun), generator)
             return [*begun, *(item for item in drawn if item not in begun)][: self.count]
-        places = generator.choice(unseen, min(unseen, self.count + len(begun)), replace=False)
-        # Before the r-th unseen item stand as many chosen ones as have at most r unseen ones before
-        # them.
-        drawn = places + np.searchsorted(chosen - np.arange(len(chosen)), places, side="right")
+        count = min(items - len(chosen), self.count + len(begun))
+        drawn = draw_unseen(chosen, items, count, generator)
         return [*begun, *(item for item in drawn.tolist() if item not in begun)][: self.count]
 
 
@@ -211,14 +208,14 @@ def rows(job: Job) -> CandidateRows:
     """
     read, folder = Examples.read, job.folder
     valid = read(folder.examples("valid")) if _of(job.recipe).view == "valid" else None
-    train, interactions = read(folder.examples("train")), Interactions.read(folder.interactions)
-    known = known_of(job.asked, train, interactions, valid)
+    interactions = Interactions.read(folder.interactions)
+    known = known_of(job.asked, interactions, valid)
     counts = np.bincount(interactions.position, minlength=len(job.encoder.titles))
     return CandidateRows(job.recipe, job.encoder, job.asked, known, job.chosen or 0, counts)
 
 
 def known_of(
-    windows: Sequence[Window], train: Examples, interactions: Interactions, valid: Examples | None
+    windows: Sequence[Window], interactions: Interactions, valid: Examples | None
 ) -> list[Known]:
     """What is known of each window's user.
 
@@ -226,19 +223,19 @@ def known_of(
     `interactions`, or behind the last of them the validation target that followed, if there is one.
     No later item is read, none that another user chose, and no test item.
     """
-    asked = as_examples(windows, train, interactions)
-    sequences = _sequences(interactions)
-    following = _following(valid) if valid is not None else {}
+    require_rows(windows, interactions)
+    users = interactions.user[[window.row for window in windows]]
+    begins = np.searchsorted(interactions.user, users, side="left").tolist()
+    ends = np.searchsorted(interactions.user, users, side="right").tolist()
+    following = {} if valid is None else _following(valid)
     known = []
-    for number, window in enumerate(windows):
-        positions, times = sequences[window.user_id]
-        at = _place(positions, times, window, int(asked.timestamps[number]))
-        after = positions[at + 1 : at + 2]
-        if valid is not None and len(after) == 0:
-            after = _next_after(positions, following.get(window.user_id, []))
-        further = np.append(window.target, after if valid is not None else after[:0])
+    for window, begin, end in zip(windows, begins, ends, strict=True):
+        positions, at = interactions.position[begin:end], window.row - begin
+        further = [window.target]
+        if valid is not None:
+            further += positions[at + 1 : at + 2].tolist() or following.get(window.row, [])
         chosen = np.unique(np.concatenate([positions, further]))
-        known.append(Known(positions[:at], further.astype(np.int32), chosen))
+        known.append(Known(positions[:at], np.array(further, np.int32), chosen))
     return known
 
 
@@ -271,43 +268,14 @@ def _of(recipe: Recipe) -> Conformal:
     return recipe.conformal
 
 
-def _sequences(interactions: Interactions) -> dict[str, tuple[Ints, npt.NDArray[np.int64]]]:
-    """Each user's training rows: positions and times."""
-    bounds = np.searchsorted(interactions.user, np.arange(len(interactions.user_ids) + 1))
-    return {
-        str(name): (interactions.position[begin:end], interactions.timestamp[begin:end])
-        for name, begin, end in zip(interactions.user_ids, bounds, bounds[1:], strict=False)
-    }
-
-
-def _place(positions: Ints, times: npt.NDArray[np.int64], window: Window, time: int) -> int:
-    """Where in the user's rows the window's target stands."""
-    shown = np.append(window.history, window.target)
-    ends = np.flatnonzero((positions == window.target) & (times == time)).tolist()
-    return next(
-        end
-        for end in ends
-        if end + 1 >= len(shown)
-        and np.array_equal(positions[end + 1 - len(shown) : end + 1], shown)
-    )
-
-
-def _following(valid: Examples) -> Mapping[str, list[tuple[Ints, int]]]:
-    """By user the histories and targets of `valid`, oldest target first."""
-    found: dict[str, list[tuple[Ints, int]]] = {}
+def _following(valid: Examples) -> dict[int, list[int]]:
+    """The first validation target that came right after a training row, by that row."""
+    if valid.rows_before is None:
+        raise DataError("the validation examples name no rows; run `llmrec prepare` again")
+    found: dict[int, list[int]] = {}
     for number in np.argsort(valid.timestamps, kind="stable").tolist():
-        mine = found.setdefault(str(valid.user_ids[number]), [])
-        mine.append((valid.history(number), int(valid.targets[number])))
+        found.setdefault(int(valid.rows_before[number]), [int(valid.targets[number])])
     return found
-
-
-def _next_after(positions: Ints, examples: Sequence[tuple[Ints, int]]) -> Ints:
-    """The target of the first of the examples whose history ends as `positions` do, or nothing."""
-    for history, target in examples:
-        length = min(len(history), len(positions))
-        if length and np.array_equal(history[-length:], positions[-length:]):
-            return np.array([target], np.int32)
-    return positions[:0]
 
 
 CONFORMAL = Method(

@@ -30,7 +30,7 @@ from llmrec.text.tree import TokenTree
 
 log = logging.getLogger("llmrec")
 
-Rows = Sequence[TokenTree]
+Trees = Sequence[TokenTree]
 Curriculum = Callable[[nn.Module, int, int], Mixture]
 Train = Callable[[Recipe, RunFolder], dict[str, Any]]  # a language model, into the folder's adapter
 Step = Callable[[Recipe, RunFolder, Train], dict[str, Any]]
@@ -73,8 +73,7 @@ class Job:
         shown = recipe.demonstrations is not None or recipe.data.candidates is not None
         if not shown or recipe.rows.shape != "single":  # rows of several targets show neither
             return None
-        train = Examples.read(folder.examples("train"))
-        asked = as_examples(self.asked, train, Interactions.read(folder.interactions))
+        asked = as_examples(self.asked, Interactions.read(folder.interactions))
         candidates = None
         if recipe.data.candidates is not None:
             candidates = draw_candidates(
@@ -114,11 +113,11 @@ class Method:
     """
 
     steps: Callable[[Recipe], Mapping[str, Step]]
-    rows: Callable[[Job], Rows] | None = None
+    rows: Callable[[Job], Trees] | None = None
     loss: Callable[[Job], Loss] | None = None
-    refresh: Callable[[Job, Rows], Refresh | None] = nothing
+    refresh: Callable[[Job, Trees], Refresh | None] = nothing
     curriculum: Callable[[Job], Curriculum | None] = nothing
-    shown: Callable[[Job], Rows] | None = None
+    shown: Callable[[Job], Trees] | None = None
     compared: tuple[int, ...] = ()
     main: str | None = "train"
     asks: bool = False

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from llmrec.methods.method import Job, Method, Rows, alone
+from llmrec.methods.method import Job, Method, Trees, alone
 from llmrec.methods.windows import training_rows
 from llmrec.model.losses import Loss
 from llmrec.model.softmax import FullSoftmax, MaskedSoftmax, Softmax
@@ -19,7 +19,7 @@ def softmax_of(
     return MaskedSoftmax(encoder.trie, completions or encoder.completions, recipe.objective.tau)
 
 
-def rows(job: Job) -> Rows:
+def rows(job: Job) -> Trees:
     """The windows in the recipe's shape, with the similar users and candidates that they show."""
     return training_rows(job.recipe, job.encoder, job.asked, job.contexts)
 

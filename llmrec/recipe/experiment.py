@@ -15,13 +15,13 @@ from llmrec.recipe.decoding import Decode
 from llmrec.recipe.demonstrations import Demonstrations
 from llmrec.recipe.evaluation import Evaluate
 from llmrec.recipe.model import Model
-from llmrec.recipe.networks import Baselines, Network
+from llmrec.recipe.networks import Baselines
 from llmrec.recipe.prompt import Prompt
 from llmrec.recipe.rules import broken
 from llmrec.recipe.section import Name, Section, Word
 from llmrec.recipe.soft import Soft
 from llmrec.recipe.systems import SYSTEMS, SystemName
-from llmrec.recipe.training import Objective, Rows, Validation
+from llmrec.recipe.training import ObjectiveSection, RowsSection, Validation
 
 
 class Recipe(Section):
@@ -41,9 +41,9 @@ class Recipe(Section):
     """How a history becomes text."""
     demonstrations: Demonstrations | None = None
     """Similar users shown in prompts; null: none."""
-    objective: Objective = Objective()
+    objective: ObjectiveSection = ObjectiveSection()
     """The training loss."""
-    rows: Rows = Rows()
+    rows: RowsSection = RowsSection()
     """Layout of training examples."""
     train: dict[str, JsonValue] = Field(default=dict(training_arguments.DEFAULTS))
     """Names of transformers.TrainingArguments."""
@@ -51,7 +51,7 @@ class Recipe(Section):
     """Self-distillation and its curriculum; null: plain fine-tuning."""
     baselines: Baselines = Baselines()
     """How baselines are chosen."""
-    network: Network | None = None
+    network: NetworkSection | None = None
     """A sequential network, trained instead of a language model; null: none."""
     conformal: Conformal | None = None
     """Fine-tuning with conformal prediction; null: without."""

@@ -10,7 +10,7 @@ from llmrec.recipe.section import Count, Section, Word
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-class Lora(Section):
+class LoraSection(Section):
     """Low-rank adaptation through PEFT."""
 
     r: Count = 8
@@ -45,7 +45,7 @@ class Model(Section):
     """4bit: the frozen weights in 4 bits under LoRA (QLoRA), on a GPU."""
     trust_remote_code: bool = False
     """Run code from the model's repository; needs a 40-hex revision."""
-    lora: Lora | None = Lora()
+    lora: LoraSection | None = LoraSection()
     """The adapter; null: every weight is trained."""
     adapter: Word | None = None
     """Folder of an adapter to recommend with, instead of training one."""

@@ -22,7 +22,7 @@ class Baselines(Section):
     """The sentence encoder of text_knn_sentences: a name, a Hub id or a folder."""
 
 
-class Network(Section):
+class NetworkSection(Section):
     """A sequential recommender without language, trained here for the systems named network*."""
 
     kind: Literal["sasrec", "gru4rec"] = "sasrec"
@@ -52,7 +52,7 @@ class Network(Section):
     """Settings tried in validation: this one, then others of dropout, learning rate and width."""
 
     @model_validator(mode="after")
-    def _divisible(self) -> "Network":
+    def _divisible(self) -> "NetworkSection":
         if self.kind == "sasrec" and self.hidden % self.heads:
             raise ValueError(f"hidden = {self.hidden} must be a multiple of heads = {self.heads}")
         return self

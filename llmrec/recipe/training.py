@@ -5,7 +5,7 @@ from typing import Literal
 from llmrec.recipe.section import Count, Positive, Section
 
 
-class Objective(Section):
+class ObjectiveSection(Section):
     """The training loss."""
 
     name: Literal["sft", "msl"] = "sft"
@@ -15,7 +15,7 @@ class Objective(Section):
     """Temperature of msl."""
 
 
-class Rows(Section):
+class RowsSection(Section):
     """How training examples are laid out."""
 
     shape: Literal["single", "all_targets", "inline"] = "single"

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("llmrec")
 
 # Raised when the same settings and sources would give other files than before.
-VERSION = 2
+VERSION = 3
 MANIFEST = "manifest.json"
 _LISTED_BAD_ROWS = 100
 _PARTS = ("train", "valid", "test")

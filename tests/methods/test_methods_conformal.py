@@ -1,10 +1,7 @@
 """Fine-tuning a language model with conformal prediction: its candidates and how it goes on."""
 
 import json
-import os
 import random
-import subprocess
-import sys
 from collections import Counter
 
 import numpy as np
@@ -24,7 +21,6 @@ from llmrec.methods.windows import training_windows
 from llmrec.model.kept_weights import read_log
 from llmrec.model.loading import load_model
 from llmrec.model.trainer import TreeTrainer
-from llmrec.recipe.loading import dump
 from llmrec.stages import prepare, prompts, train
 
 ITEMS, USERS = 40, 16
@@ -345,36 +341,13 @@ def test_interrupted_training_goes_on_with_the_candidates_it_had_to_the_same_byt
     assert weights(folder_b) == weights(folder_a)
 
 
-def test_two_processes_give_the_trajectory_of_one(conformal_of, tmp_path):
+def test_two_processes_give_the_trajectory_of_one(conformal_of, in_two_processes):
     """Two processes over gloo, with half the batch each."""
     settings = ("conformal.smooth=true", "train.num_train_epochs=1")
     one, folder_a = conformal_of("name=one", *settings)
     train.run(one, folder_a)
     two, folder_b = conformal_of("name=two", *settings, "train.per_device_train_batch_size=2")
-    path = tmp_path / "two.yaml"
-    path.write_text(dump(two), "utf-8")
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--nproc_per_node",
-            "2",
-            "--master_port",
-            "29741",
-            "-m",
-            "llmrec",
-            "-q",
-            "train",
-            str(path),
-            "--json",
-        ],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "ACCELERATE_USE_CPU": "1"},
-    )
-    assert done.returncode == 0, done.stderr
+    in_two_processes("train", two)
     ours, theirs = (
         [
             (x["step"], x["loss"], x["set_size"], x["set_distance"], x["targets"])

@@ -1,11 +1,6 @@
 """SOFT as a user runs it: three steps, what each leaves, how they go on and what they refuse."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -25,7 +20,6 @@ from llmrec.model.curriculum import adaptive
 from llmrec.model.kept_weights import read_log
 from llmrec.model.row_order import RowOrder
 from llmrec.model.trainer import TreeTrainer
-from llmrec.recipe.loading import dump
 from llmrec.stages import distill, pipeline, train
 
 ALL = ("rows.shape=all_targets", "objective.name=msl", "soft.probe=8")
@@ -166,35 +160,18 @@ def test_distilling_goes_on_by_batch_to_the_same_bytes(distilled, written_parts)
     assert sorted(p.name for p in folder.answers.iterdir()) == ["answers.json", FILE]
 
 
-def test_killed_training_goes_on_to_the_very_same_bytes(recipe_of, tmp_path):
+def test_killed_training_goes_on_to_the_very_same_bytes(recipe_of, train_killed):
     """SIGKILL in each of the three steps, then the same command again, until it is done."""
     straight, folder_a = recipe_of("name=straight", *ALL)
     pipeline.train(straight, folder_a)
     killed, folder_b = recipe_of("name=killed", *ALL)
-    path = tmp_path / "killed.yaml"
-    path.write_text(dump(killed), "utf-8")
     moments = [
         lambda: len(read_log(folder_b.sft.train_log)) > 5,
         lambda: len(list(folder_b.answers.glob(".parts*/*.json"))) > 3,
         lambda: len(read_log(folder_b.train_log)) > 2,
         lambda: len(read_log(folder_b.train_log)) > 12,
     ]
-    landed = 0
-    for moment in [*moments, lambda: False]:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "llmrec", "-q", "train", str(path)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )
-        while process.poll() is None:
-            if moment():
-                process.send_signal(signal.SIGKILL)
-                break
-            time.sleep(0.005)
-        _, errors = process.communicate()
-        landed += process.returncode == -signal.SIGKILL
-        assert process.returncode in (0, -signal.SIGKILL), errors.decode()
-    assert landed >= 3
+    assert train_killed(killed, moments) >= 3
     assert untimed(folder_b.train_log) == untimed(folder_a.train_log)
     assert (folder_b.answers / FILE).read_bytes() == (folder_a.answers / FILE).read_bytes()
     assert (folder_b.adapter / "adapter_model.safetensors").read_bytes() == (
@@ -202,7 +179,7 @@ def test_killed_training_goes_on_to_the_very_same_bytes(recipe_of, tmp_path):
     ).read_bytes()
 
 
-def test_two_processes_distil_and_train_what_one_does(recipe_of, tmp_path):
+def test_two_processes_distil_and_train_what_one_does(recipe_of, in_two_processes):
     one, folder_a = recipe_of("name=one", *ALL)
     pipeline.train(one, folder_a)
     # The same answering adapter, so that the answers can be compared byte by byte.
@@ -212,26 +189,7 @@ def test_two_processes_distil_and_train_what_one_does(recipe_of, tmp_path):
         f"soft.sft_adapter={folder_a.sft.adapter}",
         "train.per_device_train_batch_size=2",
     )
-    path = tmp_path / "two.yaml"
-    path.write_text(dump(two), "utf-8")
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--nproc_per_node=2",
-            "--standalone",
-            "-m",
-            "llmrec",
-            "-q",
-            "train",
-            str(path),
-        ],
-        env={**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"},
-        check=True,
-        capture_output=True,
-        timeout=300,
-    )
+    in_two_processes("train", two)
     assert (folder_b.answers / FILE).read_bytes() == (folder_a.answers / FILE).read_bytes()
     for name in ("lambda", "distance"):
         np.testing.assert_allclose(

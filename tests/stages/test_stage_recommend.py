@@ -1,9 +1,6 @@
 """Recommending: every system answers every test user, again with the same bytes, also when cut."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -12,7 +9,6 @@ from llmrec import Recommender
 from llmrec.data.records import Examples
 from llmrec.errors import DataError, LlmrecError
 from llmrec.evaluation.predictions import Predictions
-from llmrec.recipe.loading import dump
 from llmrec.stages import evaluate, recommend, train
 from llmrec.systems.recommender import read_histories
 
@@ -150,35 +146,13 @@ def test_raw_histories_come_as_json_lines(finished):
             read_histories([bad])
 
 
-def test_two_processes_give_the_answers_of_one(finished, tmp_path):
+def test_two_processes_give_the_answers_of_one(finished, in_two_processes):
     recipe, folder = finished
     recommend.run(recipe, folder)
     alone = {system: Predictions.read(folder.predictions(system)) for system in recipe.systems}
     for path in folder.predictions("x").parent.glob("*.parquet"):
         path.unlink()
-    path = tmp_path / "two.yaml"
-    path.write_text(dump(recipe), "utf-8")
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--nproc_per_node",
-            "2",
-            "--master_port",
-            "29741",
-            "-m",
-            "llmrec",
-            "-q",
-            "recommend",
-            str(path),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "ACCELERATE_USE_CPU": "1"},
-    )
-    assert done.returncode == 0, done.stderr
+    in_two_processes("recommend", recipe)
     for system in recipe.systems:
         together = Predictions.read(folder.predictions(system))
         assert together.items.tolist() == alone[system].items.tolist()

@@ -1,11 +1,7 @@
 """Training as a user runs it: what it leaves, how it goes on, and what it refuses."""
 
 import json
-import os
 import random
-import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -21,7 +17,6 @@ from llmrec.inference.from_recipe import base_of, encoder_of
 from llmrec.methods.plain import softmax_of
 from llmrec.methods.windows import training_rows, training_windows
 from llmrec.model.loading import load_model
-from llmrec.recipe.loading import dump
 from llmrec.stages import prepare, train
 
 
@@ -102,34 +97,23 @@ def test_accumulation_gives_the_trajectory_of_the_whole_batch(recipe_of):
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
 
 
-def test_killed_runs_go_on_to_the_very_same_bytes(recipe_of, tmp_path):
+def test_killed_runs_go_on_to_the_very_same_bytes(recipe_of, train_killed):
     """SIGKILL at random moments, then the same command again, until it is done."""
     straight, folder_a = recipe_of("name=straight")
     train.run(straight, folder_a)
     killed, folder_b = recipe_of("name=killed")
-    path = tmp_path / "killed.yaml"
-    path.write_text(dump(killed), "utf-8")
-    rng, landed = random.Random(1), 0
-    for attempt in range(12):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "llmrec", "-q", "train", str(path)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )
-        if attempt < 3:
-            seen = 0
-            deadline = time.monotonic() + 60
-            while seen <= attempt * 3 and time.monotonic() < deadline and process.poll() is None:
-                time.sleep(0.02)
-                seen = len(log_lines(folder_b)) if folder_b.train_log.exists() else 0
+    rng = random.Random(1)
+
+    def after(lines):
+        def reached():
+            if not folder_b.train_log.exists() or len(log_lines(folder_b)) <= lines:
+                return False
             time.sleep(rng.random() * 0.1)
-            process.send_signal(signal.SIGKILL)
-        _, errors = process.communicate()
-        landed += process.returncode == -signal.SIGKILL
-        if process.returncode == 0:
-            break
-        assert process.returncode == -signal.SIGKILL, errors.decode()
-    assert landed >= 2
+            return True
+
+        return reached
+
+    assert train_killed(killed, [after(0), after(3), after(6)]) >= 2
     assert numbers(folder_b) == numbers(folder_a)
     assert (folder_b.adapter / "adapter_model.safetensors").read_bytes() == (
         folder_a.adapter / "adapter_model.safetensors"
@@ -175,36 +159,13 @@ def test_a_recipe_this_model_or_machine_cannot_run_is_refused(recipe_of, overrid
         train.run(*recipe_of(override))
 
 
-def test_two_processes_give_the_trajectory_of_one(recipe_of, tmp_path):
+def test_two_processes_give_the_trajectory_of_one(recipe_of, in_two_processes):
     """Two processes over gloo, with half the batch each."""
     one, folder_a = recipe_of("name=one")
     train.run(one, folder_a)
     two, folder_b = recipe_of("name=two", "train.per_device_train_batch_size=2")
-    path = tmp_path / "two.yaml"
-    path.write_text(dump(two), "utf-8")
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--nproc_per_node",
-            "2",
-            "--master_port",
-            "29731",
-            "-m",
-            "llmrec",
-            "-q",
-            "train",
-            str(path),
-            "--json",
-        ],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "ACCELERATE_USE_CPU": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["steps"] == log_lines(folder_a)[-1]["step"]
+    told = json.loads(in_two_processes("train", two, "--json"))
+    assert told["steps"] == log_lines(folder_a)[-1]["step"]
     ours, theirs = (
         [(x["step"], x["loss"], x["targets"]) for x in log_lines(f) if "loss" in x]
         for f in (folder_b, folder_a)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmrec.methods import plain
-from llmrec.methods.method import Curriculum, Job, Method, Rows, Step, Train, alone
+from llmrec.methods.method import Curriculum, Job, Method, Step, Train, Trees, alone
 from llmrec.methods.soft import distill
 from llmrec.methods.soft.answer_file import Answers
 from llmrec.methods.soft.curriculum import curriculum_of
@@ -21,7 +21,7 @@ from llmrec.runs.made import answers_file
 from llmrec.text.rows import with_own_answers
 
 
-def rows(job: Job) -> Rows:
+def rows(job: Job) -> Trees:
     """The windows' rows, with the model's own answer beside each target.
 
     Raises DataError where there are none, or answers to other prompts.
@@ -34,7 +34,7 @@ def rows(job: Job) -> Rows:
     return paired if job.chosen is None else [paired[job.chosen]]
 
 
-def shown(job: Job) -> Rows:
+def shown(job: Job) -> Trees:
     """The rows; before there are answers, as if the model answered with the real titles."""
     if answers_file(job.recipe, job.folder).exists():
         return rows(job)
