@@ -15,7 +15,7 @@ from llmrec.recipe.decoding import Decode
 from llmrec.recipe.demonstrations import Demonstrations
 from llmrec.recipe.evaluation import Evaluate
 from llmrec.recipe.model import Model
-from llmrec.recipe.networks import Baselines
+from llmrec.recipe.networks import Baselines, NetworkSection
 from llmrec.recipe.prompt import Prompt
 from llmrec.recipe.rules import broken
 from llmrec.recipe.section import Name, Section, Word
