@@ -9,7 +9,7 @@ from llmrec.data.records import Examples, Interactions, Ints, concatenated, offs
 from llmrec.errors import DataError, RecipeError
 from llmrec.recipe import Recipe
 from llmrec.text.encoding import Context, PromptEncoder
-from llmrec.text.rows import SHAPES, single, windows
+from llmrec.text.rows import SHAPES, single
 from llmrec.text.tree import TokenTree
 
 
@@ -30,22 +30,23 @@ class Window:
 
 
 def training_windows(recipe: Recipe, train: Examples) -> list[Window]:
-    """Windows of `prompt.max_history` items and the one after.
+    """Windows of `prompt.max_history` items and the one after, as `rows.every` cuts them.
 
-    `rows.count` of them are drawn with the recipe's seed, so a smaller count is a subset of a
-    larger one. Raises DataError for examples that do not say which interactions they are.
+    `window`: from an example's end, windows that do not overlap; what is left at its beginning is
+    kept when it holds two items. `item`: one for each item but the first. `rows.count` of them are
+    drawn with the recipe's seed, so a smaller count is a subset of a larger one. Raises DataError
+    for examples that do not say which interactions they are.
     """
     if train.rows_before is None:
         raise DataError("the training examples name no rows; run `llmrec prepare` again")
+    length = recipe.prompt.max_history
+    step = 1 if recipe.rows.every == "item" else length + 1
     pieces = []
     for number, example in enumerate(train):
         sequence = np.append(example.history, example.target).astype(np.int32)
-        cut = windows([sequence], recipe.prompt.max_history + 1)
-        end = len(example.history) - sum(map(len, cut))
         first = int(train.rows_before[number]) + 1 - len(example.history)
-        for piece in cut:
-            end += len(piece)
-            history, target = piece[:-1], int(piece[-1])
+        for end in range(len(example.history), 0, -step)[::-1]:
+            history, target = sequence[max(0, end - length) : end], int(sequence[end])
             user = str(example.user_id)
             pieces.append(Window(user, history, target, number, end, first + end))
     if not pieces:

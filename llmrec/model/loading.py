@@ -3,6 +3,7 @@
 Knows neither names of models nor where they are kept: it takes a local folder or a Hub id.
 """
 
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -11,9 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from peft import (
+    LoraConfig,
+    PeftModel,
+    get_peft_model,
+    prepare_model_for_kbit_training,
+    set_peft_model_state_dict,
+)
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.pytorch_utils import Conv1D
 
 from llmrec.errors import LlmrecError, RecipeError
 from llmrec.model.attention import with_tree_attention
@@ -45,12 +55,15 @@ class BaseModel:
 
 @dataclass(frozen=True)
 class Lora:
-    """LoRA's rank, scale, dropout and the modules it adapts ("all-linear" or names)."""
+    """LoRA's rank, scale, dropout, the modules it adapts ("all-linear" or names) and in how many
+    of the last layers (None: all).
+    """
 
     r: int = 8
     alpha: int = 16
     dropout: float = 0.0
     target_modules: str | list[str] = field(default="all-linear")
+    layers: int | None = None
 
 
 def load_tokenizer(base: BaseModel) -> Any:
@@ -98,13 +111,58 @@ def with_new_lora(model: nn.Module, lora: Lora, seed: int) -> Any:
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=lora.target_modules,
         task_type="CAUSAL_LM",
+        **_adapted(model, lora),
     )
     try:
         return get_peft_model(model, config)
     except ValueError as error:
         raise RecipeError(f"model.lora: {_first(error)}") from None
+
+
+def _adapted(model: nn.Module, lora: Lora) -> dict[str, Any]:
+    """Which modules of which layers, in PEFT's words."""
+    names = lora.target_modules
+    if lora.layers is None:
+        return {"target_modules": names}
+    count = model.config.num_hidden_layers
+    if lora.layers > count:
+        raise RecipeError(f"model.lora.layers is {lora.layers}; this model has {count}")
+    if names == "all-linear":  # which PEFT takes for all layers alone
+        head = model.get_output_embeddings()
+        linear = (nn.Linear, Conv1D)
+        found = ((n, m) for n, m in model.named_modules() if isinstance(m, linear))
+        names = sorted({name.rpartition(".")[2] for name, module in found if module is not head})
+    layers = list(range(count - lora.layers, count))
+    return {"target_modules": names, "layers_to_transform": layers}
+
+
+def with_weights(model: PeftModel, trained: Path) -> PeftModel:
+    """The model with the adapter in folder `trained`, which must be of the shape of the model's.
+
+    Raises RecipeError where it is not, LlmrecError where there is none.
+    """
+    try:
+        known = json.loads((trained / "adapter_config.json").read_text("utf-8"))
+        weights = load_file(trained / "adapter_model.safetensors")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise LlmrecError(f"{trained}: no trained adapter ({_first(error)})") from None
+    ours = model.peft_config["default"]
+    try:
+        loaded = set_peft_model_state_dict(model, weights)
+        lacking = [name for name in loaded.missing_keys if ".lora_" in name]
+        differs = lacking or loaded.unexpected_keys or known["lora_alpha"] != ours.lora_alpha
+    except RuntimeError:  # another rank
+        differs = True
+    if differs:
+        shape = f"r = {known['r']}, alpha = {known['lora_alpha']}"
+        layers = known.get("layers_to_transform")
+        raise RecipeError(
+            f"{trained} is an adapter of another shape than model.lora: {shape}, of "
+            f"{', '.join(sorted(known['target_modules']))} in "
+            f"{'all layers' if layers is None else f'layers {layers}'}"
+        )
+    return model
 
 
 @contextmanager

@@ -29,6 +29,7 @@ PATHS = (
     BASE,
     ("data", "items"),
     ("model", "adapter"),
+    ("model", "start_from"),
     ("prompt", "file"),
     ("soft", "sft_adapter"),
     ("soft", "answers"),

@@ -21,6 +21,9 @@ class LoraSection(Section):
     """Dropout before the adapter; 0 keeps shared prompts exact."""
     target_modules: str | list[str] = "all-linear"
     """all-linear, or a list of module names such as [q_proj, v_proj]."""
+    layers: Count | None = None
+    """Last layers that are adapted; the others stay frozen, and no gradient is computed for them.
+    null: all."""
 
     @field_validator("target_modules", mode="wrap")
     @classmethod
@@ -47,6 +50,9 @@ class Model(Section):
     """Run code from the model's repository; needs a 40-hex revision."""
     lora: LoraSection | None = LoraSection()
     """The adapter; null: every weight is trained."""
+    start_from: Word | None = None
+    """A trained adapter, or a run that has one, whose weights training goes on from, with an
+    optimiser and a schedule that begin afresh; null: an adapter that changes nothing yet."""
     adapter: Word | None = None
     """Folder of an adapter to recommend with, instead of training one."""
 

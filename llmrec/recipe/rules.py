@@ -166,5 +166,16 @@ RULES = (
         "calibration is of answers from the whole catalog; drop evaluate.calibration or "
         "data.candidates",
     ),
+    Rule(
+        "rows",
+        lambda r: r.rows.every == "item" and _has_several_targets(r),
+        "rows of several targets learn each item of a window already; rows.every item needs "
+        "rows.shape single",
+    ),
+    Rule(
+        "rows",
+        lambda r: r.rows.every == "item" and r.data.split == "sliding_window",
+        "data.split sliding_window makes an example of each item already; drop rows.every item",
+    ),
     Rule("validation", _more_than_beams, "{}"),
 )

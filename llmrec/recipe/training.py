@@ -21,6 +21,9 @@ class RowsSection(Section):
     shape: Literal["single", "all_targets", "inline"] = "single"
     """single: one target after each prompt; all_targets: a branch after each item of the history;
     inline: the titles inside the history are the targets."""
+    every: Literal["window", "item"] = "window"
+    """window: a row for each run of `prompt.max_history` items and the one after, which do not
+    overlap; item: for each item but a sequence's first, with up to so many before it."""
     count: Count | None = None
     """Training rows drawn; null: all."""
 

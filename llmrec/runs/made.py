@@ -95,6 +95,9 @@ def adapter(recipe: Recipe, folder: RunFolder, to_use: bool = False) -> Artifact
         ranked = recipe.decode.model_copy(update={"top_k": validation.k})
         contents["decode.search"] = ranked.kind
         contents["decode.beams"] = None if ranked.kind == "best_first" else ranked.width
+    start = start_of(recipe)
+    if start is not None and not to_use:
+        contents["model.start_from"] = weights_content(start)
     if soft is not None and not to_use:
         contents["answers"] = _answers_hash(recipe, folder)
     return Artifact(
@@ -128,6 +131,14 @@ def adapter_content(recipe: Recipe, folder: RunFolder, before_soft: bool = False
     if wrong is not None:
         raise LlmrecError(f"{place} is damaged ({wrong}); train it again or name another adapter")
     return content_of(sealed.facts(place))
+
+
+def start_of(recipe: Recipe) -> Path | None:
+    """The trained weights that training goes on from; None: none."""
+    if recipe.model.start_from is None:
+        return None
+    place = Path(recipe.model.start_from)
+    return place / "adapter" if (place / "adapter").is_dir() else place
 
 
 def sft(recipe: Recipe, folder: RunFolder) -> Artifact:

@@ -7,6 +7,7 @@ stands already.
 import json
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,12 @@ from llmrec.methods.table import method_of
 from llmrec.methods.validation import validation_of
 from llmrec.model.forward import require_tree_support
 from llmrec.model.kept_weights import BEST, CHECKPOINT, read_log
-from llmrec.model.loading import Lora, load_model, with_new_lora
+from llmrec.model.loading import Lora, load_model, with_new_lora, with_weights
 from llmrec.model.trainer import TreeTrainer
 from llmrec.recipe import Recipe
 from llmrec.runs.artifact import Artifact
 from llmrec.runs.folder import RunFolder
-from llmrec.runs.made import adapter
+from llmrec.runs.made import adapter, start_of
 from llmrec.runs.processes import processes
 from llmrec.stages import prepare, prompts
 from llmrec.text.tree import TokenTree
@@ -55,9 +56,8 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
         )
         return {**_described(done), "adapter": str(folder.adapter), "skipped": True}
     loss = method.loss(job)
-    model = load_model(base_of(recipe))
+    model = _model(recipe)
     require_tree_support(model, recipe.prompt.max_tokens)
-    model = with_new_lora(model, _lora(recipe), recipe.seed) if recipe.model.lora else model
     resume = _resume_point(folder, made, state)
     trainer = TreeTrainer(
         model,
@@ -125,11 +125,9 @@ def preview(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
         * recipe.train.get("gradient_accumulation_steps", 1)
         * processes().num_processes
     )
-    model = load_model(base_of(recipe))
-    total = sum(p.numel() for p in model.parameters())
-    if recipe.model.lora:
-        model = with_new_lora(model, _lora(recipe), recipe.seed)
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    sizes = [(name, p.numel(), p.requires_grad) for name, p in _model(recipe).named_parameters()]
+    total = sum(size for name, size, _ in sizes if ".lora_" not in name)
+    trainable = sum(size for _, size, trains in sizes if trains)
     epochs = float(recipe.train["num_train_epochs"])
     kept = int(recipe.train.get("save_total_limit") or 1) + 2  # best, adapter
     return {
@@ -224,10 +222,17 @@ def _arguments(recipe: Recipe, folder: RunFolder) -> TrainingArguments:
         raise RecipeError(f"train: {error}") from None
 
 
-def _lora(recipe: Recipe) -> Lora:
-    lora = recipe.model.lora
-    assert lora is not None  # noqa: S101  callers ask first
-    return Lora(lora.r, int(lora.alpha), lora.dropout, lora.target_modules)
+def _model(recipe: Recipe) -> Any:
+    """The model as training begins: with a fresh adapter, or with the one that it starts from."""
+    base, start, lora = base_of(recipe), start_of(recipe), recipe.model.lora
+    if lora is None:
+        if start is not None and not (start / "config.json").is_file():
+            raise RecipeError(f"model.start_from: {start} is no whole model; give model.lora")
+        whole = base if start is None else replace(base, source=str(start), revision=None)
+        return load_model(whole)
+    shape = Lora(lora.r, int(lora.alpha), lora.dropout, lora.target_modules, lora.layers)
+    model = with_new_lora(load_model(base), shape, recipe.seed)
+    return model if start is None else with_weights(model, start)
 
 
 def _existing(path: Path) -> Path:

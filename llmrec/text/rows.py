@@ -170,15 +170,3 @@ def with_candidates(
 
 
 SHAPES: dict[str, RowBuilder] = {"single": single, "all_targets": all_targets, "inline": inline}
-
-
-def windows(sequences: Sequence[npt.NDArray[np.int32]], length: int) -> list[npt.NDArray[np.int32]]:
-    """Cut each sequence, from its end, into pieces of `length` items that do not overlap.
-
-    What is left at the beginning is kept when it holds at least two items.
-    """
-    pieces = []
-    for sequence in sequences:
-        stops = range(len(sequence), 1, -length)
-        pieces += [sequence[max(0, stop - length) : stop] for stop in stops][::-1]
-    return pieces

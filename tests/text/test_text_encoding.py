@@ -11,15 +11,7 @@ from llmrec.errors import RecipeError
 from llmrec.recipe import shipped
 from llmrec.text import encoding
 from llmrec.text.encoding import PromptEncoder
-from llmrec.text.rows import (
-    SHAPES,
-    all_targets,
-    inline,
-    questions,
-    single,
-    windows,
-    with_own_answers,
-)
+from llmrec.text.rows import SHAPES, all_targets, inline, questions, single, with_own_answers
 from llmrec.text.templates import PromptTemplate
 
 MOVIE = PromptTemplate(shipped.prompt_text("next_item/movie"), "next_item/movie")
@@ -157,11 +149,6 @@ def test_the_real_tokenizer_splits_control_tokens_and_keeps_titles(smollm2):
             assert np.isin(ids, special).sum() == 1
             assert tokenizer.decode(ids[:-1]) == title
             assert np.isin(encoder.prompt([position]).ids, special).sum() == harmless
-
-
-def test_windows_are_cut_from_the_end_and_do_not_overlap():
-    pieces = windows([np.arange(7), np.arange(2), np.arange(1)], 3)
-    assert [p.tolist() for p in pieces] == [[1, 2, 3], [4, 5, 6], [0, 1]]
 
 
 @pytest.mark.parametrize("shape", ["single", "all_targets", "inline"])

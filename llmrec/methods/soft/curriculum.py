@@ -25,14 +25,17 @@ def curriculum_of(
     """What the trainer calls before each epoch: lambda, and what it was measured from.
 
     The probe is `soft.probe` of the `questions`, drawn with the recipe's seed. `logged`: the lines
-    of an interrupted training, which know the untuned model's distance.
+    of an interrupted training, which know the first distance: the untuned model's, or that of the
+    adapter that the recipe starts from.
     """
     soft = recipe.soft
     assert soft is not None  # noqa: S101  callers ask first
     drawn = np.random.default_rng([recipe.seed, 1]).permutation(len(questions))[: soft.probe]
     probe = [questions[i] for i in drawn]
     decode = by_beams(recipe.decode, soft.distill.beams)
-    tuned, untuned = live_engine(encoder, decode), live_engine(encoder, decode, untuned=True)
+    tuned = live_engine(encoder, decode)
+    begins_untuned = recipe.model.start_from is None
+    first = live_engine(encoder, decode, untuned=True) if begins_untuned else tuned
     embedding = Embedding(encoder)
     known: dict[str, float] = {}
     for line in logged:
@@ -56,9 +59,9 @@ def curriculum_of(
         facts: dict[str, float] = {}
         if probe:
             if UNTUNED not in known:
-                known[UNTUNED], equal = measured(untuned(model))
+                known[UNTUNED], equal = measured(first(model))
                 facts = {"distance": known[UNTUNED], "probe_equal_to_truth": equal}
-            if epoch > 0 or not facts:  # a fresh adapter changes nothing, so epoch 0 is untuned
+            if epoch > 0 or not facts:  # epoch 0 begins with what the first distance is of
                 distance, equal = measured(tuned(model))
                 facts = {"distance": distance, "probe_equal_to_truth": equal}
             facts[UNTUNED] = known[UNTUNED]
