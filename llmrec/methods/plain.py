@@ -16,7 +16,10 @@ def softmax_of(
     """The recipe's softmax over `completions`, by default those of the catalog's titles."""
     if recipe.objective.name == "sft":
         return FullSoftmax()
-    return MaskedSoftmax(encoder.trie, completions or encoder.completions, recipe.objective.tau)
+    wanted = recipe.objective
+    return MaskedSoftmax(
+        encoder.trie, completions or encoder.completions, wanted.tau, wanted.head == "titles"
+    )
 
 
 def rows(job: Job) -> Trees:

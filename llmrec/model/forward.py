@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from llmrec.errors import RecipeError
 from llmrec.model.attention import TREE_ATTENTION, stacked_mask
+from llmrec.model.compiling import uncompiled
 from llmrec.text.tree import FlatTree
 
 
@@ -97,12 +98,15 @@ def collate(trees: Sequence[FlatTree], predictors: Sequence[np.ndarray]) -> Tree
     )
 
 
-def forward_logits(model: nn.Module, batch: TreeBatch | StepBatch, cache: Any = None) -> Tensor:
+def forward_logits(
+    model: nn.Module, batch: TreeBatch | StepBatch, cache: Any = None, tokens: Tensor | None = None
+) -> Tensor:
     """(T, V) logits at the batch's chosen positions, in the model's dtype.
 
     `cache`: a Hugging Face cache whose keys the mask's first columns stand for; it grows by S.
+    `tokens` (C,): the ids whose logits are wanted, which gives (T, C).
     """
-    with head_at(model, batch.at):
+    with head_at(model, batch.at, tokens) as narrowed:
         output = model(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
@@ -111,25 +115,42 @@ def forward_logits(model: nn.Module, batch: TreeBatch | StepBatch, cache: Any = 
             use_cache=cache is not None,
         )
     logits = output.logits
-    return logits.reshape(-1, logits.shape[-1])
+    logits = logits.reshape(-1, logits.shape[-1])
+    return logits if tokens is None or narrowed else logits[:, tokens]
 
 
 @contextmanager
-def head_at(model: nn.Module, at: Tensor) -> Iterator[None]:
+def head_at(model: nn.Module, at: Tensor, tokens: Tensor | None = None) -> Iterator[bool]:
     """While open, the model's head sees only the hidden states at flat positions `at` (T,).
 
     `logits_to_keep` of transformers takes one set of columns for all rows; trees need their own.
+    With `tokens` (C,) the head computes these ids' logits alone, where it is a plain linear layer
+    that is not compiled; whether it does is what the context gives.
     """
 
     def select(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         hidden = arguments[0]
         return (hidden.reshape(-1, hidden.shape[-1])[at][None],)
 
-    handle = _inside(model).get_output_embeddings().register_forward_pre_hook(select)
+    head = _inside(model).get_output_embeddings()
+    narrowed = tokens is not None and type(head) is nn.Linear and uncompiled(model) is model
+    before = head.__dict__.get("forward")
+
+    def narrow(hidden: Tensor) -> Tensor:
+        bias = None if head.bias is None else head.bias[tokens]
+        return nn.functional.linear(hidden, head.weight[tokens], bias)
+
+    handle = head.register_forward_pre_hook(select)
+    if narrowed:
+        head.forward = narrow
     try:
-        yield
+        yield narrowed
     finally:
         handle.remove()
+        if narrowed and before is None:
+            del head.forward
+        elif narrowed:
+            head.forward = before
 
 
 def mask_for(model: nn.Module, mask: Tensor) -> Tensor:

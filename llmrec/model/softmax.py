@@ -8,6 +8,7 @@ tensors and gives the log-probability of each branch of them; what is made of th
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -117,7 +118,8 @@ class Softmax:
     def branch_log_probabilities(self, model: torch.nn.Module, batch: dict[str, Any]) -> Tensor:
         """(G,) log-probability of each branch of a prepared batch."""
         trees = TreeBatch(batch["input_ids"], batch["position_ids"], batch["spans"], batch["at"])
-        values = self._of_tokens(forward_logits(model, trees), batch)
+        logits = forward_logits(model, trees, tokens=batch.get("head"))
+        values = self._of_tokens(logits, batch)
         return branch_sums(values, batch["branches"], len(batch["kinds"]))
 
     def _predicted(self, rows: Sequence[FlatTree]) -> tuple[list[np.ndarray], dict[str, Tensor]]:
@@ -144,15 +146,30 @@ class FullSoftmax(Softmax):
 
 @dataclass(frozen=True)
 class MaskedSoftmax(Softmax):
-    """Over the continuations in `trie`, logits divided by `tau`; a target names a completion."""
+    """Over the continuations in `trie`, logits divided by `tau`; a target names a completion.
+
+    `narrow`: of the model's head the tokens that occur in the trie are computed and no others,
+    which gives the same values but for rounding.
+    """
 
     trie: TitleTrie
     completions: Sequence[np.ndarray] = field(repr=False)
     tau: float = 1.0
+    narrow: bool = False
+
+    @cached_property
+    def _vocabulary(self) -> np.ndarray:
+        found = np.unique(self.trie.tokens)
+        return found[found >= 0]  # the root stands for no token
 
     def _predicted(self, rows: Sequence[FlatTree]) -> tuple[list[np.ndarray], dict[str, Tensor]]:
         kept, choices = trie_choices(rows, self.trie, self.completions)
-        return kept, {"tokens": choices.tokens, "owner": choices.owner, "chosen": choices.chosen}
+        extra = {"tokens": choices.tokens, "owner": choices.owner, "chosen": choices.chosen}
+        if self.narrow:
+            places = np.searchsorted(self._vocabulary, choices.tokens.numpy())
+            extra["tokens"] = torch.from_numpy(places)
+            extra["head"] = torch.from_numpy(self._vocabulary.astype(np.int64))
+        return kept, extra
 
     def _of_tokens(self, logits: Tensor, batch: dict[str, Any]) -> Tensor:
         choices = Choices(batch["tokens"], batch["owner"], batch["chosen"])

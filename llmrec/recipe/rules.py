@@ -167,6 +167,12 @@ RULES = (
         "data.candidates",
     ),
     Rule(
+        "objective",
+        lambda r: r.objective.name == "sft" and r.objective.head == "titles",
+        "the softmax of objective sft is over the whole vocabulary; objective.head titles needs "
+        "objective.name msl",
+    ),
+    Rule(
         "rows",
         lambda r: r.rows.every == "item" and _has_several_targets(r),
         "rows of several targets learn each item of a window already; rows.every item needs "

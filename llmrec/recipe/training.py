@@ -13,6 +13,9 @@ class ObjectiveSection(Section):
     catalog."""
     tau: Positive = 1.0
     """Temperature of msl."""
+    head: Literal["full", "titles"] = "full"
+    """Of msl: the logits that are computed; titles: of tokens that occur in some title alone, which
+    is faster and the same but for rounding."""
 
 
 class RowsSection(Section):
