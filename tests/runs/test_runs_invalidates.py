@@ -31,7 +31,12 @@ EXPERIMENTS = {
         "systems": ["sasrec", "untuned"],
         "decode": {"grounding": {"fusion": "sasrec"}},
     },
-    "ranking": {"validation": {"metric": "ndcg", "k": 5}, "decode": {"beams": 12}, "conformal": {}},
+    "ranking": {
+        "validation": {"metric": "ndcg", "k": 5},
+        "decode": {"beams": 12},
+        "conformal": {},
+        "objective": {"name": "msl"},
+    },
     "grounding": {"validation": {"metric": "hr", "answer": "grounding"}, "soft": {}},
     "repository": {
         "model": {"base": "owner/name", "revision": "b" * 40},
@@ -101,6 +106,7 @@ def another(place, key, now):
         "data.max_title_chars": 90,
         "model.base": str(place / "other-base"),
         "model.adapter": str(place / "other-adapter"),
+        "model.start_from": str(place / "other-adapter"),
         "model.lora.target_modules": ["q_proj"],
         "model.revision": "a" * 40,
         "prompt.file": str(place / "own.jinja"),
