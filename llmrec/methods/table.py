@@ -2,6 +2,7 @@
 
 from llmrec.methods.adaptrec import ADAPTREC
 from llmrec.methods.conformal import CONFORMAL
+from llmrec.methods.listwise import LISTWISE
 from llmrec.methods.method import Method
 from llmrec.methods.networks import NETWORK
 from llmrec.methods.plain import PLAIN
@@ -13,6 +14,7 @@ METHODS = {
     "network": NETWORK,
     "conformal": CONFORMAL,
     "soft": SOFT,
+    "objective.listwise": LISTWISE,
     "demonstrations.selection": ADAPTREC,
 }
 

@@ -173,6 +173,21 @@ RULES = (
         "objective.name msl",
     ),
     Rule(
+        "objective.listwise",
+        _without("data.candidates"),
+        "objective.listwise chooses among candidates; it needs data.candidates",
+    ),
+    Rule(
+        "objective.listwise",
+        _has_several_targets,
+        "objective.listwise chooses one target among candidates; it needs rows.shape single",
+    ),
+    Rule(
+        "objective.listwise",
+        lambda r: r.conformal is not None or held(r, "demonstrations.selection") is not None,
+        "objective.listwise cannot be combined with conformal or demonstrations.selection",
+    ),
+    Rule(
         "rows",
         lambda r: r.rows.every == "item" and _has_several_targets(r),
         "rows of several targets learn each item of a window already; rows.every item needs "

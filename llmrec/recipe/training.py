@@ -5,6 +5,13 @@ from typing import Literal
 from llmrec.recipe.section import Count, Positive, Section
 
 
+class Listwise(Section):
+    """The target is chosen among `data.candidates`: a softmax over their log-probabilities."""
+
+    tau: Positive = 1.0
+    """Temperature of that softmax."""
+
+
 class ObjectiveSection(Section):
     """The training loss."""
 
@@ -16,6 +23,8 @@ class ObjectiveSection(Section):
     head: Literal["full", "titles"] = "full"
     """Of msl: the logits that are computed; titles: of tokens that occur in some title alone, which
     is faster and the same but for rounding."""
+    listwise: Listwise | None = None
+    """Learn to choose among candidates; null: learn the title's tokens."""
 
 
 class RowsSection(Section):

@@ -42,7 +42,11 @@ EXPERIMENTS = {
         "model": {"base": "owner/name", "revision": "b" * 40},
         "soft": {"distill": {"decode": "free"}},
     },
-    "candidates": {"data": {"candidates": 4}, "prompt": {"task": "similar_users"}},
+    "candidates": {
+        "data": {"candidates": 4},
+        "prompt": {"task": "similar_users"},
+        "objective": {"listwise": {}},
+    },
     "network": {"network": {}, "conformal": {"learning_rate": 0.1}, "systems": ["network"]},
     **{
         vectors: {
