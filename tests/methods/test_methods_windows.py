@@ -110,13 +110,15 @@ def test_what_it_starts_from_is_known_by_content_and_must_fit(trained, recipe_of
     with pytest.raises(LlmrecError, match=r"model\.start_from"):
         train.run(recipe, own)
     for change, said in (("r=3", "r = 4"), ("alpha=3", "alpha = 16"), ("layers=1", "all layers")):
-        other = recipe_of(f"name={change}", f"model.start_from={moved}", f"model.lora.{change}")
+        other = recipe_of(
+            f"name=other-{change[0]}", f"model.start_from={moved}", f"model.lora.{change}"
+        )
         with pytest.raises(RecipeError, match=said):
             train.run(*other)
     with pytest.raises(RecipeError, match="no whole model"):
         train.run(*recipe_of("name=whole", f"model.start_from={moved}", "model.lora=null"))
-    with pytest.raises(RecipeError, match="does not exist"):
-        recipe_of(f"model.start_from={start}")
+    with pytest.raises(LlmrecError, match="no trained weights"):
+        train.run(*recipe_of("name=gone", f"model.start_from={start}"))
 
 
 @pytest.mark.parametrize("modules", ["all-linear", "[q_proj, v_proj]"])
