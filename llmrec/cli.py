@@ -82,7 +82,7 @@ def prepare(
     settings, folder = open_run(recipe, overrides or [])
     from llmrec.stages import prepare as stage
 
-    result = stage.run(settings, folder, offline)
+    result = terminal.by_main(lambda: stage.run(settings, folder, offline))
     folder.keep(settings)
     terminal.show(result, as_json)
 
@@ -178,7 +178,7 @@ def retrieve(
     from llmrec.stages import retrieve as stage
 
     with terminal.stdout_for_data():
-        result = stage.run(settings, folder, vectors, fit)
+        result = terminal.by_main(lambda: stage.run(settings, folder, vectors, fit))
     folder.keep(settings)
     terminal.show(result if as_json else stage.table(result), as_json)
 
@@ -190,7 +190,7 @@ def leakage(recipe: RecipeName, overrides: Overrides = None, as_json: Json = Fal
     from llmrec.stages import leakage as stage
 
     settings, folder = open_run(recipe, overrides or [])
-    result = stage.run(settings, folder)
+    result = terminal.by_main(lambda: stage.run(settings, folder))
     terminal.show(result, as_json)
     if result["violations"]:
         raise typer.Exit(1)

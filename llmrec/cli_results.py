@@ -64,9 +64,9 @@ def evaluate(
 
     if calibration:
         calibrate.asked(settings)
-    result = stage.run(settings, folder)
+    result = terminal.by_main(lambda: stage.run(settings, folder))
     if calibration:
-        result["calibration"] = calibrate.run(settings, folder)
+        result["calibration"] = terminal.by_main(lambda: calibrate.run(settings, folder))
     folder.keep(settings)
     if as_json:
         from llmrec.runs.evaluated import read_metrics
@@ -120,4 +120,4 @@ def report(recipe: RecipeName, overrides: Overrides = None, as_json: Json = Fals
     settings, folder = open_run(recipe, overrides or [])
     from llmrec.stages import report as stage
 
-    terminal.show(stage.run(settings, folder), as_json)
+    terminal.show(terminal.by_main(lambda: stage.run(settings, folder)), as_json)

@@ -13,11 +13,12 @@ import warnings
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, redirect_stdout
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from llmrec.errors import LlmrecError
 
 INTERRUPTED, CTRL_C, FAILED = 75, 130, 1
+T = TypeVar("T")
 
 
 def guarded(command: Callable[[], Any]) -> NoReturn:
@@ -76,6 +77,18 @@ def quiet_libraries() -> None:
 def is_main_process() -> bool:
     """False in all but the first process that a launcher started."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def by_main(do: Callable[[], T]) -> T:
+    """What the main process finds, in all that a launcher started; without one `do()` alone.
+
+    The others wait, and fail as it fails.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return do()
+    from llmrec.runs.processes import staged  # brings torch
+
+    return staged(do, everyone=False)
 
 
 def takes_colour() -> bool:

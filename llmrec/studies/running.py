@@ -8,24 +8,22 @@ stages; what an interruption cost is not in them.
 import hashlib
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from llmrec.data.files import write_json
 from llmrec.errors import LlmrecError
 from llmrec.runs.folder import recipe_hash
 from llmrec.studies.cells import Cell, Plan
 from llmrec.studies.sharing import share
-from llmrec.terminal import is_main_process
+from llmrec.terminal import by_main, is_main_process
 
 log = logging.getLogger("llmrec")
 RECORD = "study.json"
 VERSION = 1
-T = TypeVar("T")
 
 
 @dataclass
@@ -113,15 +111,6 @@ def run(plan: Plan, wanted: Callable[[Cell], bool] = lambda _: True) -> Record:
         if what == "run":
             _make(plan, cell, record)
     return record
-
-
-def by_main(do: Callable[[], T]) -> T:
-    """What the main process of a launcher finds, in all of them; without one `do()` alone."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return do()
-    from llmrec.runs.processes import staged
-
-    return staged(do, everyone=False)
 
 
 def _decided(plan: Plan, cell: Cell, record: Record) -> tuple[str, str]:

@@ -16,6 +16,7 @@ from llmrec.studies.findings import Group, gates_of, groups_of, key_of
 from llmrec.studies.page import page_of
 from llmrec.studies.pooled import pooled
 from llmrec.studies.running import Record
+from llmrec.terminal import by_main
 
 log = logging.getLogger("llmrec")
 FINDINGS = "findings.json"
@@ -35,7 +36,7 @@ def run(
     """
     plan = planned(reference, overrides)
     record = running.run(plan, _wanted(plan, only))
-    return running.by_main(partial(written, plan, record, out))
+    return by_main(partial(written, plan, record, out))
 
 
 def described(plan: Plan) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from llmrec.studies import running
 from llmrec.studies.cells import Plan, plan_of
 from llmrec.studies.file import Arm, Study
 from llmrec.studies.study import written
+from llmrec.terminal import by_main
 
 _OF_THE_STUDY = ("seed", "name", "output_dir")
 
@@ -26,7 +27,7 @@ def run(reference: str, overrides: Sequence[str], swept: str) -> dict[str, Any]:
     """
     plan = _plan(reference, overrides, swept)
     record = running.run(plan)
-    found = running.by_main(partial(written, plan, record))
+    found = by_main(partial(written, plan, record))
     key = swept.partition("=")[0]
     reached = [
         {

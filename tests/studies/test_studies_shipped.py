@@ -27,8 +27,10 @@ CASES = {
         ["nobody", "retrieved-count-3", "selected"],
     ),
     "cpft": (
-        {"network": {"hidden": 8, "max_epochs": 2, "max_length": 8}, "conformal.max_epochs": 1}
-        | {"conformal.learning_rate": 1.0e-3},
+        {
+            "network": {"hidden": 8, "max_epochs": 2, "max_length": 8, "trials": 1},
+            "conformal": {"max_epochs": 1, "learning_rate": 1.0e-3},
+        },
         ["both-kind-sasrec", "size-kind-gru4rec"],
     ),
     "cpft_language": (OF_LANGUAGE, ["ce", "hard"]),
