@@ -1,7 +1,10 @@
 """A study on a tiny model and log: cells, gates, what is shared, resumption, budget, the page."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -285,3 +288,20 @@ def test_the_verb_prints_tables_or_json_and_says_what_failed(study_of, capsys):
     done = CliRunner().invoke(app, ["study", str(path), "--only", "s0"])
     assert "Paired differences" in done.stdout
     assert "VOID" not in done.stdout
+
+
+def test_under_a_launcher_the_main_process_decides_and_writes(study_of, tmp_path):
+    path = study_of(BASELINES.replace("[0, 1]", "[0]"))
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29761"]
+    done = subprocess.run(
+        [sys.executable, *launcher, "-m", "llmrec", "-q", "study", str(path), "--json"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env={**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["standing"] == ["one-s0", "two-s0"]
+    record = json.loads((tmp_path / "runs/small_study/study.json").read_text("utf-8"))
+    assert [said["made"] for said in record["cells"].values()] == [1, 1]
