@@ -100,7 +100,9 @@ def read(path: Path, overrides: list[str]) -> tuple[Study, Reading, list[str]]:
 
     Raises RecipeError that lists every error of the file; those of the recipes come later.
     """
-    reading, _ = Reading.of(path, "a study is keys such as recipe:, seeds: and arms:")
+    reading, is_yaml = Reading.of(path, "a study is keys such as recipe:, seeds: and arms:")
+    if not is_yaml:
+        reading.raise_problems()
     own = [text for text in overrides if text.startswith(ON_THE_STUDY)]
     for text in own:
         setting, problems = given_on_the_command_line(text.removeprefix(ON_THE_STUDY))

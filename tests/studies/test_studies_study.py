@@ -244,6 +244,14 @@ arms:
     assert not (tmp_path / "runs").exists()
 
 
+def test_what_is_no_study_is_told_alone(study_of):
+    with pytest.raises(RecipeError, match="no such file, and no shipped study .* soft"):
+        study.run("nowhere")
+    path = study_of("arms: [\n")
+    with pytest.raises(RecipeError, match="1 error\n.*: not YAML"):
+        study.run(path)
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
