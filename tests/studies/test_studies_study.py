@@ -245,10 +245,10 @@ arms:
 
 
 def test_what_is_no_study_is_told_alone(study_of):
-    with pytest.raises(RecipeError, match="no such file, and no shipped study .* soft"):
+    with pytest.raises(RecipeError, match=r"no such file, and no shipped study .* soft"):
         study.run("nowhere")
     path = study_of("arms: [\n")
-    with pytest.raises(RecipeError, match="1 error\n.*: not YAML"):
+    with pytest.raises(RecipeError, match=r"1 error\n.*: not YAML"):
         study.run(path)
 
 
