@@ -91,8 +91,7 @@ def _facts(plan: Plan, record: Record) -> list[str]:
     again = [name for name, said in record.cells.items() if said["made"] > 1]
     if again:
         facts.append(f"Made more than once, as their run folders were lost: {', '.join(again)}.")
-    failed = [f"{n}: {said['failed']}" for n, said in record.cells.items() if said.get("failed")]
-    return [*facts, *(f"Failed: {text}" for text in failed)]
+    return [*facts, *(f"Failed: {name}: {why}" for name, why in record.failed().items())]
 
 
 def _gates_part(plan: Plan, gates: Mapping[Side, Gates]) -> Part:

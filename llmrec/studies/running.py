@@ -65,6 +65,11 @@ class Record:
         wanted = self.cells if names is None else [n for n in names if n in self.cells]
         return sum(self.cells[name]["seconds"] for name in wanted) / 3600
 
+    def failed(self) -> dict[str, str]:
+        """Why cells of the plan failed the last time they were tried, by name."""
+        known = {cell.name: self.cells.get(cell.name, {}) for cell in self.plan.cells}
+        return {name: said["failed"] for name, said in known.items() if said.get("failed")}
+
     def expected(self, cell: Cell) -> float:
         """Hours that a cell will take, as far as others tell: the same line's, else all; else 0."""
         same = [

@@ -80,7 +80,7 @@ def written(plan: Plan, record: Record, out: Path | None = None) -> dict[str, An
         "verdict": page.verdict,
         "hours": round(record.hours(), 4),
         "cells": {cell.name: record.cells.get(cell.name, {}) for cell in plan.cells},
-        "failed": [name for name, said in record.cells.items() if said.get("failed")],
+        "failed": list(record.failed()),
         "standing": [cell.name for cell in standing],
     }
     findings["gates"] = {key_of(side): one.to_json() for side, one in gates.items()}
