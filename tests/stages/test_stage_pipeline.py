@@ -24,6 +24,20 @@ from llmrec.cli import main
 main()
 """
 
+# Every training of a network leaves the rank of its process in a file.
+COUNTED = """
+import os
+from llmrec.methods import networks
+kept = networks._keep
+def counted(*given, **known):
+    with open("trained", "a") as stream:
+        stream.write(os.environ["RANK"])
+    return kept(*given, **known)
+networks._keep = counted
+from llmrec.cli import main
+main()
+"""
+
 
 def launched(tmp_path, recipe, port, program):
     (tmp_path / "two.yaml").write_text(dump(recipe), "utf-8")
@@ -43,6 +57,7 @@ def launched(tmp_path, recipe, port, program):
         text=True,
         timeout=300,
         check=False,
+        cwd=tmp_path,
         env={**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"},
     )
 
@@ -79,6 +94,15 @@ def test_a_failure_of_the_main_process_ends_all_with_its_code(recipe_of, tmp_pat
     # What the launcher says of the first process that ended: the code for data, and why.
     assert "exitcode  : 3" in done.stderr
     assert not folder.metrics.exists()
+
+
+def test_a_network_trains_once_whatever_the_processes(recipe_of, tmp_path):
+    small = ("network.hidden=8", "network.max_epochs=1", "network.trials=1")
+    recipe, folder = recipe_of("systems=[popularity, network]", *small)
+    done = launched(tmp_path, recipe, 29753, COUNTED)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "trained").read_text("utf-8") == "0"
+    assert folder.report.exists()
 
 
 def test_every_stage_says_who_runs_it(recipe_of):
