@@ -27,13 +27,14 @@ main()
 # Every training of a network leaves the rank of its process in a file.
 COUNTED = """
 import os
-from llmrec.methods import networks
-kept = networks._keep
-def counted(*given, **known):
-    with open("trained", "a") as stream:
-        stream.write(os.environ["RANK"])
-    return kept(*given, **known)
-networks._keep = counted
+from llmrec.runs.artifact import Artifact
+seal = Artifact.seal
+def counted(self, staged, **facts):
+    if "network" in self.place.parts:
+        with open("trained", "a") as stream:
+            stream.write(os.environ["RANK"])
+    seal(self, staged, **facts)
+Artifact.seal = counted
 from llmrec.cli import main
 main()
 """
