@@ -50,6 +50,7 @@ def test_validate_is_quick():
         ["recipes", "ls"],
         ["recipes", "show", "demo"],
         ["prompts", "ls"],
+        ["study", "soft", "--dry-run"],
         ["prompts", "show", "next_item/movie"],
         ["train", "--help"],
     ],
@@ -70,7 +71,9 @@ def test_light_verbs_import_nothing_heavy(arguments):
 def test_stages_that_need_no_torch_import_none():
     program = (
         "import sys\n"
-        "from llmrec.stages import prepare, evaluate, compare, fetch, folder, prompts\n"
+        "from llmrec.fetch import cache\nfrom llmrec.runs import folder\n"
+        "from llmrec.stages import prepare, evaluate, compare, prompts\n"
+        "from llmrec.studies import study\n"
         f"assert not {HEAVY} & set(sys.modules), {HEAVY} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
