@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from llmrec.data import sealed
 from llmrec.data.catalog import Catalog
 from llmrec.data.records import Examples, Interactions
 from llmrec.errors import DataError
 from llmrec.evaluation.predictions import Predictions
+from llmrec.runs.identity import require_whole_data
 
 if TYPE_CHECKING:
     from llmrec.recipe import Recipe
@@ -41,6 +43,7 @@ def read_test_split(folder: "RunFolder") -> TestSplit:
     for path in (folder.examples("test"), folder.items, folder.interactions):
         if not path.is_file():
             raise DataError(f"{path} is not there; run `llmrec prepare` first.")
+    require_whole_data(folder)
     test, catalog = Examples.read(folder.examples("test")), Catalog.read(folder.items)
     if not len(test):
         raise DataError(
@@ -109,8 +112,10 @@ def read_metrics(path: Path) -> dict[str, Any]:
 
 
 def _checked(path: Path, system: str, test: Examples, data: str | None) -> Predictions:
-    predictions = Predictions.read(path)
     again = "Run `llmrec recommend` again."
+    if sealed.manifest_of(path).is_file() and (wrong := sealed.problem(path)) is not None:
+        raise DataError(f"{path} is damaged ({wrong}). {again}")
+    predictions = Predictions.read(path)
     if predictions.info.system != system:
         raise DataError(
             f"{path}: says it is of the system {predictions.info.system!r}, not {system!r}. {again}"

@@ -90,13 +90,36 @@ def data_content(folder: RunFolder, *names: str) -> Content:
             f"{manifest} cannot be read ({type(error).__name__}); run `llmrec prepare` first"
         ) from None
     for name, expected in known.items():
-        path = folder.data / name
-        if expected is not None and (not path.is_file() or remembered_hash(path) != expected):
-            raise DataError(
-                f"{path} is damaged: it is not what {manifest.name} says was written; run "
-                "`llmrec prepare` to make it again"
-            )
+        _require(folder.data / name, expected)
     return {f"data/{name}": sha for name, sha in known.items()}
+
+
+def require_whole_data(folder: RunFolder) -> None:
+    """Raise DataError where a prepared file is not as its manifest says; without one all is well.
+
+    To count with the data, not to make anything of it.
+    """
+    try:
+        outputs = json.loads((folder.data / "manifest.json").read_text("utf-8"))["outputs"].items()
+        known = {name: said["sha256"] for name, said in outputs}
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{folder.data / 'manifest.json'} is damaged ({type(error).__name__}); run `llmrec "
+            "prepare` to make it again"
+        ) from None
+    for name, expected in known.items():
+        if (folder.data / name).is_file():
+            _require(folder.data / name, expected)
+
+
+def _require(path: Path, expected: str | None) -> None:
+    if expected is not None and (not path.is_file() or remembered_hash(path) != expected):
+        raise DataError(
+            f"{path} is damaged: it is not what manifest.json says was written; run `llmrec "
+            "prepare` to make it again"
+        )
 
 
 def weights_content(folder: Path) -> str:

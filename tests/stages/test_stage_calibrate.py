@@ -93,7 +93,7 @@ def made(root, names=None):
         folder.interactions
     )
     write_json(
-        folder.data / "manifest.json", {"outputs": {"items.parquet": {"sha256": str(ITEMS)}}}
+        folder.data / "manifest.json", {"outputs": {"train.parquet": {"sha256": str(ITEMS)}}}
     )
     named = {
         "valid": [f"v{u}" for u in range(VALID)],

@@ -59,7 +59,7 @@ def write_data(folder, test, items=ITEMS):
         folder.interactions
     )
     test.write(folder.examples("test"))
-    outputs = {"items.parquet": {"sha256": str(items)}, "test.parquet": {"sha256": str(len(test))}}
+    outputs = {"train.parquet": {"sha256": f"{items} {len(test)}"}}
     write_json(folder.data / "manifest.json", {"outputs": outputs})
 
 
@@ -253,7 +253,7 @@ def test_predictions_of_another_split_are_refused(tmp_path):
 
     good.write(path)
     evaluate.run(recipe(), folder)
-    write_json(folder.data / "manifest.json", {"outputs": {"items.parquet": {"sha256": "others"}}})
+    write_json(folder.data / "manifest.json", {"outputs": {"train.parquet": {"sha256": "others"}}})
     with pytest.raises(DataError, match=r"made from other data .* Run `llmrec recommend` again"):
         evaluate.run(recipe(), folder)
 
