@@ -45,9 +45,8 @@ class SimilarUsers:
         if artifact.facts_or_none() is not None:
             return Pools.read(artifact.place)
         log.info("retrieve: similar users of %d %s examples", len(examples), split)
-        pools, staged = self.find(examples), artifact.staged()
-        pools.write(staged)
-        artifact.seal(staged)
+        pools = self.find(examples)
+        artifact.write(pools.write)
         return pools
 
     def find(self, examples: Examples) -> Pools:

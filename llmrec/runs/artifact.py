@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -135,6 +135,12 @@ class Artifact:
         """Put the folder or file `staged` in place, whole, with its key and `facts`."""
         seal = sealed.seal if staged.is_dir() else sealed.seal_file
         seal(staged, self.place, **{SETTINGS: self.key}, **facts)
+
+    def write(self, write: Callable[[Path], None], **facts: Any) -> None:
+        """Put in place what `write` writes to the path that it is given, with its key."""
+        staged = self.staged()
+        write(staged)
+        self.seal(staged, **facts)
 
     def _differences(self, facts: Mapping[str, Any]) -> Difference:
         made = facts.get(SETTINGS) or {}

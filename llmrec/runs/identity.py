@@ -76,46 +76,45 @@ def model_content(name: str, revision: str | None = None) -> Content:
 
 
 def data_content(folder: RunFolder, *names: str) -> Content:
-    """Files of the prepared data, each checked against the manifest that `prepare` wrote.
+    """Files of the prepared data, each that is there checked against the manifest of `prepare`.
 
-    One that the manifest does not have is None. Raises DataError for data that is not there or
-    damaged.
+    One that the manifest does not have is None. Raises DataError for data that is damaged, or was
+    never prepared.
     """
-    manifest = folder.data / "manifest.json"
-    try:
-        outputs = json.loads(manifest.read_text("utf-8"))["outputs"]
-        known = {name: outputs[name]["sha256"] if name in outputs else None for name in names}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{manifest} cannot be read ({type(error).__name__}); run `llmrec prepare` first"
-        ) from None
-    for name, expected in known.items():
-        _require(folder.data / name, expected)
-    return {f"data/{name}": sha for name, sha in known.items()}
+    known = _recorded(folder)
+    if known is None:
+        known = {n: remembered_hash(folder.data / n) for n in names if (folder.data / n).is_file()}
+        if not known:
+            raise DataError(f"{folder.data} holds no data; run `llmrec prepare` first")
+    for name in names:
+        if (folder.data / name).is_file():
+            _require(folder.data / name, known.get(name))
+    return {f"data/{name}": known.get(name) for name in names}
 
 
 def require_whole_data(folder: RunFolder) -> None:
-    """Raise DataError where a prepared file is not as its manifest says; without one all is well.
-
-    To count with the data, not to make anything of it.
-    """
-    try:
-        outputs = json.loads((folder.data / "manifest.json").read_text("utf-8"))["outputs"].items()
-        known = {name: said["sha256"] for name, said in outputs}
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(
-            f"{folder.data / 'manifest.json'} is damaged ({type(error).__name__}); run `llmrec "
-            "prepare` to make it again"
-        ) from None
-    for name, expected in known.items():
+    """Raise DataError where a prepared file is not as its manifest, if there is one, says."""
+    for name, expected in (_recorded(folder) or {}).items():
         if (folder.data / name).is_file():
             _require(folder.data / name, expected)
 
 
+def _recorded(folder: RunFolder) -> dict[str, str] | None:
+    """The SHA-256 that the manifest has of each prepared file; None without a manifest."""
+    manifest = folder.data / "manifest.json"
+    try:
+        outputs = json.loads(manifest.read_text("utf-8"))["outputs"].items()
+        return {name: str(said["sha256"]) for name, said in outputs}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{manifest} is damaged ({type(error).__name__}); run `llmrec prepare` to make it again"
+        ) from None
+
+
 def _require(path: Path, expected: str | None) -> None:
-    if expected is not None and (not path.is_file() or remembered_hash(path) != expected):
+    if expected is not None and remembered_hash(path) != expected:
         raise DataError(
             f"{path} is damaged: it is not what manifest.json says was written; run `llmrec "
             "prepare` to make it again"

@@ -297,13 +297,17 @@ def predictions(
     )
 
 
-def lists(recipe: Recipe, folder: RunFolder, of: Artifact, name: str, split: str) -> Artifact:
-    """The likeliest items of a system to calibrate with, as many as are kept; `of`: what it
-    recommends."""
+def lists(of: Artifact, place: Path, listed: int) -> Artifact:
+    """The `listed` likeliest items of a system to calibrate with; `of`: what it recommends."""
+    return replace(of, place=place, contents={**of.contents, "listed": listed})
+
+
+def listed(recipe: Recipe, system: System, catalog_size: int) -> int:
+    """How many items the lists of a system hold: its Rankings, or as many as are calibrated."""
     calibration = recipe.evaluate.calibration
-    own = System.parse(name).kind == "language_model"
-    listed = None if own or calibration is None else calibration.listed
-    return replace(of, place=folder.lists(name, split), contents={**of.contents, "listed": listed})
+    if system.kind == "language_model" or calibration is None:
+        return recipe.decode.top_k
+    return min(calibration.listed, catalog_size)
 
 
 def _guides(recipe: Recipe, system: System) -> list[str]:

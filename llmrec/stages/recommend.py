@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import Any
 
-from llmrec.evaluation.predictions import SystemInfo
 from llmrec.recipe import Recipe
 from llmrec.recipe.systems import parsed
 from llmrec.runs.folder import RunFolder
@@ -30,13 +29,13 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     resources, systems = Resources(recipe, folder), parsed(recipe.systems)
     written, standing = [], []
     for system in systems:
-        path, settings = folder.predictions(system.name), resources.settings(system)
-        if path.exists() and SystemInfo.read(path).provenance.get("settings") == settings:
+        artifact = resources.artifact(system)
+        if artifact.facts_or_none() is not None:
             standing.append(system.name)
             continue
         predictions = predictions_of(resources, system)
         if predictions is not None:
-            predictions.write(path)
+            artifact.write(predictions.write)
         written.append(system.name)
         log.info("recommend: %s done", system.name)
     if recipe.evaluate.calibration is not None:

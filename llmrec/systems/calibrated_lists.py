@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from llmrec.evaluation.predictions import Predictions, SystemInfo
+from llmrec.evaluation.predictions import Predictions
 from llmrec.recipe.systems import System
+from llmrec.runs import made
+from llmrec.runs.artifact import Artifact
 from llmrec.systems import baselines
 from llmrec.systems.resources import Resources
 
@@ -28,20 +30,20 @@ def write_lists(resources: Resources, system: System) -> bool:
         return False
     written = False
     for split in ("valid", "test"):
-        settings = list_settings(resources, system)
-        path = resources.folder.lists(system.name, split)
-        if path.exists() and SystemInfo.read(path).provenance.get("settings") == settings:
+        artifact = artifact_of(resources, system, split)
+        if artifact.facts_or_none() is not None:
             continue
         found = _made(resources, system, split)
         if found is not None:
-            _described(found, settings, resources, system, split).write(path)
+            artifact.write(_described(found, artifact.key, resources, system, split).write)
             written = True
     return written
 
 
-def list_settings(resources: Resources, system: System) -> dict[str, Any]:
-    """All that a system's lists depend on, besides the versions of packages."""
-    return {**resources.settings(system), "listed": _length(resources, system)}
+def artifact_of(resources: Resources, system: System, split: str) -> Artifact:
+    """A system's lists of a split, and all that they depend on."""
+    place = resources.folder.lists(system.name, split)
+    return made.lists(resources.artifact(system), place, _length(resources, system))
 
 
 def valid_rows(resources: Resources) -> npt.NDArray[np.int64]:
@@ -67,10 +69,7 @@ def _made(resources: Resources, system: System, split: str) -> Predictions | Non
 
 
 def _length(resources: Resources, system: System) -> int:
-    calibration = resources.recipe.evaluate.calibration
-    if system.kind == "language_model" or calibration is None:
-        return resources.recipe.decode.top_k
-    return min(calibration.listed, len(resources.catalog))
+    return made.listed(resources.recipe, system, len(resources.catalog))
 
 
 def _described(

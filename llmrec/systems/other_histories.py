@@ -27,8 +27,9 @@ def write_other_histories(resources: Resources, system: System) -> bool:
     """
     if system.kind != "language_model" or system.way != "ranked":
         return False
-    path, settings = resources.folder.other_history(system.name), resources.settings(system)
-    if path.exists() and SystemInfo.read(path).provenance.get("settings") == settings:
+    place = resources.folder.other_history(system.name)
+    artifact = replace(resources.artifact(system), place=place)
+    if artifact.facts_or_none() is not None:
         return False
     language, test, decode = resources.language, resources.test, resources.recipe.decode
     own = language.prompting("test", test)
@@ -59,8 +60,8 @@ def write_other_histories(resources: Resources, system: System) -> bool:
         found, seconds = collected(parts)
         nll = np.array([np.inf if value is None else value for value in found])
         none: list[Any] = [np.zeros(0, np.int32)] * len(test)
-        provenance = {"settings": settings}
+        provenance = {"settings": artifact.key}
         info = SystemInfo(system.name, system.kind, True, seconds=seconds, provenance=provenance)
-        Predictions.of(info, test.user_ids, none, none, nll).write(path)
+        artifact.write(Predictions.of(info, test.user_ids, none, none, nll).write)
         discard(parts)
     return True

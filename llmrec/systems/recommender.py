@@ -19,7 +19,7 @@ from llmrec.recipe.loading import load
 from llmrec.recipe.systems import System, SystemName, parsed
 from llmrec.runs.folder import RunFolder
 from llmrec.systems import serving
-from llmrec.systems.calibrated_lists import list_settings
+from llmrec.systems.calibrated_lists import artifact_of
 from llmrec.systems.language_models import adapter_of_system
 from llmrec.systems.prediction_sets import PredictionSets, prediction_sets
 from llmrec.systems.resources import Resources
@@ -127,7 +127,7 @@ class Recommender:
         return table.append_column(GUARANTEED, guaranteed)
 
     def _sets(self, coverage: float) -> PredictionSets:
-        settings = list_settings(self._resources, self.system)
+        settings = artifact_of(self._resources, self.system, "test").key
         return prediction_sets(self.folder, self.system.name, coverage, settings)
 
     def _candidates(self, names: Sequence[str], candidates: Sequence[Sequence[str]]) -> np.ndarray:

@@ -3,8 +3,6 @@
 Also what a system's answers depend on, and what was chosen for it when it answered the test split.
 """
 
-import hashlib
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,8 +20,9 @@ from llmrec.data.catalog import Catalog
 from llmrec.data.records import Examples, Interactions
 from llmrec.evaluation.predictions import SystemInfo
 from llmrec.recipe import Recipe
-from llmrec.recipe.systems import GUIDES, System
+from llmrec.recipe.systems import System
 from llmrec.runs import made
+from llmrec.runs.artifact import Artifact
 from llmrec.runs.folder import RunFolder
 from llmrec.systems.baseline_search import search_of
 
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("llmrec")
 # Keys of `decode` that decide how long a list is and how it is searched, and nothing that
 # validation chooses.
-_OF_LISTS = {"top_k", "search", "beams", "renormalise"}
+_OF_LISTS = {f"decode.{key}" for key in ("top_k", "search", "beams", "renormalise")}
 
 
 @dataclass
@@ -45,6 +44,7 @@ class Resources:
     folder: RunFolder
     _fitted: dict[str, Tuned] = field(default_factory=dict)
     _hashes: dict[str, str] = field(default_factory=dict)
+    _artifacts: dict[System, Artifact] = field(default_factory=dict)
 
     @cached_property
     def catalog(self) -> Catalog:
@@ -121,15 +121,16 @@ class Resources:
             found[part] = scorer.probabilities(histories[part], filter_seen)
         return found
 
+    def artifact(self, system: System) -> Artifact:
+        """What the system recommends for the test split, and all that it depends on."""
+        if system not in self._artifacts:
+            weights = self._weights_hash(system) if system.is_trained else None
+            self._artifacts[system] = made.predictions(self.recipe, self.folder, system, weights)
+        return self._artifacts[system]
+
     def settings(self, system: System) -> dict[str, Any]:
-        """All that a system's answers depend on, besides the versions of packages."""
-        settings = _values_at(self.recipe, system.depends)
-        settings["data"] = self.folder.data_hash()
-        if system.way == "guided" and self.recipe.decode.guidance.baseline == "auto":
-            settings["guides"] = [name for name in self.recipe.systems if name in GUIDES]
-        if system.is_trained:
-            settings["weights"] = self._weights_hash(system)
-        return settings
+        """All that the system's answers depend on, besides the versions of packages."""
+        return self.artifact(system).key
 
     def provenance(self, system: System) -> dict[str, Any]:
         """What a system's answers rest on, for the file that holds them."""
@@ -137,9 +138,7 @@ class Resources:
 
     def batch_files(self, system: System, split: str) -> Path:
         """Where answers are kept batch by batch until all are there."""
-        text = json.dumps(self.settings(system), sort_keys=True)
-        key = hashlib.sha256(text.encode()).hexdigest()[:16]
-        name = f"{system.name}-{split}-{key}"
+        name = f"{system.name}-{split}-{self.artifact(system).fingerprint[:16]}"
         return self.folder.predictions(system.name).parent / ".parts" / name
 
     def _weights_hash(self, system: System) -> str:
@@ -156,27 +155,14 @@ class Resources:
         return self._hashes[system.weights]
 
 
-def _values_at(recipe: Recipe, paths: Sequence[str]) -> dict[str, Any]:
-    """What a recipe has at some paths, nested as there; a section that is null is left out."""
-    values, found = recipe.model_dump(mode="json"), {}
-    for path in paths:
-        section, _, key = path.partition(".")
-        if key:
-            found.setdefault(section, {})[key] = values[section][key]
-        elif values[section] is not None:
-            found[section] = values[section]
-    return found
-
-
 def _same_choice(system: System, before: Any, now: dict[str, Any]) -> bool:
     """Whether validation chooses the same under two settings of a system."""
-    if not isinstance(before, dict) or not isinstance(before.get("decode"), dict):
+    if not isinstance(before, dict):
         return False
     if system.way == "grounded":  # by NDCG at top_k
         return before == now
 
     def without_lists(settings: dict[str, Any]) -> dict[str, Any]:
-        decode = {k: v for k, v in settings["decode"].items() if k not in _OF_LISTS}
-        return {**settings, "decode": decode}
+        return {key: value for key, value in settings.items() if key not in _OF_LISTS}
 
     return without_lists(before) == without_lists(now)

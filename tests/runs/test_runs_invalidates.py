@@ -182,7 +182,9 @@ def keys_of(recipe, root):
         predictions = made.predictions(recipe, folder, system, of)
         found[f"predictions {name}"] = predictions.key
         if system.gives_probabilities:
-            found[f"lists {name}"] = made.lists(recipe, folder, predictions, name, "test").key
+            listed = made.listed(recipe, system, 10**6)
+            of_lists = made.lists(predictions, folder.lists(name, "test"), listed)
+            found[f"lists {name}"] = of_lists.key
     return found
 
 

@@ -245,7 +245,9 @@ def test_a_language_model_gives_the_sets_it_was_calibrated_with(recipe_of):
         Recommender.from_pretrained(folder.root, "tuned")
     folder.keep(load(folder.recipe, ["decode.renormalise=false"]))
     changed = Recommender.from_pretrained(folder.root, "untuned")
-    with pytest.raises(LlmrecError, match=r"differs: decode\).*llmrec evaluate --calibration"):
+    with pytest.raises(
+        LlmrecError, match=r"differs: decode.renormalise\).*llmrec evaluate --calibration"
+    ):
         changed.recommend(histories, 1, users, coverage=0.7)
     with pytest.raises(LlmrecError, match=r"has no network; there are .*, untuned, untuned_guided"):
         Recommender.from_pretrained(folder.root, "network")

@@ -80,9 +80,7 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
         measured = [[{**beam, "distance": float(next(distances))} for beam in one] for one in beams]
         chosen = [chosen_beam(one, soft.distill) for one in measured]
         columns = ([c[name] for c in chosen] for name in ("text", "position", "distance"))
-        staged = artifact.staged()
-        Answers(questions, *columns, measured).write(staged)
-        artifact.seal(staged)
+        artifact.write(Answers(questions, *columns, measured).write)
         discard(parts)
         log.info("distill: %d answers in %.0f s", len(questions), seconds)
     state.wait_for_everyone()
