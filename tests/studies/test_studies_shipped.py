@@ -1,5 +1,8 @@
 """Every study that comes with llmrec: its whole plan is read, and a small version of it runs."""
 
+import re
+import shlex
+
 import pytest
 import yaml
 
@@ -49,6 +52,24 @@ def test_every_recipe_of_a_shipped_study_can_be_read(name):
     assert len(plan.cells) == len(plan.lines) * len(plan.study.seeds)
     assert plan.pairs
     assert plan == planned(f"studies/{name}.yaml")
+
+
+def commands_of(name):
+    """The commands in the head of a study's file, each as its words after `llmrec study`."""
+    text = re.sub(r"\\\n#\s*", "", shipped.located_study(name).read_text("utf-8"))
+    heads = [line.removeprefix("#").strip() for line in text.splitlines() if line.startswith("#")]
+    told = [line.partition("   ")[0] for line in heads if line.startswith("llmrec study ")]
+    return [shlex.split(line)[2:] for line in told]
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_the_commands_in_the_head_of_a_study_can_be_planned(name):
+    commands = commands_of(name)
+    assert [name] in commands
+    for words in commands:
+        options = words.index("--only") if "--only" in words else len(words)
+        plan = planned(words[0], words[1:options])
+        assert plan.cells
 
 
 @pytest.mark.parametrize("name", sorted(CASES))
