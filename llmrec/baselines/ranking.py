@@ -130,12 +130,14 @@ def places_among(
     """(U,) each target's place, from 0, in the ranking of the items `among` (C,) alone.
 
     Among equal scores the place is drawn: the order of a catalog can tell what is popular, as the
-    numbers of MovieLens do, and a system that cannot tell items apart must not profit from it. NaN
+    numbers of MovieLens do, and a system that cannot tell items apart must not profit from it. The
+    draws of all users are spread evenly, so that who has chance alone gets what chance gives. NaN
     for a target that is none of the items, infinite for one that may not be recommended.
     """
-    places, drawn = np.full(len(histories), np.nan), np.random.default_rng(seed)
-    luck = drawn.random(len(histories))
+    places = np.full(len(histories), np.nan)
     asked = np.flatnonzero(np.isin(targets, among))
+    drawn, luck = np.random.default_rng(seed), np.zeros(len(histories))
+    luck[asked] = (drawn.permutation(len(asked)) + drawn.random(len(asked))) / max(1, len(asked))
     for part in chunks(len(asked), catalog_size):
         users = asked[part]
         scores = fitted.scores([histories[user] for user in users], filter_seen)

@@ -184,3 +184,14 @@ def test_places_among_some_items_equal_a_loop(filter_seen):
             assert set(mine) == set(range(better, better + equal + 1))  # each of them is drawn
             kinds.add("placed")
     assert kinds == {"other", "placed"} | ({"seen"} if filter_seen else set())
+
+
+def test_who_cannot_tell_items_apart_gets_what_chance_gives():
+    users, items = 200, 400
+    histories = [np.zeros(1, np.int32)] * users
+    targets = np.random.default_rng(1).integers(items, size=users).astype(np.int32)
+    given = (np.zeros((1, items)), histories, targets, items, np.arange(items))
+    for seed in range(5):
+        places = places_among(_Fixed(given[0]), *given[1:], filter_seen=False, seed=seed)
+        for k in (10, 50, 200):
+            assert (places < k).mean() == pytest.approx(k / items, abs=1.01 / users)
