@@ -116,6 +116,55 @@ def test_nothing_runs_or_unpickles_what_it_reads(path):
     assert "pickle" not in set(imports(path))
 
 
+def circle_in(needs):
+    """Modules that import each other in a circle, one after the other; none where there is none."""
+    done, path = set(), []
+
+    def visit(module):
+        if module in path:
+            return [*path[path.index(module) :], module]
+        if module in done:
+            return []
+        path.append(module)
+        for other in sorted(needs.get(module, ())):
+            found = visit(other)
+            if found:
+                return found
+        path.pop()
+        done.add(module)
+        return []
+
+    return next((found for found in map(visit, sorted(needs)) if found), [])
+
+
+def module_of(path):
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported_modules(path, modules):
+    """The modules of the house that a file imports, of a package those that are named."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            inside = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [name if name in modules else node.module for name in inside]
+        yield from (name for name in names if name in modules)
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    """Those imported inside functions or for types alone count as well."""
+    modules = {module_of(path) for path in FILES}
+    assert not circle_in({module_of(p): set(imported_modules(p, modules)) for p in FILES})
+
+
+def test_a_circle_is_seen():
+    assert circle_in({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+    assert circle_in({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
 # Words that stand in the names of systems; only their parser may look for them in a string.
 PARSER = "recipe/systems.py"
 NAMES = {name for name in get_args(SystemName) if name not in get_args(Kind)}
