@@ -38,3 +38,10 @@ def test_the_rooms_of_architecture_are_those_that_stand():
     for path in re.findall(r"`((?:\w+/)+\w+\.py)`", text):
         file = DOCS.parent / path if path.startswith("tests/") else PACKAGE / path
         assert file.is_file(), path
+
+
+def test_every_link_of_the_pages_leads_somewhere():
+    pages = [DOCS.parent / "README.md", *DOCS.glob("*.md"), *(DOCS.parent / "results").glob("*.md")]
+    for page in pages:
+        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text("utf-8")):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
