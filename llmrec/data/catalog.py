@@ -36,6 +36,7 @@ _YEAR = re.compile(r"(.*\S) \((1[89]\d\d|20\d\d)\)")
 _ENTITY = re.compile(r"&(?:[A-Za-z][A-Za-z0-9]{1,31}|#[0-9]{1,7}|#[xX][0-9A-Fa-f]{1,6});")
 _JOINERS = "\u200c\u200d"  # letters of Persian and Indic scripts and emoji need them inside
 _DROPPED = ("Cc", "Cf", "Co", "Cs")  # control, format (bidi, tags, BOM), private use, surrogate
+_POINTED = re.compile(r"[+-]?[0-9]+\.0+")
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 
 
@@ -135,6 +136,12 @@ def duplicate_titles(catalog: Catalog) -> int:
     """How many items carry a suffix because their title was not theirs alone."""
     suffixes = (YEAR_SUFFIX, BRAND_SUFFIX, NUMBER_SUFFIX)
     return sum(rule in suffixes for rule in catalog.title_rules)
+
+
+def normal_id(text: str) -> str:
+    """An id in the form that readers give it: stripped, a whole number without its point."""
+    text = text.strip()
+    return text.partition(".")[0] if _POINTED.fullmatch(text) else text
 
 
 def id_order(ids: npt.NDArray[np.object_]) -> Longs:

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from llmrec.data.files import replacing
 from llmrec.data.records import ITEM_ID, RATING, SOURCE_ROW, TIMESTAMP, TITLE, USER_ID, Bools, Ints
-from llmrec.data.sources.formats import PARQUET, Layout, TableFile
+from llmrec.data.sources.layouts import PARQUET, Layout, TableFile
 from llmrec.data.sources.reading import good_rows
 from llmrec.data.sources.rows import BadRows
 from llmrec.data.sources.times import Clock
@@ -73,7 +73,7 @@ def filtered(
     with tempfile.TemporaryDirectory(prefix="llmrec-", dir=scratch) as temporary:
         log = _connected(Path(temporary), memory_limit)
         try:
-            clock = Clock()
+            clock = Clock.of(file.timestamp_format)
             counts = _read(log, file, bad, clock)
             clock.tell(file.path.name, bad)
             _coded(log, clock.ticks)

@@ -1,31 +1,38 @@
 """Grounding: from what somebody wrote to the item that is meant.
 
-An item id, an exact title, a title equal after case, accents and punctuation are taken away, or
-the nearest title by edit distance if it is near enough. Knows no model.
+An item id or an exact title (said to be the one or the other where it could be both), a title equal
+after case, accents and punctuation are taken away, or the nearest title by edit distance if it is
+near enough. Knows no model.
 """
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
 from rapidfuzz import fuzz, process
 
-from llmrec.data.catalog import Catalog, clean_title
+from llmrec.data.catalog import Catalog, clean_title, normal_id
 
-How = Literal["item_id", "exact", "normalised", "fuzzy", "unknown"]
+How = Literal["item_id", "exact", "normalised", "fuzzy", "ambiguous", "unknown"]
+Entry = str | Mapping[str, str]  # an item id or a title; {"id": ...} or {"title": ...}
 NEAR_ENOUGH = 90.0  # of 100; one wrong letter in a title of ten
 
 
 @dataclass(frozen=True)
 class LinkedItem:
-    """`position` of the item meant, -1 if unknown; `how` it was found; the `nearest` title."""
+    """`position` of the item meant, -1 if unknown; `how` it was found; the `nearest` title.
+
+    `ambiguous`: the entry is the id of the item at `positions[0]` and the title of that at
+    `positions[1]`.
+    """
 
     position: int
     how: How
     nearest: str | None = None
+    positions: tuple[int, int] | None = None
 
 
 class Grounder:
@@ -34,13 +41,23 @@ class Grounder:
     def __init__(self, catalog: Catalog) -> None:
         self.catalog = catalog
 
-    def ground(self, entries: Sequence[str]) -> list[LinkedItem]:
+    def ground(self, entries: Sequence[Entry]) -> list[LinkedItem]:
         """The item meant by each entry."""
         return [self._one(entry) for entry in entries]
 
-    def _one(self, entry: str) -> LinkedItem:
-        if entry in self.catalog.position_of:
-            return LinkedItem(self.catalog.position_of[entry], "item_id")
+    def _one(self, said: Entry) -> LinkedItem:
+        if not isinstance(said, str):
+            if "title" in said:
+                return self._titled(said["title"])
+            position = self.catalog.position_of.get(normal_id(said["id"]), -1)
+            return LinkedItem(position, "unknown" if position < 0 else "item_id")
+        by_id = self.catalog.position_of.get(normal_id(said), -1)
+        by_title = self._exact.get(said, by_id)
+        if by_id >= 0 and by_title != by_id:
+            return LinkedItem(-1, "ambiguous", positions=(by_id, by_title))
+        return self._titled(said) if by_id < 0 else LinkedItem(by_id, "item_id")
+
+    def _titled(self, entry: str) -> LinkedItem:
         if entry in self._exact:
             return LinkedItem(self._exact[entry], "exact")
         key = normalised(entry)

@@ -1,11 +1,12 @@
 """From a recipe to a language model with its tokenizer and prompts; shared by the stages."""
 
 import logging
+from datetime import date
 from pathlib import Path
 
 from llmrec.data.catalog import Catalog
 from llmrec.fetch.cache import model_path
-from llmrec.model.loading import BaseModel, load_tokenizer
+from llmrec.model.loading import BaseModel, embedding_rows, load_tokenizer
 from llmrec.recipe import Recipe, shipped
 from llmrec.runs.folder import RunFolder
 from llmrec.text.encoding import PromptEncoder
@@ -40,15 +41,17 @@ def encoder_of(recipe: Recipe, catalog: Catalog, folder: RunFolder | None = None
 
     `folder`: a run whose processes share a large catalog's trie.
     """
-    prompt = recipe.prompt
+    prompt, base = recipe.prompt, base_of(recipe)
     return PromptEncoder(
         template_of(recipe),
-        load_tokenizer(base_of(recipe)),
+        load_tokenizer(base),
         catalog.titles,
         form=prompt.form,
         max_history=prompt.max_history,
         max_tokens=prompt.max_tokens,
         tries=None if folder is None else folder.trie,
+        today=date.fromisoformat(prompt.today),
+        rows=embedding_rows(base),
     )
 
 

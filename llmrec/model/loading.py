@@ -22,7 +22,7 @@ from peft import (
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
 from llmrec.errors import LlmrecError, RecipeError
@@ -69,6 +69,15 @@ class Lora:
 def load_tokenizer(base: BaseModel) -> Any:
     """The model's tokenizer. Raises LlmrecError when it cannot be loaded."""
     return _load(AutoTokenizer.from_pretrained, base, {})
+
+
+def embedding_rows(base: BaseModel) -> int | None:
+    """How many tokens the model has an embedding of, by its configuration; None: it does not say.
+
+    Raises LlmrecError when there is no configuration.
+    """
+    config = _load(AutoConfig.from_pretrained, base, {})
+    return getattr(config.get_text_config(), "vocab_size", None)
 
 
 def load_model(base: BaseModel, device: str | torch.device | None = None) -> Any:

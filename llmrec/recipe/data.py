@@ -1,5 +1,6 @@
 """Which interactions an experiment reads, how they are filtered, and how they are split."""
 
+import codecs
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
@@ -14,12 +15,25 @@ class Columns(Section):
     """Column of the user."""
     item_id: Word = "item_id"
     """Column of the item's id."""
-    timestamp: Word = "timestamp"
-    """Column of the time of the interaction."""
+    timestamp: Word | None = "timestamp"
+    """Column of the time of the interaction; null: the rows stand in the order of time."""
     rating: Word | None = "rating"
     """Column of the rating; null: there is none."""
     title: Word | None = "title"
     """Column of the item's title; null: none."""
+
+
+class ItemsColumns(Section):
+    """What the columns of a file of items and titles are called, where it has names of its own."""
+
+    item_id: Word | None = None
+    """Column of the item's id; null: as in the interactions."""
+    title: Word | None = None
+    """Column of the title; null: as in the interactions."""
+    year: Word | None = None
+    """Column of the year, put behind the title in brackets; null: none."""
+    brand: Word | None = None
+    """Column of what tells items of one title apart; null: brand, where there is one."""
 
 
 class Subset(Section):
@@ -39,13 +53,42 @@ class Data(Section):
     source: Word
     """A name that `llmrec fetch data` knows (ml-100k, ml-1m), or a file or folder."""
     format: Literal[
-        "auto", "movielens", "recbole", "amazon2023", "amazon2018", "csv", "tsv", "jsonl", "parquet"
+        "auto",
+        "movielens",
+        "recbole",
+        "amazon2023",
+        "amazon2018",
+        "steam",
+        "goodreads",
+        "lastfm",
+        "yelp",
+        "book-crossing",
+        "kuairec",
+        "mind",
+        "netflix",
+        "merrec",
+        "microlens",
+        "csv",
+        "tsv",
+        "jsonl",
+        "parquet",
     ] = "auto"
     """How the source is written; auto: seen from its files."""
+    delimiter: Annotated[str, Field(min_length=1, max_length=2)] | None = None
+    """What stands between the columns of delimited text; null: the comma of .csv, the tab of .tsv.
+    """
+    encoding: Word = "auto"
+    """Encoding of text, by Python's name for it; auto: UTF-8, UTF-16 where the file says so, else
+    Windows-1252 with a warning."""
+    timestamp_format: Word = "auto"
+    """Form of times: s, ms or us since 1970, iso, or a form of strptime as %d/%m/%Y; auto: numbers
+    or ISO dates."""
     items: Word | None = None
     """File of items and titles, where it is not found with the source."""
     columns: Columns = Columns()
     """Column names of the source."""
+    items_columns: ItemsColumns = ItemsColumns()
+    """Column names of the items file."""
     min_rating: Annotated[float, Field(allow_inf_nan=False)] | None = None
     """Interactions with a lower rating are dropped; null: none are."""
     k_core: Annotated[int, Field(ge=0)] = 0
@@ -80,6 +123,23 @@ class Data(Section):
     candidates: Annotated[int, Field(ge=2)] | None = None
     """Each target is to be found among so many items, itself and random ones that the user has not
     seen, drawn once with the recipe's seed; null: among the whole catalog."""
+
+    @field_validator("timestamp_format")
+    @classmethod
+    def _a_form(cls, form: str) -> str:
+        if form not in ("auto", "iso", "s", "ms", "us") and "%" not in form:
+            raise ValueError("auto, iso, s, ms, us, or a form of strptime as %d/%m/%Y")
+        return form
+
+    @field_validator("encoding")
+    @classmethod
+    def _an_encoding(cls, encoding: str) -> str:
+        if encoding != "auto":
+            try:
+                codecs.lookup(encoding)
+            except LookupError:
+                raise ValueError("auto, or a name that Python knows as utf-8 or cp1252") from None
+        return encoding
 
     @field_validator("ratios")
     @classmethod

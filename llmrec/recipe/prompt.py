@@ -1,8 +1,9 @@
 """How a history becomes text."""
 
+from datetime import date
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from llmrec.recipe.section import Count, Section, Word
 
@@ -19,7 +20,15 @@ class Prompt(Section):
     """A template file of your own, instead of those."""
     form: Literal["plain", "chat"] = "plain"
     """Plain text, or turns of the model's chat template."""
+    today: Annotated[str, Field(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$")] = "2024-07-26"
+    """The day that a chat template which names one is told, whatever the clock says."""
     max_history: Count = 10
     """Latest titles shown."""
     max_tokens: Annotated[int, Field(ge=16)] = 700
     """Longest prompt; the oldest titles are left out to keep to it."""
+
+    @field_validator("today")
+    @classmethod
+    def _a_day(cls, today: str) -> str:
+        date.fromisoformat(today)
+        return today

@@ -56,7 +56,7 @@ _OF_NETWORKS = (
 TRAINING_DATA = ("train.parquet", "valid.parquet", "items.parquet", "interactions.parquet")
 ANSWERS = "answers.parquet"
 TRAINING_TABLES = ("items.parquet", "interactions.parquet")
-PROMPT = ("prompt.form", "prompt.max_history", "prompt.max_tokens")
+PROMPT = ("prompt.form", "prompt.max_history", "prompt.max_tokens", "prompt.today")
 MODEL = ("model.dtype", "model.quantization", "model.trust_remote_code")
 
 

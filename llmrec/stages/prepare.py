@@ -20,7 +20,16 @@ from llmrec.data.catalog import Catalog, build_catalog, duplicate_titles
 from llmrec.data.files import sha256_of, write_json
 from llmrec.data.filters import compacted, drawn_items, first_of_duplicates, k_core, seeded_subset
 from llmrec.data.records import Bools, Examples, Interactions
-from llmrec.data.sources import BadRows, Columns, Layout, RawData, read_layout, recognise
+from llmrec.data.sources import (
+    BadRows,
+    Columns,
+    ItemColumns,
+    Layout,
+    RawData,
+    Reading,
+    read_layout,
+    recognise,
+)
 from llmrec.data.splits import (
     Split,
     by_user,
@@ -70,8 +79,7 @@ def run(recipe: "Recipe", folder: "RunFolder", offline: bool = False) -> dict[st
     """
     settings = settings_of(recipe)
     path = _source_path(recipe.data.source, offline)
-    items = None if recipe.data.items is None else Path(recipe.data.items)
-    layout = recognise(path, recipe.data.format, items, _columns(recipe.data))
+    layout = _recognised(path, recipe.data)
     sources = {name: _fingerprint(file) for name, file in _source_files(layout).items()}
     standing = verified_manifest(folder.data)
     if standing is not None and _same(standing, settings, sources):
@@ -136,8 +144,7 @@ def ordered_log(data: "Data", seed: int, sources: dict[str, Any]) -> tuple[Inter
     """
     try:
         path = _source_path(data.source, offline=True)
-        items = None if data.items is None else Path(data.items)
-        layout = recognise(path, data.format, items, _columns(data))
+        layout = _recognised(path, data)
         found = {name: _fingerprint(file) for name, file in _source_files(layout).items()}
     except (LlmrecError, OSError) as error:
         raise DataError(
@@ -179,14 +186,31 @@ def _source_path(source: str, offline: bool) -> Path:
     return fetched
 
 
-def _columns(data: "Data") -> Columns:
-    names = data.columns
-    return Columns(names.user_id, names.item_id, names.timestamp, names.rating, names.title)
+def _recognised(path: Path, data: "Data") -> Layout:
+    names, items = data.columns, data.items_columns
+    return recognise(
+        path,
+        data.format,
+        None if data.items is None else Path(data.items),
+        Columns(names.user_id, names.item_id, names.timestamp, names.rating, names.title),
+        Reading(
+            data.delimiter,
+            data.encoding,
+            data.timestamp_format,
+            ItemColumns(items.item_id, items.title, items.year, items.brand),
+            rated=data.min_rating is not None,
+        ),
+    )
 
 
 def _source_files(layout: Layout) -> dict[str, Path]:
-    files = {"interactions": layout.interactions.path}
-    return files if layout.items is None else files | {"items": layout.items.path}
+    parts = {"interactions": layout.interactions, "items": layout.items}
+    return {
+        name if number == 0 else f"{name} {number + 1}": path
+        for name, table in parts.items()
+        if table is not None
+        for number, path in enumerate(table.paths)
+    }
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:

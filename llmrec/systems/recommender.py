@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from llmrec.data.records import ITEM_ID, TITLE
 from llmrec.decoding.beam import Ranking
-from llmrec.decoding.grounding import Grounder
+from llmrec.decoding.grounding import Entry, Grounder
 from llmrec.errors import DataError, LlmrecError
 from llmrec.recipe import Recipe
 from llmrec.recipe.loading import load
@@ -69,17 +69,18 @@ class Recommender:
 
     def recommend(
         self,
-        histories: Sequence[Sequence[str]],
+        histories: Sequence[Sequence[Entry]],
         top_k: int = 10,
         users: Sequence[str] | None = None,
         coverage: float | None = None,
-        candidates: Sequence[Sequence[str]] | None = None,
+        candidates: Sequence[Sequence[Entry]] | None = None,
     ) -> pa.Table:
         """The `top_k` best items after each history: user, rank, item_id, title, score.
 
-        A history holds item ids or titles, oldest first. An entry that is no item id is looked up
-        among the titles: exact, then normalised, then fuzzy; one that stays unknown raises
-        DataError naming the nearest title. `users` names the histories (default: 0, 1, ...); where
+        A history holds item ids or titles, oldest first; {"id": ...} and {"title": ...} say which,
+        and one that is the id of an item and the title of another is refused. An entry that is no
+        item id is looked up among the titles: exact, then normalised, then fuzzy; one that stays
+        unknown raises DataError naming the nearest title. `users` names the histories (default: 0, 1, ...); where
         the recipe shows similar users, nobody is shown to themselves. Rank starts at 1. What a
         score is stands in the metadata of its column: for most systems a log-probability.
 
@@ -130,7 +131,9 @@ class Recommender:
         settings = artifact_of(self._resources, self.system, "test").key
         return prediction_sets(self.folder, self.system.name, coverage, settings)
 
-    def _candidates(self, names: Sequence[str], candidates: Sequence[Sequence[str]]) -> np.ndarray:
+    def _candidates(
+        self, names: Sequence[str], candidates: Sequence[Sequence[Entry]]
+    ) -> np.ndarray:
         """(U, C) positions."""
         if self.system.wants_catalog:
             raise LlmrecError(f"{self.system.name} answers from the whole catalog, not candidates")
@@ -146,8 +149,18 @@ class Recommender:
             raise DataError(f"user {twice}: a candidate is named twice")
         return np.array(found, np.int32).reshape(len(found), -1)
 
-    def _positions(self, user: str, history: Sequence[str]) -> np.ndarray:
-        found = self.grounder.ground(list(map(str, history)))
+    def _positions(self, user: str, history: Sequence[Entry]) -> np.ndarray:
+        entries = [entry if isinstance(entry, dict) else str(entry) for entry in history]
+        found = self.grounder.ground(entries)
+        for entry, hit in zip(entries, found, strict=True):
+            if hit.positions is not None:
+                ids = [self.catalog.item_ids[p] for p in hit.positions]
+                raise DataError(
+                    f"user {user}: {entry!r} is the id of one item "
+                    f"({self.catalog.titles[hit.positions[0]]!r}) and the title of another (item "
+                    f"{ids[1]!r}); write {json.dumps({'id': entry})} for the one, "
+                    f"{json.dumps({'title': entry})} for the other"
+                )
         unknown = [
             (entry, hit) for entry, hit in zip(history, found, strict=True) if hit.position < 0
         ]
@@ -237,7 +250,8 @@ def _is_of_networks(recipe: Recipe, name: str) -> bool:
 def read_histories(lines: Iterable[str]) -> "RawRequests":
     """Users and histories from JSON lines: a list of entries, or {"user": ..., "history": [...]}.
 
-    A line without a user is called by its number, from 1; one may have "candidates" too, and then
+    An entry is an item id or a title, or {"id": ...} or {"title": ...} where it could be both. A
+    line without a user is called by its number, from 1; one may have "candidates" too, and then
     all have. Raises DataError naming a bad line.
     """
     users, histories, candidates = [], [], []
@@ -256,19 +270,31 @@ def read_histories(lines: Iterable[str]) -> "RawRequests":
                 f"[...]}}, got {line.strip()[:80]}"
             )
         users.append(str(request.get("user", number)))
-        history, among = ([str(entry) for entry in entries] for entries in lists)
+        history, among = ([_entry(entry) for entry in entries] for entries in lists)
         histories.append(history)
         candidates.append(among)
     return RawRequests(users, histories, candidates if any(candidates) else None)
 
 
 def _is_list_of_items(entries: Any) -> bool:
-    return isinstance(entries, list) and all(isinstance(entry, str | int) for entry in entries)
+    return isinstance(entries, list) and all(map(_is_entry, entries))
+
+
+def _is_entry(value: Any) -> bool:
+    if isinstance(value, dict):
+        return len(value) == 1 and {"id", "title"} >= set(value) and _is_entry(*value.values())
+    return isinstance(value, str | int | float) and not isinstance(value, bool)
+
+
+def _entry(value: Any) -> Entry:
+    if isinstance(value, dict):
+        return {said: str(text) for said, text in value.items()}
+    return str(value)
 
 
 class RawRequests(NamedTuple):
     """Users, their histories and candidates, of one line each; None where none has candidates."""
 
     users: list[str]
-    histories: list[list[str]]
-    candidates: list[list[str]] | None
+    histories: list[list[Entry]]
+    candidates: list[list[Entry]] | None

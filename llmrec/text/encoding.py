@@ -2,12 +2,12 @@
 
 Template text and titles are encoded apart and joined, so labels, trie and decoding agree to the
 token, a prompt's label mask is exact, and the prompts of a growing history share their beginning.
-A title is encoded with special tokens split: it can hold the text of a control token, never its id.
-Knows a tokenizer, no model.
+A title can hold the text of a control token, never its id (`parts`). Knows a tokenizer, no model.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date, datetime, time
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from llmrec.errors import RecipeError
+from llmrec.text.parts import Ids as Ids
+from llmrec.text.parts import Parts
 from llmrec.text.templates import PromptTemplate, Span
 from llmrec.text.trie import TitleTrie
 from llmrec.text.trie_files import shared
 
-Ids = npt.NDArray[np.int32]
+A_DAY = date(2024, 7, 26)
 _SENTINEL = "\ue002"
 
 
@@ -69,7 +71,8 @@ class PromptEncoder:
     titles, and with the longest completion behind it takes at most `max_tokens`. To keep to it the
     oldest title of the history that shows most is left out, again and again, the user's own among
     equals last; then whole demonstrations, the last first. `tries`: a folder where the trie of a
-    large catalog is kept, for other processes and the next time.
+    large catalog is kept, for other processes and the next time. `today`: the day that a chat
+    template which names one is given. `rows`: how many rows the model's embedding has.
     """
 
     def __init__(
@@ -82,6 +85,8 @@ class PromptEncoder:
         max_history: int = 10,
         max_tokens: int = 700,
         tries: Path | None = None,
+        today: date = A_DAY,
+        rows: int | None = None,
     ) -> None:
         if tokenizer.eos_token_id is None:
             raise RecipeError("the tokenizer has no end-of-sequence token; titles cannot be closed")
@@ -89,8 +94,9 @@ class PromptEncoder:
         self.template, self.tokenizer, self.form = template, tokenizer, form
         self.titles, self.max_history, self.max_tokens = titles, max_history, max_tokens
         self.tries = tries
-        self.title_ids = self._encode(list(titles), untrusted=True)
-        self._around = _chat_around(tokenizer) if form == "chat" else ("", "")
+        self._parts = Parts(tokenizer, rows)
+        self.title_ids = self._parts.titles(list(titles))
+        self._around = _chat_around(tokenizer, today) if form == "chat" else ("", "")
         self._pieces: dict[tuple[Any, ...], list[Ids | int]] = {}
         for position, ids in enumerate(self.title_ids):
             if len(ids) == 0:
@@ -112,7 +118,7 @@ class PromptEncoder:
 
     def title_tokens(self, text: str) -> Ids:
         """Token ids of any text as if it were a title; as data, never control tokens."""
-        return self._encode([text], untrusted=True)[0]
+        return self._parts.titles([text])[0]
 
     def completion_of(self, text: str) -> Ids:
         """Token ids of the answer `text`, the end token last."""
@@ -130,7 +136,7 @@ class PromptEncoder:
 
         For a text without tokens the end token stands, so that there is something to read.
         """
-        begin = [] if self._bos is None else [self._bos]
+        begin = [] if self._parts.bos is None else [self._parts.bos]
         ids = self.title_tokens(text)
         ids = ids if len(ids) else np.array([self.tokenizer.eos_token_id], np.int32)
         return np.concatenate([begin, ids]).astype(np.int32)
@@ -245,7 +251,7 @@ class PromptEncoder:
 
     @cached_property
     def _around_target(self) -> tuple[Ids, Ids, Ids]:
-        ids = self._encode(list(self._words_around_target), untrusted=False)
+        ids = self._parts.inside(self._words_around_target)
         end = np.array([self.tokenizer.eos_token_id], np.int32)
         return ids[0], end[:0], np.concatenate([ids[1], end])
 
@@ -303,25 +309,9 @@ class PromptEncoder:
                 merged += [span.title, ""]
             else:
                 merged[-1] = f"{merged[-1]}{span.text}"
-        words = iter(self._encode([m for m in merged if isinstance(m, str)], untrusted=False))
-        pieces: list[Ids | int] = [m if isinstance(m, int) else next(words) for m in merged]
-        first = pieces[0]
-        if not isinstance(first, int) and self._bos is not None and self._bos not in first[:1]:
-            pieces[0] = np.concatenate([[self._bos], first]).astype(np.int32)
-        return pieces
-
-    @cached_property
-    def _bos(self) -> int | None:
-        """The begin token's id, if this tokenizer puts one before a text."""
-        bos = self.tokenizer.bos_token_id
-        begins = self.tokenizer("a")["input_ids"][:1]
-        return int(bos) if bos is not None and begins == [bos] else None
-
-    def _encode(self, texts: list[str], *, untrusted: bool) -> list[Ids]:
-        if not texts:
-            return []
-        encoded = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=untrusted)
-        return [np.array(ids, np.int32) for ids in encoded["input_ids"]]
+        first, *later = [m for m in merged if isinstance(m, str)]
+        words = iter([self._parts.beginning(first), *self._parts.inside(later)])
+        return [m if isinstance(m, int) else next(words) for m in merged]
 
 
 def _shorter(own: Ids, others: tuple[Demonstration, ...]) -> tuple[Ids, tuple[Demonstration, ...]]:
@@ -337,14 +327,22 @@ def _shorter(own: Ids, others: tuple[Demonstration, ...]) -> tuple[Ids, tuple[De
     return own, (*others[: longest - 1], kept, *others[longest:])
 
 
-def _chat_around(tokenizer: Any) -> tuple[str, str]:
-    """What the tokenizer's chat template puts before and after a single user message."""
+def _chat_around(tokenizer: Any, today: date) -> tuple[str, str]:
+    """What the tokenizer's chat template puts before and after a single user message.
+
+    A template that asks for the time is told midnight of `today`, whatever the clock says.
+    """
+    now = datetime.combine(today, time())
     if not getattr(tokenizer, "chat_template", None):
         raise RecipeError(
             "prompt.form is 'chat' but the tokenizer has no chat template; use 'plain'"
         )
     text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": _SENTINEL}], tokenize=False, add_generation_prompt=True
+        [{"role": "user", "content": _SENTINEL}],
+        tokenize=False,
+        add_generation_prompt=True,
+        sanitize_control_tokens=False,  # it would make text of the clock; nothing here is a user's
+        strftime_now=now.strftime,
     )
     before, found, after = text.partition(_SENTINEL)
     if not found or _SENTINEL in after:

@@ -8,11 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llmrec.data.sources import RawData, read_source
+from llmrec.data.sources import RawData, Reading, read_source
 from llmrec.errors import DataError
 
 NAMES = ("user_id", "item_id", "rating", "timestamp")
 GOOD = [(f"u{n % 4}", f"i{n % 9}", n % 5, 1000 + n) for n in range(30)]
+READING = Reading(encoding="utf-8", rated=True)
 AT = (0, 13, 29)  # the first row, one in the middle, the last
 
 # What becomes of the fields of one row, the column that is named, and the reason that is given.
@@ -57,8 +58,8 @@ JSON = {
         "['u'] is neither text nor a number",
     ),
     "truth": (
-        '{"user_id": "u", "item_id": "i", "rating": true, "timestamp": 5}',
-        "rating",
+        '{"user_id": true, "item_id": "i", "rating": 1, "timestamp": 5}',
+        "user_id",
         "True is neither",
     ),
     "word": (
@@ -71,7 +72,7 @@ PARQUET = {
     "no user": (0, None, "user_id", "is missing"),
     "empty item": (1, "", "item_id", "is empty"),
     "no rating": (2, None, "rating", "is missing"),
-    "nan": (2, float("nan"), "rating", "nan is not a number"),
+    "nan": (2, float("nan"), "rating", "is missing"),
     "infinite": (2, float("inf"), "rating", "inf is not a number"),
     "no time": (3, None, "timestamp", "is missing"),
 }
@@ -79,14 +80,14 @@ PARQUET = {
 
 def assert_one_bad(path: Path, row: int, line: int, column: str, reason: str) -> None:
     """All rows but `row` stay; with no bad row allowed, the same row is named in the error."""
-    raw = read_source(path, max_bad_rows=1)
+    raw = read_source(path, max_bad_rows=1, reading=READING)
     assert kept(raw) == [good for at, good in enumerate(GOOD) if at != row]
     assert raw.bad_rows.count == 1
     bad = raw.bad_rows.rows[0]
     assert (bad.file, bad.line, bad.column) == (path.name, line, column)
     assert reason in bad.reason
     with pytest.raises(DataError) as caught:
-        read_source(path)
+        read_source(path, reading=READING)
     assert f"  {path.name}:{line}:{column}: " in str(caught.value)
     assert caught.value.exit_code == 3
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmrec.data.catalog import normal_id
 from llmrec.data.sources import BadRows, RawData, read_source, recognise
 from llmrec.data.sources.values import identifiers
 from llmrec.errors import DataError
@@ -77,6 +78,8 @@ def test_however_a_number_is_written_it_is_one_id(numbers: list[int]) -> None:
     ):
         found, reasons = identifiers(values)
         assert found.cast(pa.string()).to_pylist() == wanted
+        if values.type == pa.string():
+            assert [normal_id(text) for text in values.to_pylist()] == wanted
         assert not reasons
 
 

@@ -176,7 +176,7 @@ def test_what_cannot_be_done_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(LlmrecError, match=r"gave up .* with 1MB of memory"):
         out_of_core.filtered(layout, out, BadRows(), memory_limit="1MB")
     pq.write_table(table_of(0).drop_columns([TIME]), path)  # after the file was recognised
-    with pytest.raises(DataError, match=r"has no column when\?; it has .*Map them"):
+    with pytest.raises(DataError, match=r"has no column for timestamp \('when\?'\); it has .*Map"):
         out_of_core.filtered(layout, out, BadRows())
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(DataError, match="cannot be read as Parquet"):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmrec.data.sources import Columns, RawData, read_source, rows
+from llmrec.data.sources import Columns, RawData, Reading, opening, read_source
 from llmrec.data.sources.delimited import Delimited, delimited_blocks, read_at_once
 from llmrec.data.sources.rows import BadRows
 
@@ -24,7 +24,7 @@ def titles(raw: RawData) -> dict[str, str]:
 def read(folder: Path, text: str, suffix: str = "csv", allowed: int = 9) -> RawData:
     path = folder / f"log.{suffix}"
     path.write_bytes(text.encode("utf-8", "surrogateescape"))
-    return read_source(path, max_bad_rows=allowed)
+    return read_source(path, max_bad_rows=allowed, reading=Reading(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("beside", ["", "\n", "\tshort\n", "a\tb\t1\tc\td\n", "\udcff\t\t\t\n"])
@@ -81,11 +81,11 @@ def test_a_bad_line_changes_no_other_row(tmp_path_factory, fields, bad, block) -
         (f"u{n}", f"i{n}", n, title if title.strip() else "") for n, title in enumerate(fields)
     ]
     whole = read(folder, log_of(fields, []))
-    before, rows.BLOCK_BYTES = rows.BLOCK_BYTES, block
+    before, opening.BLOCK_BYTES = opening.BLOCK_BYTES, block
     try:
         raw = read(folder, log_of(fields, bad), allowed=99)
     finally:
-        rows.BLOCK_BYTES = before
+        opening.BLOCK_BYTES = before
     assert rows_of(raw) == rows_of(whole) == wanted
     assert raw.bad_rows.count == sum(line != "" for _, line in bad)
 
@@ -125,7 +125,7 @@ def test_a_review_inside_quotes_is_never_a_row_of_its_own(tmp_path: Path) -> Non
 @pytest.mark.parametrize("block", [30, 64, 1000, 1 << 20])
 def test_long_quoted_texts_cross_blocks(tmp_path: Path, monkeypatch, block: int) -> None:
     fields = ["one\ntwo, three", 'a "b"\n\n"', "", "x" * 90 + "\n" + "y" * 40] * 5
-    monkeypatch.setattr(rows, "BLOCK_BYTES", block)
+    monkeypatch.setattr(opening, "BLOCK_BYTES", block)
     raw = read(tmp_path, log_of(fields, []))
     assert [row[3] for row in rows_of(raw)] == fields
     assert np.diff(raw.interactions.source_row).tolist() == [

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from llmrec.data.catalog import Catalog, build_catalog
-from llmrec.data.sources import Columns, RawData, read_source, recognise, rows
+from llmrec.data.sources import Columns, RawData, opening, read_source, recognise
 from llmrec.errors import DataError
 
 LOG = [("7", "12", 4.0, 881250949), ("10", "2", 3.0, 881250950), ("7", "2", 5.0, 881250951)]
@@ -239,7 +239,7 @@ def test_whole_blocks_and_single_lines_read_alike(tmp_path: Path, monkeypatch) -
     odd = "\ufeff" + plain.replace("\n", "\r\n").replace("u3,i3,3,", "\r\nu3,i3,3,")
     write(tmp_path, a__csv=plain, b__csv=odd.rstrip())
     first = read_source(tmp_path / "a.csv")
-    monkeypatch.setattr(rows, "BLOCK_BYTES", 100)
+    monkeypatch.setattr(opening, "BLOCK_BYTES", 100)
     for path in (tmp_path / "a.csv", tmp_path / "b.csv"):
         again = read_source(path)
         assert again.interactions.timestamp.tolist() == [*range(300)]
@@ -283,8 +283,8 @@ def test_a_gz_bomb_is_refused_and_a_cut_gz_is_named(tmp_path: Path, monkeypatch)
     path = tmp_path / "log.csv.gz"
     path.write_bytes(gzip.compress(text))
     assert len(read_source(path).interactions) == 20_000
-    monkeypatch.setattr(rows, "BLOCK_BYTES", 1000)
-    monkeypatch.setattr(rows, "MAX_UNPACKED_BYTES", 50_000)
+    monkeypatch.setattr(opening, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(opening, "MAX_UNPACKED_BYTES", 50_000)
     with pytest.raises(DataError, match="refused"):
         read_source(path)
     monkeypatch.undo()

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmrec.data.records import Interactions
-from llmrec.data.sources import BadRows, read_source, recognise, rows
+from llmrec.data.sources import BadRows, opening, read_source, recognise
 from llmrec.data.sources.times import Clock
 from llmrec.data.splits import leave_one_out, order
 
@@ -84,7 +84,7 @@ def test_whole_numbers_stay_as_they_are_and_fractions_set_one_scale(
     assert raw.interactions.timestamp[:3].tolist() == [100, 99, -3]
     assert raw.ticks == 1
     path.write_text("\n".join(["user_id,item_id,timestamp", *lines, "u,e,-0.25", "u,f,1.000001"]))
-    monkeypatch.setattr(rows, "BLOCK_BYTES", 60)  # the fraction is found in a later block
+    monkeypatch.setattr(opening, "BLOCK_BYTES", 60)  # the fraction is found in a later block
     raw = read_source(path)
     assert raw.ticks == 10**6
     assert raw.interactions.timestamp[:3].tolist() == [100_000_000, 99_000_000, -3_000_000]

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from llmrec import Recommender
+from llmrec.data.catalog import Catalog
 from llmrec.data.records import Examples
+from llmrec.decoding.grounding import Grounder
 from llmrec.errors import DataError, LlmrecError
 from llmrec.evaluation.predictions import Predictions
 from llmrec.stages import evaluate, recommend, train
@@ -130,6 +132,11 @@ def test_the_recommender_takes_ids_and_titles_and_gives_a_table(finished):
     scores = [r["score"] for r in rows[:3]]
     assert scores == sorted(scores, reverse=True)
     assert recommender.recommend([[]], top_k=20).num_rows == 12
+    both = Catalog(("i0", "i1"), ("Love", "i0"), ("Love", "i0"))
+    recommender.grounder = Grounder(both)
+    with pytest.raises(DataError, match=r"id of one item .* write \{\"id\": \"i0\"\} for the one"):
+        recommender.recommend([["i0"]])
+    recommender.grounder = Grounder(recommender.catalog)
     with pytest.raises(DataError, match="'Unheard of' is neither"):
         recommender.recommend([["i0", "Unheard of"]])
     with pytest.raises(LlmrecError, match="no run of llmrec"):
@@ -141,7 +148,18 @@ def test_raw_histories_come_as_json_lines(finished):
     lines = ['["i0", "i1"]\n', "\n", json.dumps({"user": "me", "history": ["Love"]})]
     rows = recommend.raw(recipe, folder, lines, top_k=2)
     assert [r["user"] for r in rows] == ["1", "1", "me", "me"]
-    for bad in ("{", '{"history": 3}', "3", '[["nested"]]', '{"history": [], "candidates": "i1"}'):
+    said = ['[{"id": "i0"}, {"title": "Love"}]', '["i0", "Love"]']
+    rows = recommend.raw(folder.root, said, top_k=3)
+    assert [r["item_id"] for r in rows[:3]] == [r["item_id"] for r in rows[3:]]
+    for bad in (
+        "{",
+        '{"history": 3}',
+        "3",
+        '[["nested"]]',
+        '[{"name": "Love"}]',
+        "[true]",
+        '{"history": [], "candidates": "i1"}',
+    ):
         with pytest.raises(DataError, match="line 1"):
             read_histories([bad])
 

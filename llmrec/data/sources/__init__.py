@@ -4,7 +4,8 @@
 Knows nothing of filters, splits or recipes.
 """
 
-from llmrec.data.sources.formats import FORMATS, Columns, Layout, recognise
+from llmrec.data.sources.formats import FORMATS, recognise
+from llmrec.data.sources.layouts import Columns, ItemColumns, Layout, Reading
 from llmrec.data.sources.reading import RawData, read_layout, read_source
 from llmrec.data.sources.rows import BadRow, BadRows
 
@@ -13,8 +14,10 @@ __all__ = [
     "BadRow",
     "BadRows",
     "Columns",
+    "ItemColumns",
     "Layout",
     "RawData",
+    "Reading",
     "read_layout",
     "read_source",
     "recognise",

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.csv as arrow_csv
 
 from llmrec.data.records import Longs
+from llmrec.data.sources.opening import AUTO, UTF_8, line_blocks
 from llmrec.data.sources.quoting import (
     Record,
     Records,
@@ -22,10 +23,9 @@ from llmrec.data.sources.quoting import (
     fields_of,
     whole_records,
 )
-from llmrec.data.sources.rows import BadRows, Block, line_blocks, require_one_of_each
+from llmrec.data.sources.rows import BadRows, Block, require_one_of_each
 from llmrec.errors import DataError
 
-_BOM = b"\xef\xbb\xbf"
 _UNIT_SEPARATOR = b"\x1f"  # stands in for a delimiter of two characters, which Arrow cannot take
 
 
@@ -33,8 +33,10 @@ _UNIT_SEPARATOR = b"\x1f"  # stands in for a delimiter of two characters, which 
 class Delimited:
     """How a file is laid out. `names` are given where the file has no header line.
 
-    `typed_header`: names are followed by ":token" and the like (RecBole). `latin1`: a block that
-    is not UTF-8 is Latin-1 (GroupLens' older files).
+    `typed_header`: names are followed by ":token" and the like (RecBole). `latin1`: a line that
+    is not UTF-8 is Latin-1 (GroupLens' older files). `escaped`: a quote inside a quoted field has
+    a backslash in front (Book-Crossing). `rest_in_last`: what stands behind the last column is
+    part of it (Netflix).
     """
 
     delimiter: str
@@ -42,6 +44,8 @@ class Delimited:
     names: tuple[str, ...] | None = None
     typed_header: bool = False
     latin1: bool = False
+    escaped: bool = False
+    rest_in_last: bool = False
 
     @property
     def header_lines(self) -> int:
@@ -49,12 +53,12 @@ class Delimited:
         return 0 if self.names else 1
 
 
-def column_names(path: Path, layout: Delimited) -> tuple[str, ...]:
+def column_names(path: Path, layout: Delimited, encoding: str = AUTO) -> tuple[str, ...]:
     """The file's column names; DataError where the file is empty or its first line unreadable."""
     if layout.names:
         return layout.names
-    for block, _ in line_blocks(path):
-        head = block.partition(b"\n")[0].removeprefix(_BOM).removesuffix(b"\r")
+    for block, _ in line_blocks(path, UTF_8 if layout.latin1 else encoding):
+        head = block.partition(b"\n")[0].removesuffix(b"\r")
         try:
             fields = fields_of(_text(head, layout), layout.delimiter, layout.quoted)
         except ValueError as error:
@@ -65,20 +69,20 @@ def column_names(path: Path, layout: Delimited) -> tuple[str, ...]:
 
 
 def delimited_blocks(
-    path: Path, layout: Delimited, columns: Mapping[str, str], bad: BadRows
+    path: Path, layout: Delimited, columns: Mapping[str, str], bad: BadRows, encoding: str = AUTO
 ) -> Iterator[Block]:
     """Yield the wanted columns (role -> column name) of every block of records, as strings."""
-    names = column_names(path, layout)
+    names = column_names(path, layout, encoding)
     require_one_of_each(path, names, columns)
     index = {role: names.index(column) for role, column in columns.items()}
-    rest, blocks = b"", line_blocks(path)
+    rest, blocks = b"", line_blocks(path, UTF_8 if layout.latin1 else encoding, bad)
     following = next(blocks, None)
     while following is not None:
         (block, line), following = following, next(blocks, None)
-        if line == 1:
-            block = block.removeprefix(_BOM)
-            if layout.header_lines:
-                block, line = block.partition(b"\n")[2], 2
+        if line == 1 and layout.header_lines:
+            block, line = block.partition(b"\n")[2], 2
+        if layout.escaped:
+            block = block.replace(b'\\"', b'""')
         line -= rest.count(b"\n")
         block, rest = rest + block, b""
         if not block:
@@ -107,7 +111,7 @@ def read_at_once(
             block.decode("utf-8")
         except UnicodeDecodeError:
             return None
-    if block.count(b"\r") != block.count(b"\r\n"):
+    if layout.rest_in_last or block.count(b"\r") != block.count(b"\r\n"):
         return None
     delimiter = layout.delimiter.encode()
     quotes = None
@@ -168,6 +172,11 @@ def _one_by_one(
         if not isinstance(record, Record):
             column = _column_of(texts[at].removesuffix(b"\r"), layout, names)
             bad.add(file, line + at, column, record)
+        elif layout.rest_in_last and len(record.fields) > len(names):
+            behind = layout.delimiter.join(record.fields[len(names) - 1 :])
+            fields = [*record.fields[: len(names) - 1], behind]
+            rows.append([fields[at] for at in index.values()])
+            lines.append(line + at)
         elif len(record.fields) != len(names):
             found = len(record.fields)
             column = names[found] if found < len(names) else str(len(names) + 1)

@@ -1,11 +1,14 @@
-"""JSON Lines as Blocks: one object a line.
+"""JSON as Blocks: one object a line, or one array of objects; also Python's own way to write them.
 
 Arrow parses a block of lines at once, with the types that the first good line shows; a block that
 does not fit is parsed again line by line. Knows nothing of what the keys mean.
 """
 
+import ast
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,45 +16,128 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.json as arrow_json
 
-from llmrec.data.sources.rows import BadRows, Block, line_blocks, printable
+from llmrec.data.records import RATING
+from llmrec.data.sources.opening import AUTO, line_blocks
+from llmrec.data.sources.rows import BadRows, Block, printable
 from llmrec.errors import DataError
 
 _LOOKED_AT = 100
+_OF_AN_ARRAY = 1 << 16  # elements in a block
 _ARROW_TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64()}
+_ARRAY = re.compile(rb"\s*\[\s*(\{|\Z)")
+_PYTHON = re.compile(rb"\s*\{\s*u?'")
+LINES, ARRAY, PYTHON = "JSON lines", "JSON array", "Python literals"
+
+Objects = Iterable[tuple[int, dict[str, Any] | ValueError]]
 
 
-def keys_of(path: Path) -> tuple[str, ...]:
+def written_as(path: Path, encoding: str = AUTO) -> str:
+    """LINES, ARRAY or PYTHON, as the beginning of the file shows."""
+    start, _ = next(line_blocks(path, encoding), (b"", 1))
+    if _PYTHON.match(start):
+        return PYTHON
+    if _ARRAY.match(start):
+        try:  # a line that is an array of its own, among objects
+            first = json.loads(start.partition(b"\n")[0])
+        except ValueError:
+            return ARRAY
+        if first and isinstance(first[0], dict):
+            return ARRAY
+    return LINES
+
+
+def keys_of(path: Path, encoding: str = AUTO) -> tuple[str, ...]:
     """The keys of the first objects of the file; an object may lack one that others have."""
-    keys: dict[str, None] = {}
-    objects = 0
-    for block, _ in line_blocks(path):
-        for line in block.splitlines():
-            try:
-                keys |= dict.fromkeys(_object(line))
-            except ValueError:
-                continue
-            objects += 1
-            if objects == _LOOKED_AT:
-                return tuple(keys)
+    found = (value for _, value in _objects(path, encoding) if isinstance(value, dict))
+    objects = list(islice(found, _LOOKED_AT))
     if not objects:
         raise DataError(f"{path}: no line holds a JSON object")
-    return tuple(keys)
+    return tuple(dict.fromkeys(key for value in objects for key in value))
 
 
 def jsonl_blocks(
-    path: Path, columns: Mapping[str, str], optional: frozenset[str], bad: BadRows
+    path: Path,
+    columns: Mapping[str, str],
+    optional: frozenset[str],
+    bad: BadRows,
+    encoding: str = AUTO,
 ) -> Iterator[Block]:
     """Yield the wanted keys (role -> key) of every block of lines.
 
     A missing or null value of an `optional` role stays null; of any other role it is a bad row,
     found later with the other bad values.
     """
-    for block, line in line_blocks(path):
-        parsed = _at_once(block, columns)
+    kind = written_as(path, encoding)
+    if kind == ARRAY:
+        elements = _elements(path, encoding, bad)
+        while some := list(islice(elements, _OF_AN_ARRAY)):
+            yield _one_by_one(path.name, some, columns, optional, bad)
+        return
+    parse = _literal if kind == PYTHON else _object
+    for block, line in line_blocks(path, encoding, bad):
+        parsed = _at_once(block, columns) if kind == LINES else None
         if parsed is not None:
             yield Block(parsed, np.arange(line, line + len(next(iter(parsed.values())))))
         else:
-            yield _line_by_line(path.name, block, line, columns, optional, bad)
+            some_lines = _parsed(block, line, parse)
+            yield _one_by_one(path.name, some_lines, columns, optional, bad)
+
+
+def _objects(path: Path, encoding: str) -> Iterator[tuple[int, dict[str, Any] | ValueError]]:
+    kind = written_as(path, encoding)
+    if kind == ARRAY:
+        yield from _elements(path, encoding, None)
+        return
+    for block, line in line_blocks(path, encoding):
+        yield from _parsed(block, line, _literal if kind == PYTHON else _object)
+
+
+def _parsed(
+    block: bytes, line: int, parse: Callable[[bytes], dict[str, Any]]
+) -> Iterator[tuple[int, dict[str, Any] | ValueError]]:
+    """(line, its object or what is wrong with it); blank lines are none."""
+    for number, text in enumerate(block.removesuffix(b"\n").split(b"\n"), start=line):
+        if not text.strip():
+            continue
+        try:
+            yield number, parse(text)
+        except ValueError as error:
+            yield number, error
+
+
+def _elements(
+    path: Path, encoding: str, bad: BadRows | None
+) -> Iterator[tuple[int, dict[str, Any] | ValueError]]:
+    """(number from 1, object) of an array; DataError where it is no JSON any more."""
+    decoder = json.JSONDecoder(parse_constant=_no_constant)
+    between = re.compile(r"[\s,]*")
+    text, number = "", 0
+    blocks = line_blocks(path, encoding, bad)
+    opened = ended = False
+    while not ended:
+        block, _ = next(blocks, (None, 0))
+        ended = block is None
+        text += "" if block is None else block.decode("utf-8", "replace")
+        at = 0
+        if not opened:
+            opened, at = True, text.index("[") + 1
+        while True:
+            start = between.match(text, at).end()  # type: ignore[union-attr]
+            if text.startswith("]", start):
+                return
+            try:
+                value, at = decoder.raw_decode(text, start)
+            except (ValueError, RecursionError) as error:
+                if ended:
+                    raise DataError(
+                        f"{path.name}: the array is not JSON from its element {number + 1} on "
+                        f"({error}); mend it, or write one object a line"
+                    ) from None
+                at = start
+                break
+            number += 1
+            yield number, value if isinstance(value, dict) else _no_object(value)
+        text = text[at:]
 
 
 def _object(line: bytes) -> dict[str, Any]:
@@ -65,8 +151,25 @@ def _object(line: bytes) -> dict[str, Any]:
     except RecursionError:
         raise ValueError("not JSON: nested too deeply") from None
     if not isinstance(value, dict):
-        raise ValueError(f"an object is expected, not {printable(value)}")
+        raise _no_object(value)
     return value
+
+
+def _literal(line: bytes) -> dict[str, Any]:
+    """The dict that a line writes as Python does; nothing of it is run."""
+    try:
+        value = ast.literal_eval(line.decode("utf-8").strip())
+    except UnicodeDecodeError as error:
+        raise ValueError(f"byte {line[error.start]:#04x} is not UTF-8") from None
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
+        raise ValueError(f"no Python literal: {printable(line.decode('utf-8'))}") from None
+    if not isinstance(value, dict):
+        raise _no_object(value)
+    return value
+
+
+def _no_object(value: Any) -> ValueError:
+    return ValueError(f"an object is expected, not {printable(value)}")
 
 
 def _no_constant(name: str) -> float:
@@ -76,7 +179,8 @@ def _no_constant(name: str) -> float:
 def _at_once(block: bytes, columns: Mapping[str, str]) -> dict[str, pa.Array] | None:
     """Columns by role, or None where the block has to be looked at line by line."""
     try:
-        block.decode("utf-8")
+        if not block.isascii():
+            block.decode("utf-8")
         first = _object(block.partition(b"\n")[0])
     except ValueError:
         return None
@@ -98,28 +202,19 @@ def _at_once(block: bytes, columns: Mapping[str, str]) -> dict[str, pa.Array] | 
     return {role: table[key].combine_chunks() for role, key in columns.items()}
 
 
-def _line_by_line(
-    file: str,
-    block: bytes,
-    line: int,
-    columns: Mapping[str, str],
-    optional: frozenset[str],
-    bad: BadRows,
+def _one_by_one(
+    file: str, objects: Objects, columns: Mapping[str, str], optional: frozenset[str], bad: BadRows
 ) -> Block:
     rows: list[list[str | None]] = []
     lines: list[int] = []
-    for number, text in enumerate(block.removesuffix(b"\n").split(b"\n"), start=line):
-        if not text.strip():
-            continue
-        try:
-            value = _object(text)
-        except ValueError as error:
-            bad.add(file, number, "line", str(error))
+    for number, value in objects:
+        if isinstance(value, ValueError):
+            bad.add(file, number, "line", str(value))
             continue
         row: list[str | None] = []
         for role, key in columns.items():
             try:
-                row.append(_text(value.get(key)))
+                row.append(_text(value.get(key), role == RATING))
             except ValueError as error:
                 if role in optional:
                     row.append(None)
@@ -135,7 +230,9 @@ def _line_by_line(
     return Block(arrays, np.array(lines, dtype=np.int64))
 
 
-def _text(value: Any) -> str | None:
+def _text(value: Any, is_rating: bool) -> str | None:
+    if is_rating and isinstance(value, bool):
+        return str(int(value))
     if value is None or (isinstance(value, str) and value.isascii()):
         return value
     if isinstance(value, bool) or not isinstance(value, str | int | float):

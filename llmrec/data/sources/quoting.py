@@ -148,27 +148,29 @@ class Records:
         first = self.lines[at]
         assert isinstance(first, str)  # noqa: S101  the caller has parsed it
         before = len(_parsed(first, self.delimiter)[0])
-        joined = first
+        joined, unbalanced = first, None
         for end in range(at + 1, min(at + _MAX_LINES, len(self.lines))):
             line = self.lines[end]
             if isinstance(line, ValueError) or len(joined) + len(line) > _MAX_CHARACTERS:
-                return _OPEN, at + 1
+                return unbalanced or (_OPEN, at + 1)
             joined = f"{joined}\n{line}"
             line = line.removesuffix("\r")
             quote = line.find('"')
             if quote < 0:
                 continue
             if self._opens(line, quote):
-                return _OPEN, at + 1  # another record begins here, so the quote was a stray one
+                break  # another record begins here
             fields, is_open = _parsed(joined.removesuffix("\r"), self.delimiter)
             if not is_open and len(fields) >= self.width:
                 return Record(fields), end + 1
             tail = re.search(rf'"({re.escape(self.delimiter)}.*)?\Z', line)
-            if tail and before + 1 + (tail[1] or "").count(self.delimiter) == self.width:
-                return f"quotes are not balanced in {printable(joined)}", end + 1
-        if self.last or len(self.lines) - at >= _MAX_LINES:
-            return _OPEN, at + 1
-        return None
+            width = before + 1 + (tail[1] or "").count(self.delimiter) if tail else 0
+            if unbalanced is None and width == self.width:
+                unbalanced = f"quotes are not balanced in {printable(joined)}", end + 1
+        else:
+            if not self.last and len(self.lines) - at < _MAX_LINES:
+                return None
+        return unbalanced or (_OPEN, at + 1)
 
     def _opens(self, line: str, quote: int) -> bool:
         """Whether the first quotes of a line, at `quote`, begin a field of a record of its own."""

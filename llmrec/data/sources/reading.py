@@ -25,9 +25,11 @@ from llmrec.data.records import (
     Ints,
     Longs,
 )
-from llmrec.data.sources.formats import AUTO, Columns, Layout, TableFile, recognise
+from llmrec.data.sources.formats import recognise
+from llmrec.data.sources.layouts import Columns, Layout, Reading, TableFile
+from llmrec.data.sources.opening import AUTO
 from llmrec.data.sources.rows import BadRows
-from llmrec.data.sources.tables import blocks_of, header_lines, kept_rows
+from llmrec.data.sources.tables import blocks_of, kept_rows
 from llmrec.data.sources.times import Clock, Fractions
 from llmrec.data.sources.titles import item_titles
 from llmrec.data.sources.values import as_text, has_text, identifiers, ratings
@@ -63,14 +65,16 @@ def read_source(
     items: Path | None = None,
     columns: Columns | None = None,
     max_bad_rows: int = 0,
+    reading: Reading | None = None,
 ) -> RawData:
     """Read a file or folder; DataError past `max_bad_rows` or where nothing usable is left."""
-    return read_layout(recognise(path, format_name, items, columns), BadRows(max_bad_rows))
+    layout = recognise(path, format_name, items, columns, reading)
+    return read_layout(layout, BadRows(max_bad_rows))
 
 
 def read_layout(layout: Layout, bad: BadRows) -> RawData:
     """Read what was recognised; DataError past the limit of `bad` or where nothing is left."""
-    clock = Clock()
+    clock = Clock.of(layout.interactions.timestamp_format)
     interactions, item_ids, in_line_titles = _interactions(layout.interactions, bad, clock)
     if layout.items is not None:
         titles, brands, untitled, repeated = item_titles(layout, item_ids, bad)
@@ -80,7 +84,12 @@ def read_layout(layout: Layout, bad: BadRows) -> RawData:
     bad.check()
     if len(interactions) == 0:
         raise DataError(f"{layout.interactions.path} holds no interaction that can be used")
-    files = (layout.interactions.path,) + (() if layout.items is None else (layout.items.path,))
+    files = (*layout.interactions.paths, *(() if layout.items is None else layout.items.paths))
+    if TIMESTAMP not in layout.interactions.columns:
+        bad.notice(
+            f"{layout.interactions.path.name} has no times: the order of its rows is taken for "
+            "the order of time"
+        )
     return RawData(
         layout.format,
         files,
@@ -116,18 +125,22 @@ def good_rows(file: TableFile, bad: BadRows, clock: Clock) -> Iterator[GoodRows]
 
     Rows are numbered as a SOURCE_ROW column has it, else by their place in the file.
     """
-    header = header_lines(file)
     for block in blocks_of(file, bad):
         user, bad_users = identifiers(block.columns[USER_ID])
         item, bad_items = identifiers(block.columns[ITEM_ID])
-        time, part, bad_times = clock.read(block.columns[TIMESTAMP])
-        reasons = {USER_ID: bad_users, ITEM_ID: bad_items, TIMESTAMP: bad_times}
+        reasons = {USER_ID: bad_users, ITEM_ID: bad_items}
+        rows = block.rows
+        if SOURCE_ROW in file.columns:
+            rows = block.columns[SOURCE_ROW].to_numpy(False)
+        time, part = rows, None  # without times the order of the rows is theirs
+        if TIMESTAMP in file.columns:
+            time, part, reasons[TIMESTAMP] = clock.read(block.columns[TIMESTAMP])
         score = None
         if RATING in file.columns:
             score, reasons[RATING] = ratings(block.columns[RATING])
-        rows = block.lines - 1 - header
-        if SOURCE_ROW in file.columns:
-            rows = block.columns[SOURCE_ROW].to_numpy(False)
+            if file.rated:
+                none = np.flatnonzero(np.isnan(score)).tolist()
+                reasons[RATING] |= dict.fromkeys(none, "is missing, and data.min_rating needs it")
         keep = kept_rows(file, block, reasons, bad)
         mask = pa.array(keep)
         title = None

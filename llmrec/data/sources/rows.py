@@ -1,12 +1,9 @@
-"""Reading a file in blocks of whole lines, and keeping account of the rows that are bad.
+"""Blocks of rows, and the account of the rows that are bad, as file:line:column:reason.
 
-A record is a line: that is what makes file:line:column:reason exact and keeps one broken record
-from swallowing the next. Knows nothing of what the columns mean.
+Knows nothing of what the columns mean.
 """
 
-import gzip
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,14 +12,6 @@ import pyarrow as pa
 
 from llmrec.data.records import Longs
 from llmrec.errors import DataError
-
-BLOCK_BYTES = 1 << 24
-MAX_LINE_BYTES = 1 << 26
-# A gz file may unpack to this much, and to at most this many times its own size once it is large:
-# text packs 3 to 20 times, a bomb a thousand times.
-MAX_UNPACKED_BYTES = 1 << 37
-MAX_UNPACKED_RATIO = 200
-_RATIO_APPLIES_FROM = 1 << 28
 
 _LISTED, _REMEMBERED = 10, 10_000
 
@@ -77,10 +66,20 @@ class BadRows:
 
 @dataclass(frozen=True)
 class Block:
-    """R rows: `columns` maps a role (user_id, title, ...) to (R,) values; `lines` (R,) from 1."""
+    """R rows: `columns` maps a role (user_id, title, ...) to (R,) values; `lines` (R,) from 1.
+
+    `first`: the line of the file's first row, counted as rows go on over several files.
+    """
 
     columns: dict[str, pa.Array]
     lines: Longs
+    first: int = 1
+    file: str = ""
+
+    @property
+    def rows(self) -> Longs:
+        """(R,) the rows' places in the data, from 0."""
+        return self.lines - self.first
 
 
 def printable(text: Any, limit: int = 40) -> str:
@@ -97,54 +96,3 @@ def require_one_of_each(path: Path, names: Sequence[str], columns: Mapping[str, 
                 f"{path} has {count} columns called {name!r}, and which of them is "
                 "meant is not known; rename all but one."
             )
-
-
-def line_blocks(path: Path) -> Iterator[tuple[bytes, int]]:
-    """Yield (whole lines, number of the first of them from 1); unpacks `.gz` while reading."""
-    line = 1
-    rest = b""
-    for chunk in _chunks(path):
-        head, newline, tail = chunk.rpartition(b"\n")
-        if not newline:
-            rest += tail
-            if len(rest) > MAX_LINE_BYTES:
-                raise DataError(
-                    f"{path.name}:{line}: a line of more than {MAX_LINE_BYTES} bytes; "
-                    "is this a text file with one record a line?"
-                )
-            continue
-        block = rest + head + newline
-        yield block, line
-        line += block.count(b"\n")
-        rest = tail
-    if rest:
-        yield rest, line
-
-
-def _chunks(path: Path) -> Iterator[bytes]:
-    total, packed = 0, path.stat().st_size
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rb") as stream:
-        while True:
-            try:
-                chunk = stream.read(BLOCK_BYTES)
-            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-                raise DataError(
-                    f"{path}: the gz file is damaged after {total:,} unpacked bytes ({error}). "
-                    "Fetch it again."
-                ) from error
-            if not chunk:
-                return
-            total += len(chunk)
-            if path.suffix == ".gz" and _too_much(total, packed):
-                raise DataError(
-                    f"{path}: {packed:,} bytes unpack to more than {total:,}; refused, because no "
-                    "table packs that well. Unpack it yourself if you trust it."
-                )
-            yield chunk
-
-
-def _too_much(total: int, packed: int) -> bool:
-    if total > MAX_UNPACKED_BYTES:
-        return True
-    return total > _RATIO_APPLIES_FROM and total > MAX_UNPACKED_RATIO * packed

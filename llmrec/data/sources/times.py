@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, TypeAlias
 
@@ -31,9 +31,11 @@ from llmrec.data.sources.values import (
 
 Fractions: TypeAlias = npt.NDArray[np.int32]
 
+UNITS = ("s", "ms", "us")
 _BILLION = 10**9
 _INT64 = 2**63
 _DECIMAL = r"^\s*(?P<sign>[+-]?)(?P<whole>[0-9]{1,18})(?:\.(?P<part>[0-9]{0,9})[0-9]*)?\s*$"
+_DATE_LIKE = re.compile(r"[0-9][./ :-][0-9]")
 _SECOND = re.compile(r"(.*:[0-9]{2})[.,]([0-9]{1,9})[0-9]*(.*)", re.DOTALL)
 
 
@@ -41,13 +43,23 @@ _SECOND = re.compile(r"(.*:[0-9]{2})[.,]([0-9]{1,9})[0-9]*(.*)", re.DOTALL)
 class Clock:
     """How the times of one file are read, as far as its blocks have shown.
 
-    `dates`: whether they are dates (ISO 8601, in milliseconds, UTC where no zone stands) or
-    numbers as they are; None while nothing is known. `digits`: decimal places that some time has.
+    `dates`: whether they are dates (in milliseconds, UTC where no zone stands) or numbers as they
+    are; None while nothing is known. `form`: that of `strptime` which dates have, "" for ISO 8601.
+    `digits`: decimal places that some time has.
     """
 
     dates: bool | None = None
     digits: int = 0
     largest: int = 0
+    form: str = ""
+
+    @staticmethod
+    def of(timestamp_format: str) -> "Clock":
+        """A clock for `data.timestamp_format`: auto, iso, s, ms, us, or a form of strptime."""
+        known: dict[str, bool | None] = {"auto": None, "iso": True} | dict.fromkeys(UNITS, False)
+        if timestamp_format in known:
+            return Clock(known[timestamp_format])
+        return Clock(True, form=timestamp_format)
 
     @property
     def ticks(self) -> int:
@@ -98,6 +110,8 @@ class Clock:
             self.dates = False
             return _of_floats(values)
         text = as_text(values)
+        if self.form:
+            return _by_form(text, self.form)
         fast = self._at_once(text)
         if fast is not None:
             return (*fast, {})
@@ -206,10 +220,41 @@ def _each(
     return whole, part, reasons
 
 
+def _by_form(text: pa.Array, form: str) -> tuple[Longs, Fractions | None, Reasons]:
+    """Dates in a form of `strptime`; each that is there several times is read once."""
+
+    def parse(value: str) -> tuple[int, int]:
+        try:
+            moment = datetime.strptime(value, form)
+        except ValueError:
+            raise ValueError(
+                f"{printable(value)} is not a date like {form!r} (data.timestamp_format)"
+            ) from None
+        return _since_1970(moment, moment.microsecond * 1000)
+
+    encoded = text.dictionary_encode()
+    whole, part, reasons = _each(encoded.dictionary, parse)
+    missing = _missing(encoded)
+    codes = encoded.indices.fill_null(0).to_numpy(False)
+    if not len(whole):
+        return np.zeros(len(text), np.int64), None, missing
+    wrong = np.flatnonzero(np.isin(codes, list(reasons)))
+    return whole[codes], part[codes], {int(r): reasons[int(codes[r])] for r in wrong} | missing
+
+
+def _since_1970(moment: datetime, nanoseconds: int) -> tuple[int, int]:
+    """Milliseconds, and billionths of one; UTC where no zone stands."""
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    seconds = (moment.replace(microsecond=0) - _EPOCH) // timedelta(seconds=1)
+    return seconds * 1000 + nanoseconds // 1_000_000, nanoseconds % 1_000_000 * 1000
+
+
 def _number(text: str) -> tuple[int, int]:
     """A number, rounded down, and the billionths above."""
     if not NUMBER.fullmatch(text):
-        raise ValueError(f"{printable(text)} is not a number")
+        date = _DATE_LIKE.search(text) is not None
+        form = "; dates other than ISO 8601 need data.timestamp_format" * date
+        raise ValueError(f"{printable(text)} is not a number{form}")
     if math.isinf(float(text)):
         raise ValueError(f"{printable(text)} is not a number")
     number = Decimal(text[:60])
@@ -228,10 +273,7 @@ def _moment(text: str) -> tuple[int, int]:
         raise ValueError(f"{printable(text)} is not a date") from None
     if INTEGER.fullmatch(text):
         raise ValueError(f"{printable(text)} is not a date, as the rows before it are")
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    nanoseconds = int(split[2].ljust(9, "0")) if split is not None else 0
-    seconds = round((moment - _EPOCH).total_seconds())
-    return seconds * 1000 + nanoseconds // 1_000_000, nanoseconds % 1_000_000 * 1000
+    return _since_1970(moment, int(split[2].ljust(9, "0")) if split is not None else 0)
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

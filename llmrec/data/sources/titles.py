@@ -5,6 +5,7 @@ Knows nothing of file layouts or of users.
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from llmrec.data.records import ITEM_ID, TITLE, Bools
-from llmrec.data.sources.formats import BRAND, YEAR, Layout, TableFile, available
+from llmrec.data.sources.layouts import BRAND, YEAR, Layout, TableFile, available
 from llmrec.data.sources.rows import BadRows, printable
 from llmrec.data.sources.tables import blocks_of, kept_rows
 from llmrec.data.sources.values import as_text, has_text, identifiers
@@ -126,7 +127,7 @@ def _holding(file: TableFile, name: str, sample: list[str]) -> list[str]:
 def _ids(file: TableFile, column: str) -> dict[str, None]:
     """All ids of a column, in its order; the bad ones have been told of before."""
     ids: dict[str, None] = {}
-    for block in blocks_of(TableFile(file.path, file.layout, {ITEM_ID: column}), BadRows()):
+    for block in blocks_of(replace(file, columns={ITEM_ID: column}), BadRows()):
         found, wrong = identifiers(block.columns[ITEM_ID])
         if len(wrong) < len(found):
             ids |= dict.fromkeys(found.dictionary.to_pylist())

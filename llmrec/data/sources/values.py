@@ -73,16 +73,20 @@ def identifiers(values: pa.Array) -> tuple[pa.DictionaryArray, Reasons]:
 
 
 def ratings(values: pa.Array) -> tuple[npt.NDArray[np.float32], Reasons]:
-    """(R,) float32 finite numbers."""
+    """(R,) float32 finite numbers, NaN where a row has none, which is no fault."""
     if _is_number(values.type):
         numbers, reasons = floats(values)
-        return numbers.astype(np.float32), reasons
+        blank = pc.is_null(values, nan_is_null=True).to_numpy(False)
+        numbers[blank] = np.nan
+        return numbers.astype(np.float32), {r: why for r, why in reasons.items() if not blank[r]}
     text = as_text(values)
     fast = cast_or_none(text, pa.float64())
     if fast is not None and np.isfinite(fast.to_numpy(False)).all():
         return fast.to_numpy(False).astype(np.float32), {}
+    blank = pc.equal(pc.utf8_trim_whitespace(text), "").fill_null(True).to_numpy(False)
     numbers, reasons = _each(text, _finite)
-    return numbers.astype(np.float32), reasons
+    numbers[blank] = np.nan
+    return numbers.astype(np.float32), {r: why for r, why in reasons.items() if not blank[r]}
 
 
 def is_readable(kind: pa.DataType) -> bool:

@@ -1,0 +1,147 @@
+"""What a recognised source is: its files, how each is laid out, which column plays which role.
+
+Also how a recipe may say it (`Columns`, `ItemColumns`, `Reading`). Reads names, headers, no rows.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from llmrec.data.records import ITEM_ID, RATING, TIMESTAMP, TITLE, USER_ID
+from llmrec.data.sources.delimited import Delimited, column_names
+from llmrec.data.sources.jsonl import keys_of
+from llmrec.data.sources.opening import AUTO
+from llmrec.data.sources.parquet import parquet_columns
+from llmrec.errors import DataError
+
+YEAR, BRAND = "year", "brand"  # roles that only some items files fill
+PARQUET, JSONL, NETFLIX, MIND = "parquet", "jsonl", "netflix", "mind"
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the columns of a file of one's own; rating and title may be missing there.
+
+    `timestamp` None: the rows stand in the order of time.
+    """
+
+    user_id: str = USER_ID
+    item_id: str = ITEM_ID
+    timestamp: str | None = TIMESTAMP
+    rating: str | None = RATING
+    title: str | None = TITLE
+
+    def over(self, usual: Mapping[str, str]) -> dict[str, str]:
+        """The usual columns of a known layout (role -> name), with what was said instead."""
+        said = {f.name: getattr(self, f.name) for f in fields(self)}
+        changed = {f.name for f in fields(self) if said[f.name] != f.default}
+        chosen = {role: said[role] if role in changed else name for role, name in usual.items()}
+        chosen |= {role: said[role] for role in changed - set(usual)}
+        return {role: name for role, name in chosen.items() if name is not None}
+
+
+@dataclass(frozen=True)
+class ItemColumns:
+    """Names of the columns of the items file; None: as in the interactions, or the usual one."""
+
+    item_id: str | None = None
+    title: str | None = None
+    year: str | None = None
+    brand: str | None = None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How files are written, where it is not to be found out, and whether every row is rated."""
+
+    delimiter: str | None = None
+    encoding: str = AUTO
+    timestamp_format: str = AUTO
+    items: ItemColumns = ItemColumns()
+    rated: bool = False
+
+
+@dataclass(frozen=True)
+class TableFile:
+    """One file, how to read it, and which of its columns plays which role.
+
+    `more` are further files of the same layout, read after it.
+    """
+
+    path: Path
+    layout: Delimited | str
+    columns: Mapping[str, str]
+    encoding: str = AUTO
+    timestamp_format: str = AUTO
+    rated: bool = False
+    more: tuple[Path, ...] = ()
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All its files, in order."""
+        return (self.path, *self.more)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A recognised source. Titles come from `items`, or where that is None from `interactions`."""
+
+    format: str
+    interactions: TableFile
+    items: TableFile | None
+
+
+def names_in(path: Path, layout: Delimited | str, encoding: str = AUTO) -> tuple[str, ...]:
+    """Column names (or keys) a file has."""
+    if isinstance(layout, Delimited):
+        return column_names(path, layout, encoding)
+    if layout in (NETFLIX, MIND):
+        return (USER_ID, ITEM_ID, RATING, TIMESTAMP) if layout == NETFLIX else ()
+    return parquet_columns(path) if layout == PARQUET else keys_of(path, encoding)
+
+
+def available(file: TableFile) -> tuple[str, ...]:
+    """Column names (or keys) the file has."""
+    return names_in(file.path, file.layout, file.encoding)
+
+
+def require(path: Path, names: tuple[str, ...], roles: Mapping[str, str], optional: object) -> None:
+    """Raise DataError unless the file has the column of every role but the `optional` ones."""
+    missing = [
+        f"{role} ({name!r})"
+        for role, name in roles.items()
+        if name not in names and role not in optional  # type: ignore[operator]
+    ]
+    if missing:
+        raise missing_columns(path, names, missing)
+
+
+def missing_columns(path: Path, names: tuple[str, ...], missing: list[str]) -> DataError:
+    """What is missing, what is there, what the file looks like, and what to do."""
+    hint = looks_like(path, names)
+    advice = hint or "Map them in data.columns."
+    if any(text.startswith(TIMESTAMP) for text in missing) and not hint:
+        advice += (
+            " Where there is no time and the rows stand in its order, set "
+            "data.columns.timestamp: null."
+        )
+    return DataError(
+        f"{path} has no column for {', '.join(missing)}; it has {', '.join(names)}. {advice}"
+    )
+
+
+def looks_like(path: Path, names: tuple[str, ...]) -> str:
+    """What the first line shows of a file that was taken for something else; "" for nothing."""
+    first = names[0] if names else ""
+    if first.startswith(("{'", "{u'", '{"', "[{")) or first.strip() == "[":
+        return f"Its first line begins with {first[:2]!r}, as JSON does: set data.format: jsonl."
+    if first.startswith("PAR1"):
+        return "It begins with 'PAR1', as Parquet does: set data.format: parquet."
+    if len(names) == 1:
+        for mark, said in ((";", ";"), ("\t", "\\t"), ("|", "|"), (",", ","), ("::", "::")):
+            if mark in first:
+                return (
+                    f"Its first line is divided by {mark!r} ({first.count(mark) + 1} columns): set "
+                    f'data.delimiter: "{said}".'
+                )
+    return ""
