@@ -8,7 +8,6 @@ where the manifest of an earlier run still holds. Knows no text and no model.
 import json
 import logging
 import shutil
-import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,20 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llmrec.data.candidates import draw_candidates, write_candidates
-from llmrec.data.catalog import Catalog, build_catalog, duplicate_titles
-from llmrec.data.files import sha256_of, write_json
-from llmrec.data.filters import compacted, drawn_items, first_of_duplicates, k_core, seeded_subset
+from llmrec.data.catalog import Catalog, duplicate_titles
+from llmrec.data.files import write_json
+from llmrec.data.filters import drawn_items, seeded_subset
 from llmrec.data.records import Bools, Examples, Interactions
-from llmrec.data.sources import (
-    BadRows,
-    Columns,
-    ItemColumns,
-    Layout,
-    RawData,
-    Reading,
-    read_layout,
-    recognise,
-)
+from llmrec.data.sources import RawData
 from llmrec.data.splits import (
     Split,
     by_user,
@@ -41,6 +31,14 @@ from llmrec.data.splits import (
 )
 from llmrec.errors import DataError, LlmrecError
 from llmrec.runs.made import require_same_data
+from llmrec.stages.prepared_log import (
+    catalogued,
+    fingerprint,
+    read,
+    recognised,
+    source_files,
+    source_path,
+)
 
 if TYPE_CHECKING:
     from llmrec.recipe import Recipe
@@ -78,20 +76,20 @@ def run(recipe: "Recipe", folder: "RunFolder", offline: bool = False) -> dict[st
     Raises DataError, and leaves what stood in `folder.data`, where the data cannot be used.
     """
     settings = settings_of(recipe)
-    path = _source_path(recipe.data.source, offline)
-    layout = _recognised(path, recipe.data)
-    sources = {name: _fingerprint(file) for name, file in _source_files(layout).items()}
+    path = source_path(recipe.data.source, offline)
+    layout = recognised(path, recipe.data)
+    sources = {name: fingerprint(file) for name, file in source_files(layout).items()}
     standing = verified_manifest(folder.data)
     if standing is not None and _same(standing, settings, sources):
         log.info("prepare: %s is up to date", folder.data)
         return {**standing, "skipped": True}
     log.info("prepare: reading %s (%s)", path, layout.format)
-    raw, kept, counts = _read(layout, recipe.data, folder.root)
+    raw, kept, counts = read(layout, recipe.data, folder.root)
     for row in raw.bad_rows.rows[:10]:
         log.warning("prepare: left out %s", row)
     for notice in raw.bad_rows.notices:
         log.warning("prepare: %s", notice)
-    kept, catalog = _catalogued(kept, raw, recipe.data)
+    kept, catalog = catalogued(kept, raw, recipe.data)
     held = held_back(len(catalog), recipe.data, recipe.seed)
     whole = _split(order(kept, recipe.data.ties, recipe.seed), recipe.data, held)
     _refuse_empty(whole, recipe.data.split)
@@ -129,7 +127,7 @@ def verified_manifest(data: Path) -> dict[str, Any] | None:
     try:
         manifest = json.loads((data / MANIFEST).read_text("utf-8"))
         outputs = manifest["outputs"].items()
-        if all(_fingerprint(data / name) == recorded for name, recorded in outputs):
+        if all(fingerprint(data / name) == recorded for name, recorded in outputs):
             return dict(manifest)
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         pass
@@ -143,9 +141,9 @@ def ordered_log(data: "Data", seed: int, sources: dict[str, Any]) -> tuple[Inter
     source is gone or has other bytes.
     """
     try:
-        path = _source_path(data.source, offline=True)
-        layout = _recognised(path, data)
-        found = {name: _fingerprint(file) for name, file in _source_files(layout).items()}
+        path = source_path(data.source, offline=True)
+        layout = recognised(path, data)
+        found = {name: fingerprint(file) for name, file in source_files(layout).items()}
     except (LlmrecError, OSError) as error:
         raise DataError(
             f"data.source {data.source!r}, which this run was prepared from, cannot be "
@@ -160,137 +158,14 @@ def ordered_log(data: "Data", seed: int, sources: dict[str, Any]) -> tuple[Inter
             f"{', '.join(changed) or 'files'} differ in SHA-256 from the manifest; "
             "bring back the source, or run `llmrec prepare` again."
         )
-    raw, kept, _ = _read(layout, data)
-    rows, catalog = _catalogued(kept, raw, data)
+    raw, kept, _ = read(layout, data)
+    rows, catalog = catalogued(kept, raw, data)
     return order(rows, data.ties, seed), catalog
 
 
 def _same(standing: dict[str, Any], settings: dict[str, Any], sources: dict[str, Any]) -> bool:
     ours = {"version": VERSION, "settings": settings, "sources": sources}
     return all(standing.get(key) == value for key, value in ours.items())
-
-
-def _source_path(source: str, offline: bool) -> Path:
-    """A path on disk as it is, else the folder of the fetched data set of that name."""
-    path = Path(source).expanduser()
-    if path.exists():
-        return path
-    from llmrec.fetch.cache import data_path
-
-    fetched = data_path(source, offline)
-    if fetched is None:
-        raise DataError(
-            f"data.source {source!r} is neither a file or folder here nor the name of "
-            "a data set that `llmrec fetch data` knows."
-        )
-    return fetched
-
-
-def _recognised(path: Path, data: "Data") -> Layout:
-    names, items = data.columns, data.items_columns
-    return recognise(
-        path,
-        data.format,
-        None if data.items is None else Path(data.items),
-        Columns(names.user_id, names.item_id, names.timestamp, names.rating, names.title),
-        Reading(
-            data.delimiter,
-            data.encoding,
-            data.timestamp_format,
-            ItemColumns(items.item_id, items.title, items.year, items.brand),
-            rated=data.min_rating is not None,
-        ),
-    )
-
-
-def _source_files(layout: Layout) -> dict[str, Path]:
-    parts = {"interactions": layout.interactions, "items": layout.items}
-    return {
-        name if number == 0 else f"{name} {number + 1}": path
-        for name, table in parts.items()
-        if table is not None
-        for number, path in enumerate(table.paths)
-    }
-
-
-def _fingerprint(path: Path) -> dict[str, Any]:
-    return {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
-
-
-def _read(
-    layout: Layout, data: "Data", scratch: Path | None = None
-) -> tuple[RawData, Interactions, dict[str, int]]:
-    """The raw data, its rows that pass the filters, and how many each filter dropped.
-
-    Out of core the filters come first, and only what they leave is read; tables go below `scratch`.
-    """
-    bad = BadRows(data.max_bad_rows)
-    if not data.out_of_core:
-        raw = read_layout(layout, bad)
-        return raw, *_filtered(raw, data)
-    from llmrec.data.out_of_core import filtered
-
-    if scratch is not None:
-        scratch.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".out-of-core-", dir=scratch) as temporary:
-        fewer, counts = filtered(
-            layout,
-            Path(temporary),
-            bad,
-            min_rating=data.min_rating,
-            k_core=data.k_core,
-            memory_limit=data.memory_limit,
-            scratch=Path(temporary),
-        )
-        found_before = bad.count
-        raw = read_layout(fewer, bad)
-    of_items = bad.count - found_before
-    counts |= {"rows_read": counts["rows_read"] + of_items, "bad_rows": bad.count}
-    return raw, raw.interactions, counts
-
-
-def _filtered(raw: RawData, data: "Data") -> tuple[Interactions, dict[str, int]]:
-    """Rows that pass the filters, in the order stated in the rules, and how many each dropped."""
-    rows = raw.interactions
-    counts = {"rows_read": len(rows) + raw.bad_rows.count, "bad_rows": raw.bad_rows.count}
-    fewer = rows.take(first_of_duplicates(rows))
-    counts["duplicates_dropped"] = len(rows) - len(fewer)
-    rows = fewer
-    if data.min_rating is not None:
-        if rows.rating is None:
-            raise DataError(
-                f"data.min_rating is {data.min_rating}, but the data has no ratings; name their "
-                "column in data.columns.rating or drop data.min_rating."
-            )
-        fewer = rows.take(rows.rating >= np.float32(data.min_rating))
-        counts["below_min_rating"] = len(rows) - len(fewer)
-        rows = fewer
-    if data.k_core > 1:
-        fewer = rows.take(k_core(rows, data.k_core))
-        counts["outside_k_core"] = len(rows) - len(fewer)
-        rows = fewer
-    if len(rows) == 0:
-        raise DataError(
-            f"no interaction is left after the filters ({counts}); "
-            "lower data.k_core or data.min_rating."
-        )
-    return rows, counts
-
-
-def _catalogued(rows: Interactions, raw: RawData, data: "Data") -> tuple[Interactions, Catalog]:
-    """Users and items that are left, renumbered without gaps, and the Catalog of the items."""
-    position, items = compacted(rows.position, len(raw.item_ids))
-    user, users = compacted(rows.user, len(rows.user_ids))
-    catalog = build_catalog(
-        raw.item_ids[items].tolist(),
-        raw.titles[items].tolist(),
-        raw.brands[items].tolist(),
-        year_in_title=data.year_in_title,
-        max_title_chars=data.max_title_chars,
-    )
-    return Interactions(
-        user, position, rows.timestamp, rows.source_row, rows.user_ids[users], rows.rating
-    ), catalog
 
 
 def held_back(items: int, data: "Data", seed: int) -> Bools | None:
@@ -404,7 +279,7 @@ def _write(
                 seed = manifest["settings"]["seed"]
                 drawn = draw_candidates(examples, len(catalog), count, seed, _PARTS.index(part))
                 write_candidates(staging / folder.candidates(part).name, drawn)
-        outputs = {path.name: _fingerprint(path) for path in sorted(staging.iterdir())}
+        outputs = {path.name: fingerprint(path) for path in sorted(staging.iterdir())}
         manifest = {**manifest, "outputs": outputs}
         require_same_data(folder, manifest)
         write_json(staging / MANIFEST, manifest)

@@ -5,6 +5,7 @@ token, a prompt's label mask is exact, and the prompts of a growing history shar
 A title can hold the text of a control token, never its id (`parts`). Knows a tokenizer, no model.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, time
@@ -23,6 +24,7 @@ from llmrec.text.trie import TitleTrie
 from llmrec.text.trie_files import shared
 
 A_DAY = date(2024, 7, 26)
+_ASKS_TIME = re.compile(r"""strftime_now\(\s*(['"])((?:(?!\1)[^\\])*)\1\s*\)""")
 _SENTINEL = "\ue002"
 
 
@@ -332,22 +334,35 @@ def _chat_around(tokenizer: Any, today: date) -> tuple[str, str]:
 
     A template that asks for the time is told midnight of `today`, whatever the clock says.
     """
-    now = datetime.combine(today, time())
     if not getattr(tokenizer, "chat_template", None):
         raise RecipeError(
             "prompt.form is 'chat' but the tokenizer has no chat template; use 'plain'"
         )
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": _SENTINEL}],
+        chat_template=_at_midnight(tokenizer.get_chat_template(), today),
         tokenize=False,
         add_generation_prompt=True,
-        sanitize_control_tokens=False,  # it would make text of the clock; nothing here is a user's
-        strftime_now=now.strftime,
     )
     before, found, after = text.partition(_SENTINEL)
     if not found or _SENTINEL in after:
         raise RecipeError("the tokenizer's chat template does not show the user's message once")
     return before, after
+
+
+def _at_midnight(chat_template: str, today: date) -> str:
+    """The template with its questions for the time answered.
+
+    Raises RecipeError for one whose form is not written where it is asked.
+    """
+    now = datetime.combine(today, time())
+    answered = _ASKS_TIME.sub(lambda asked: repr(now.strftime(asked[2])), chat_template)
+    if "strftime_now(" in answered.replace(" ", ""):
+        raise RecipeError(
+            "the tokenizer's chat template asks for the time in a form that it makes up, so its "
+            "prompts would change with the clock; use prompt.form plain"
+        )
+    return answered
 
 
 def _last_title(pieces: Sequence[Ids | int]) -> int:

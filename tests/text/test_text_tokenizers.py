@@ -238,6 +238,10 @@ def test_the_prompt_does_not_change_with_the_clock(tokenizer, monkeypatch):
         MOVIE, clocked, ["Love"], form="chat", today=datetime.date(2030, 2, 1)
     ).prompt([0])
     assert "Today: 01 Feb 2030 00:00" in clocked.decode(told.ids)
+    clocked.chat_template = CLOCK.replace("'%d %b %Y %H:%M'", "'%d ' ~ '%b'")
+    with pytest.raises(RecipeError, match="asks for the time in a form that it makes up"):
+        PromptEncoder(MOVIE, clocked, ["Love"], form="chat")
+    PromptEncoder(MOVIE, clocked, ["Love"])
 
 
 def test_a_token_without_an_embedding_is_named(tokenizer, tmp_path):

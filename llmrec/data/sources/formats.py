@@ -50,10 +50,12 @@ def recognise(
         raise DataError(f"data.source {path} does not exist")
     folder = _inner(path) if path.is_dir() else path.parent
     file = path if path.is_file() else None
+    # A file by itself of which anything is said is a file of one's own.
+    plain = columns == Columns() and (reading.delimiter, reading.encoding) == (None, AUTO)
+    own = file is not None and not plain and suffix_of(file) in _all_suffixes()
     found = []
     for name, several in recognisers().items():
-        # A file by itself whose columns are named is a file of one's own.
-        if format_name == name or (format_name == AUTO and (not file or columns == Columns())):
+        if format_name == name or (format_name == AUTO and not own):
             layouts = (recognised(folder, file, columns) for recognised in several)
             found += [layout for layout in layouts if layout is not None]
     if format_name in (AUTO, *_KINDS) and not (file and found):
