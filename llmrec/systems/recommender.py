@@ -80,9 +80,9 @@ class Recommender:
         A history holds item ids or titles, oldest first; {"id": ...} and {"title": ...} say which,
         and one that is the id of an item and the title of another is refused. An entry that is no
         item id is looked up among the titles: exact, then normalised, then fuzzy; one that stays
-        unknown raises DataError naming the nearest title. `users` names the histories (default: 0, 1, ...); where
-        the recipe shows similar users, nobody is shown to themselves. Rank starts at 1. What a
-        score is stands in the metadata of its column: for most systems a log-probability.
+        unknown raises DataError naming the nearest title. `users` names the histories (default: 0,
+        1, ...); where the recipe shows similar users, nobody is shown to themselves. Rank starts at
+        1. What a score is stands in the metadata of its column: for most systems a log-probability.
 
         `candidates`: for each history equally many items, as ids or titles, of which the answer is
         to be; without them it is from the whole catalog. Systems *_free answer with candidates
