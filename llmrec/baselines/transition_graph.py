@@ -52,24 +52,35 @@ class TransitionGraph:
         counts = transitions(train, catalog_size)
         popularity = np.bincount(train.position, minlength=catalog_size)
         by_popularity = np.argsort(-popularity, kind="stable")
-        return FittedTransitionGraph(counts, unit_rows(vectors), by_popularity, self)
+        never = popularity == 0
+        return FittedTransitionGraph(counts, unit_rows(vectors), by_popularity, never, self)
 
 
 @dataclass(frozen=True)
 class FittedTransitionGraph:
-    """`counts` (N, N) of consecutive items; unit `vectors` (N, D); positions by popularity."""
+    """`counts` (N, N) of consecutive items; unit `vectors` (N, D); positions by popularity.
+
+    `never` (N,): the items that nobody chose.
+    """
 
     counts: sp.csr_array
     vectors: Vectors
     by_popularity: Longs
+    never: npt.NDArray[np.bool_]
     hyperparameters: TransitionGraph
 
     def scores(self, histories: Histories, filter_seen: bool = True) -> Floats:
-        """(U, N): minus the place in the user's ranking, from 0; -inf for seen items."""
+        """(U, N): minus the place in the user's ranking, from 0; -inf for seen items.
+
+        Items that nobody chose end every ranking and share one place: nothing tells them apart.
+        """
         result = np.full((len(histories), len(self.by_popularity)), -np.inf)
         for row, history in enumerate(histories):
             ranked = self._ranking(history, filter_seen)
             result[row, ranked] = -np.arange(len(ranked))
+            alike = ranked[self.never[ranked]]
+            if len(alike):
+                result[row, alike] = result[row, alike].max()
         return result
 
     def _ranking(self, history: npt.NDArray[np.int32], filter_seen: bool) -> Longs:

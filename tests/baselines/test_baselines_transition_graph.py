@@ -155,3 +155,11 @@ def test_titles_alike_are_near():
 
 def test_unit_rows_leaves_zeros():
     np.testing.assert_allclose(unit_rows(np.array([[3.0, 4.0], [0, 0]])), [[0.6, 0.8], [0, 0]])
+
+
+def test_items_that_nobody_chose_share_the_last_place():
+    fitted = TransitionGraph(depth=3).fit(sequences([[0, 1, 2], [2, 1, 5]]), SIZE, VECTORS)
+    [scores] = fitted.scores([np.array([0], np.int32)])
+    never = [item for item in range(SIZE) if item not in (0, 1, 2, 5)]
+    assert len(set(scores[never])) == 1
+    assert scores[never[0]] < min(scores[[1, 2, 5]])
