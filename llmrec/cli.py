@@ -84,7 +84,7 @@ def prepare(
 
     result = terminal.by_main(lambda: stage.run(settings, folder, offline))
     folder.keep(settings)
-    terminal.show(result, as_json)
+    terminal.show(result if as_json else stage.summary(result), as_json)
 
 
 @app.command()

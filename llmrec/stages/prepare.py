@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llmrec.data.candidates import draw_candidates, write_candidates
-from llmrec.data.catalog import Catalog, duplicate_titles
+from llmrec.data.catalog import UNTITLED, Catalog, duplicate_titles
 from llmrec.data.files import write_json
 from llmrec.data.filters import drawn_items, seeded_subset
 from llmrec.data.records import Bools, Examples, Interactions
-from llmrec.data.sources import RawData
+from llmrec.data.sources import RawData, described
 from llmrec.data.splits import (
     Split,
     by_user,
@@ -99,6 +99,11 @@ def run(recipe: "Recipe", folder: "RunFolder", offline: bool = False) -> dict[st
         "version": VERSION,
         "settings": settings,
         "format": layout.format,
+        "understood": {
+            name: described(file, raw.bad_rows.notices)
+            for name, file in (("interactions", layout.interactions), ("items", layout.items))
+            if file is not None
+        },
         "sources": sources,
         "rules": _rules(recipe.data),
         "counts": counts | _sizes(kept, catalog, split),
@@ -115,6 +120,24 @@ def run(recipe: "Recipe", folder: "RunFolder", offline: bool = False) -> dict[st
         manifest["counts"],
     )
     return {**manifest, "skipped": False}
+
+
+def summary(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What `prepare` understood of its source and made of it, for a person to check at a glance."""
+    counts, titles = manifest["counts"], manifest["titles"]
+    untitled = titles["rules"].get(UNTITLED, 0)
+    test = manifest["shares"]["test"]
+    return {
+        "format": manifest["format"],
+        **manifest["understood"],
+        "counts": counts,
+        "share of items untitled": round(untitled / counts["items"], 4),
+        "share of test targets tied with what came before": round(test["tied"], 4),
+        "share of test targets cold": round(test["cold"], 4),
+        "cold items held back": len(manifest["cold_items"]),
+        "notices": manifest["notices"],
+        "skipped": manifest["skipped"],
+    }
 
 
 def settings_of(recipe: "Recipe") -> dict[str, Any]:

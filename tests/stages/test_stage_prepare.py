@@ -1,5 +1,6 @@
 """`prepare`: whole folders, honest manifests, nothing half-written, nothing done twice."""
 
+import gzip
 import json
 import os
 from collections.abc import Callable
@@ -191,6 +192,32 @@ def test_cold_items_stay_in_the_catalog_alone(source: Path, folder: RunFolder, s
     result = leakage.run(asked, folder)
     assert any("is held back and may train nothing" in said for said in result["examples"])
     assert prepare.run(recipe(source), folder)["cold_items"] == []
+
+
+def test_prepare_says_what_it_understood(tmp_path: Path, folder: RunFolder) -> None:
+    rows = [
+        f"u{u};{(u + n) % 5};{100 * n + u};Été {(u + n) % 5}" for u in range(4) for n in range(5)
+    ]
+    rows[0] = "u0;0;0;"
+    path = tmp_path / "log.csv"
+    path.write_bytes(gzip.compress("\n".join(["who;what;when;name", *rows]).encode("cp1252")))
+    columns = {"user_id": "who", "item_id": "what", "timestamp": "when", "title": "name"}
+    asked = recipe(path, delimiter=";", columns=columns)
+    result = prepare.run(asked, folder)
+    said = prepare.summary(result)
+    assert said["format"] == "csv"
+    assert said["interactions"] == {
+        "file": "log.csv",
+        "delimiter": ";",
+        "packed as": "gz",
+        "encoding": "cp1252",
+        "columns": columns,
+    }
+    assert said["counts"]["users"] == 4
+    assert said["share of items untitled"] == 0.0
+    assert "Windows-1252" in said["notices"][0]
+    json.dumps(said)
+    assert prepare.summary(prepare.run(asked, folder)) == {**said, "skipped": True}
 
 
 def test_filters_are_counted(source: Path, folder: RunFolder) -> None:

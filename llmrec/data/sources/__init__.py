@@ -5,7 +5,7 @@ Knows nothing of filters, splits or recipes.
 """
 
 from llmrec.data.sources.formats import FORMATS, recognise
-from llmrec.data.sources.layouts import Columns, ItemColumns, Layout, Reading
+from llmrec.data.sources.layouts import Columns, ItemColumns, Layout, Reading, described
 from llmrec.data.sources.reading import RawData, read_layout, read_source
 from llmrec.data.sources.rows import BadRow, BadRows
 
@@ -18,6 +18,7 @@ __all__ = [
     "Layout",
     "RawData",
     "Reading",
+    "described",
     "read_layout",
     "read_source",
     "recognise",

@@ -3,14 +3,14 @@
 Also how a recipe may say it (`Columns`, `ItemColumns`, `Reading`). Reads names, headers, no rows.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from llmrec.data.records import ITEM_ID, RATING, TIMESTAMP, TITLE, USER_ID
 from llmrec.data.sources.delimited import Delimited, column_names
-from llmrec.data.sources.jsonl import keys_of
-from llmrec.data.sources.opening import AUTO
+from llmrec.data.sources.jsonl import keys_of, written_as
+from llmrec.data.sources.opening import AUTO, packing, written_in
 from llmrec.data.sources.parquet import parquet_columns
 from llmrec.errors import DataError
 
@@ -103,6 +103,23 @@ def names_in(path: Path, layout: Delimited | str, encoding: str = AUTO) -> tuple
 def available(file: TableFile) -> tuple[str, ...]:
     """Column names (or keys) the file has."""
     return names_in(file.path, file.layout, file.encoding)
+
+
+def described(file: TableFile, notices: Sequence[str] = ()) -> dict[str, object]:
+    """How a file was understood: what it is, what divides and packs it, and its columns' roles.
+
+    `notices`: what was noticed while it was read.
+    """
+    found: dict[str, object] = {"file": ", ".join(path.name for path in file.paths)}
+    if file.layout == JSONL:
+        found["written as"] = written_as(file.path, file.encoding)
+    elif isinstance(file.layout, Delimited):
+        found["delimiter"] = file.layout.delimiter
+    if file.layout != PARQUET:
+        found["packed as"] = packing(file.path) or "plain"
+        western = any(text.startswith(f"{file.path.name} is not UTF-8") for text in notices)
+        found["encoding"] = "cp1252" if western else written_in(file.path, file.encoding)
+    return found | {"columns": dict(file.columns)}
 
 
 def require(path: Path, names: tuple[str, ...], roles: Mapping[str, str], optional: object) -> None:
