@@ -51,7 +51,8 @@ class Data(Section):
     """Which interactions, how they are filtered, and how they are split."""
 
     source: Word
-    """A name that `llmrec fetch data` knows (ml-100k, ml-1m), or a file or folder."""
+    """A name that `llmrec fetch data` knows (ml-100k, ml-1m), a file or folder, or
+    hf://OWNER/NAME[/CONFIG][:SPLIT] of the Hugging Face Hub."""
     format: Literal[
         "auto",
         "movielens",

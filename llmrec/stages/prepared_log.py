@@ -31,11 +31,14 @@ if TYPE_CHECKING:
 
 def source_path(source: str, offline: bool) -> Path:
     """A path on disk as it is, else the folder of the fetched data set of that name."""
+    from llmrec.fetch.cache import cache_root, data_path
+    from llmrec.fetch.hub_data import as_parquet, is_hub_data
+
+    if is_hub_data(source):
+        return as_parquet(source, cache_root(), offline)
     path = Path(source).expanduser()
     if path.exists():
         return path
-    from llmrec.fetch.cache import data_path
-
     fetched = data_path(source, offline)
     if fetched is None:
         raise DataError(
