@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
 
 def to_datasets(run: str | Path) -> "DatasetDict":
-    """The prepared examples and items of a run; see `llmrec.data.handing_out`, loaded when asked."""
+    """The prepared examples and items of a run; see `llmrec.data.handing_out`."""
     from llmrec.data.handing_out import to_datasets as handed_out
 
     return handed_out(run)
