@@ -1,4 +1,4 @@
-"""What it takes to lay a tree of 2,048 tokens end to end: two integers a token against a dense mask.
+"""Laying a tree of 2,048 tokens end to end: two integers a token against a dense mask.
 
 The peer adds to the same layout a (S, S) mask made on the host, each segment's sight looked up for
 each pair of tokens. Equal masks first, then both in turns. One line of JSON on stdout.
