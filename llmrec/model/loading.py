@@ -27,6 +27,7 @@ from transformers.pytorch_utils import Conv1D
 
 from llmrec.errors import LlmrecError, RecipeError
 from llmrec.model.attention import with_tree_attention
+from llmrec.model.trust import require_pinned_code, require_safe_adapter, require_safe_model
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": "auto"}
 
@@ -35,7 +36,8 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": "auto"}
 class BaseModel:
     """What to load: a folder or Hub id, and how.
 
-    `trust_remote_code` is allowed only with a 40-hex `revision`, so that the code is fixed.
+    `trust_remote_code` is allowed only with a 40-hex `revision`, so that the code is fixed: a
+    commit, or of a folder the hash of its code (see `trust.require_pinned_code`).
     """
 
     source: str
@@ -85,7 +87,13 @@ def load_model(base: BaseModel, device: str | torch.device | None = None) -> Any
 
     Attention is one that takes tree masks. `quantization="4bit"` needs bitsandbytes and a GPU.
     """
-    options: dict[str, Any] = {"dtype": _DTYPES[base.dtype], "attn_implementation": "sdpa"}
+    if Path(base.source).is_dir():
+        require_safe_model(Path(base.source))
+    options: dict[str, Any] = {
+        "dtype": _DTYPES[base.dtype],
+        "attn_implementation": "sdpa",
+        "use_safetensors": True,
+    }
     if base.quantization == "4bit":
         options["quantization_config"] = _four_bit(base)
     model = _load(AutoModelForCausalLM.from_pretrained, base, options)
@@ -103,11 +111,14 @@ def default_device() -> str:
 def load_tuned(base: BaseModel, tuned: Path) -> Any:
     """What training left in folder `tuned`: a LoRA adapter for `base`, or a whole model."""
     if not (tuned / "adapter_config.json").is_file():
-        return load_model(replace(base, source=str(tuned), revision=None))
+        # Whole weights bring their settings along; code named there is not the pinned one.
+        own = replace(base, source=str(tuned), revision=None, trust_remote_code=False)
+        return load_model(own)
+    require_safe_adapter(tuned)
     model = load_model(base)
     try:
         return PeftModel.from_pretrained(model, str(tuned)).eval()
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         raise LlmrecError(f"{tuned}: not an adapter of {base.source} ({_first(error)})") from None
 
 
@@ -214,15 +225,23 @@ def _four_bit(base: BaseModel) -> Any:
 
 
 def _load(loader: Any, base: BaseModel, options: dict[str, Any]) -> Any:
+    if base.trust_remote_code:
+        require_pinned_code(base.source, base.revision, base.offline)
     try:
         return loader(
             base.source,
-            revision=base.revision or "main",
+            revision="main" if Path(base.source).is_dir() else base.revision or "main",
             trust_remote_code=base.trust_remote_code,
             local_files_only=base.offline or Path(base.source).is_dir(),
             **options,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
+        if not base.trust_remote_code and "trust_remote_code" in str(error):
+            raise LlmrecError(
+                f"model.base: {base.source!r} brings code of its own, which is not run; if you "
+                "have read it and trust it, add model.trust_remote_code=true and "
+                "model.revision=COMMIT to the command"
+            ) from None
         raise LlmrecError(
             f"model.base: {base.source!r} cannot be loaded ({_first(error)}). It must be a name "
             "that `llmrec fetch model` knows, a Hub id or a local folder in safetensors"

@@ -35,6 +35,8 @@ PATHS = (
     ("soft", "answers"),
     ENCODER,
 )
+# No file says that code of others is run: who calls does, each time.
+TRUST = ("model", "trust_remote_code")
 SHOWN = 60
 
 
@@ -61,8 +63,8 @@ def load(
     """The recipe in a file (or of a name, see `locate`), with `section.key=value` overrides.
 
     Overrides beat `settings`, which beat the file, which beats the defaults. Paths in the file are
-    relative to the file, paths in overrides to the current folder. Raises RecipeError that lists
-    every error.
+    relative to the file, paths in overrides to the current folder. Overrides alone, never a file or
+    `settings`, can have code of others run. Raises RecipeError that lists every error.
     """
     path = locate(reference)
     reading, is_yaml = Reading.of(
@@ -70,6 +72,7 @@ def load(
     )
     for setting in settings:
         reading.give(setting)
+    _refuse_trust(reading)
     for override in overrides:
         given, problems = given_on_the_command_line(override)
         reading.problems += [(LAST, problem) for problem in problems]
@@ -113,8 +116,23 @@ def check(reference: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any
 
 
 def dump(recipe: Recipe) -> str:
-    """Every key of the recipe, defaults included, as YAML."""
-    return recipe_yaml.write(recipe.model_dump(mode="json"))
+    """Every key of the recipe, defaults included, as YAML; but never that code is trusted."""
+    tree = recipe.model_dump(mode="json")
+    if tree[TRUST[0]][TRUST[1]]:
+        del tree[TRUST[0]][TRUST[1]]
+    return recipe_yaml.write(tree)
+
+
+def _refuse_trust(reading: Reading) -> None:
+    """Report a file that would have code of others run."""
+    section = reading.tree.get(TRUST[0])
+    if isinstance(section, dict) and section.get(TRUST[1], False) is not False:
+        reading.report(
+            TRUST,
+            f"{'.'.join(TRUST)} is no setting of a file, which others may have written; take it "
+            f"out, and if you trust the model's code add {'.'.join(TRUST)}=true to the command",
+        )
+        del section[TRUST[1]]
 
 
 def _drop_unknown(

@@ -41,13 +41,13 @@ class Model(Section):
     base: Word = "smollm2-135m-instruct"
     """A name that `llmrec fetch model` knows, a Hub id, or a folder."""
     revision: Word | None = None
-    """Commit, tag or branch of a Hub id."""
+    """Commit, tag or branch of a Hub id; of a folder with trusted code, the hash of that code."""
     dtype: Literal["float32", "bfloat16", "auto"] = "float32"
     """Number format of the weights; auto: as they were saved."""
     quantization: Literal["none", "4bit"] = "none"
     """4bit: the frozen weights in 4 bits under LoRA (QLoRA), on a GPU."""
     trust_remote_code: bool = False
-    """Run code from the model's repository; needs a 40-hex revision."""
+    """Run code that the model brings; only on the command line, and needs a 40-hex revision."""
     lora: LoraSection | None = LoraSection()
     """The adapter; null: every weight is trained."""
     start_from: Word | None = None
@@ -60,8 +60,9 @@ class Model(Section):
     def _consistent(self) -> Self:
         if self.trust_remote_code and not (self.revision and COMMIT.fullmatch(self.revision)):
             raise ValueError(
-                "trust_remote_code runs code from the model's repository; it needs `revision` to "
-                "be a full commit (40 hex digits), so that the code cannot change"
+                "trust_remote_code runs code that the model brings; it needs `revision` to be a "
+                "full commit, or of a folder the hash of its code (40 hex digits), so that the "
+                "code cannot change"
             )
         if self.quantization == "4bit" and self.lora is None:
             raise ValueError("4bit weights cannot be trained; give `lora` or set quantization none")

@@ -8,7 +8,7 @@ import importlib.metadata
 import json
 import logging
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from llmrec.errors import RecipeError
 from llmrec.fetch import cache as fetch
 from llmrec.recipe import Recipe, shipped
 from llmrec.recipe import loading as recipe_loading
+from llmrec.recipe.reading import Setting, given_on_the_command_line
 
 log = logging.getLogger("llmrec")
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "numpy", "scipy")
@@ -199,6 +200,9 @@ class RunFolder:
         with replacing(self.recipe) as temporary:
             temporary.write_text(recipe_loading.dump(recipe), "utf-8")
         origin = self.origin or Origin(None, ())
+        trust = ".".join(recipe_loading.TRUST)  # holds for one command, and is not kept
+        held = tuple(text for text in origin.overrides if text.partition("=")[0] != trust)
+        origin = replace(origin, overrides=held)
         write_json(self.origin_file, {**asdict(origin), "trained": trained})
 
     def _kept(self) -> dict[str, Any]:
@@ -209,7 +213,8 @@ class RunFolder:
 
     def _tell_of_changes(self, recipe: Recipe) -> None:
         now, then = flattened(recipe), flattened(recipe_loading.load(self.recipe))
-        changed = sorted(key for key in {*now, *then} if now.get(key) != then.get(key))
+        keys = {*now, *then} - {".".join(recipe_loading.TRUST)}
+        changed = sorted(key for key in keys if now.get(key) != then.get(key))
         if changed:
             log.info(
                 "%s stays what this run was made by; this command alone was given another %s",
@@ -280,9 +285,15 @@ def open_run(reference: str, overrides: list[str]) -> tuple[Recipe, RunFolder]:
                 root,
                 " ".join(held),
             )
-            recipe = recipe_loading.load(reference, [*held, *overrides])
+            recipe = recipe_loading.load(reference, overrides, _settings(root, held))
             given = (*held, *given)
     return recipe, RunFolder(root, origin=Origin(file, given))
+
+
+def _settings(root: Path, held: Iterable[str]) -> list[Setting]:
+    """Overrides that a run folder says it was given, as what a file says."""
+    found = [given_on_the_command_line(text)[0] for text in held]
+    return [replace(one, place=f"{root}, origin.json") for one in found if one is not None]
 
 
 def _absolute(recipe: Recipe, override: str) -> str:
