@@ -58,7 +58,10 @@ def manifest_of(place: Path) -> Path:
 
 
 def problem(place: Path) -> str | None:
-    """What is wrong with a sealed folder or file, naming the file; None when it verifies."""
+    """What is wrong with a sealed folder or file, naming the file; None when it verifies.
+
+    A file that the manifest lacks is wrong too: a library might read it for the one that is meant.
+    """
     within, manifest_path = (place if place.is_dir() else place.parent), manifest_of(place)
     try:
         manifest = json.loads(manifest_path.read_text("utf-8"))
@@ -70,6 +73,8 @@ def problem(place: Path) -> str | None:
                 return f"{name} is missing"
             if sha256_of(path) != expected:
                 return f"{name} differs from its hash"
+        if strangers := sorted(_held(place) - set(manifest["files"])) if place.is_dir() else ():
+            return f"{strangers[0]} is no file of what was written there"
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         return f"{manifest_path.name} cannot be read ({type(error).__name__})"
     return None
@@ -107,6 +112,18 @@ def clear_staging(root: Path) -> None:
     """Remove what an interrupted save left behind."""
     for leftover in root.glob(f"{STAGING}*"):
         shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _held(folder: Path) -> set[str]:
+    """The files of a sealed folder, but for the manifest, hidden files and pages."""
+    return {
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_file()
+        and path.name != MANIFEST
+        and not path.name.endswith(".md")
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    }
 
 
 def _seal_of(manifest: dict[str, Any]) -> str:

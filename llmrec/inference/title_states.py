@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from safetensors import SafetensorError
 
 from llmrec.data.catalog import Catalog
 from llmrec.errors import LlmrecError
@@ -18,6 +19,7 @@ from llmrec.fetch.cache import model_path
 from llmrec.inference.from_recipe import base_of, encoder_of
 from llmrec.model.loading import load_model
 from llmrec.model.states import text_states
+from llmrec.model.trust import require_safe_encoder
 from llmrec.recipe import Recipe
 from llmrec.retrieval.vectors import unit
 from llmrec.runs import made
@@ -67,9 +69,13 @@ def sentence_vectors(
             "'llmrec[embed]', or take what needs no model: vectors factors, system text_knn"
         ) from None
     place = str(model_path(name))
+    if Path(place).is_dir():
+        require_safe_encoder(Path(place))
     try:
-        encoder = SentenceTransformer(place, device="cpu")
-    except (OSError, ValueError) as error:
+        encoder = SentenceTransformer(
+            place, device="cpu", trust_remote_code=False, model_kwargs={"use_safetensors": True}
+        )
+    except (OSError, ValueError, SafetensorError) as error:
         raise LlmrecError(
             f"{named_by} {name!r}: no sentence encoder could be loaded from "
             f"{place} ({error}); name a folder, a Hub id, or all-minilm-l6-v2"

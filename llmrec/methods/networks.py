@@ -13,6 +13,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from llmrec.baselines.fine_tuning import FineTuning, following_items
@@ -77,7 +78,14 @@ def fitted(recipe: Recipe, folder: RunFolder, step: str, to_use: bool = False) -
     """
     known = made.network(recipe, folder, step, to_use).require()
     network = _kind(recipe)(**known["sizes"]).network(len(Catalog.read(folder.items)))
-    network.load_state_dict(load_file(folder.network(step) / WEIGHTS))
+    weights = folder.network(step) / WEIGHTS
+    try:
+        network.load_state_dict(load_file(weights))
+    except (SafetensorError, RuntimeError) as error:
+        raise LlmrecError(
+            f"{weights} holds no weights of this network ({str(error).splitlines()[0]}); remove "
+            f"{weights.parent} and run `llmrec train` again"
+        ) from None
     return FittedNetwork(network.to(default_device()).eval(), 1.0, known["epoch"])
 
 

@@ -158,7 +158,10 @@ class VectorIndex:
                 f"the index {path} is damaged: its SHA-256 is {found}, {written} was "
                 f"written; {remedy}"
             )
-        return VectorIndex(faiss.read_index(str(path)), **known)
+        try:
+            return VectorIndex(faiss.read_index(str(path)), **known)
+        except RuntimeError as error:
+            raise DataError(f"{path} is no index of faiss ({error}); {remedy}") from None
 
     def _searched(
         self, queries: Floats, count: int, allowed: int, lists: int
