@@ -12,7 +12,15 @@ import typer
 
 from llmrec import terminal
 from llmrec.cli_results import compare, evaluate, export, report
-from llmrec.cli_shipped import Json, Overrides, RecipeName, config_app, prompts_app, recipes_app
+from llmrec.cli_shipped import (
+    Json,
+    Overrides,
+    RecipeName,
+    config_app,
+    opened,
+    prompts_app,
+    recipes_app,
+)
 from llmrec.errors import RecipeError
 
 app = typer.Typer(
@@ -77,9 +85,7 @@ def prepare(
     recipe: RecipeName, overrides: Overrides = None, offline: Offline = False, as_json: Json = False
 ) -> None:
     """Read, filter and split the data."""
-    from llmrec.runs.folder import open_run
-
-    settings, folder = open_run(recipe, overrides or [])
+    settings, folder = opened(recipe, overrides, "prepare")
     from llmrec.stages import prepare as stage
 
     result = terminal.by_main(lambda: stage.run(settings, folder, offline))
@@ -116,8 +122,6 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Fine-tune the model, with SOFT in three steps; goes on where it was interrupted."""
-    from llmrec.runs.folder import open_run
-
     if sweep is not None:
         if dry_run or only is not None:
             raise RecipeError("--sweep trains whole recipes; leave out --dry-run and --only")
@@ -129,7 +133,7 @@ def train(
         if result["failed"]:
             raise typer.Exit(1)
         return
-    settings, folder = open_run(recipe, overrides or [])
+    settings, folder = opened(recipe, overrides, "train")
     from llmrec.stages import pipeline, prompts
     from llmrec.stages import train as stage
 
@@ -149,9 +153,7 @@ def train(
 @app.command()
 def distill(recipe: RecipeName, overrides: Overrides = None, as_json: Json = False) -> None:
     """The fine-tuned model's answers to its training prompts, for SOFT; goes on by batch."""
-    from llmrec.runs.folder import open_run
-
-    settings, folder = open_run(recipe, overrides or [])
+    settings, folder = opened(recipe, overrides, "distill")
     from llmrec.stages import distill as stage
 
     with terminal.stdout_for_data():
@@ -172,9 +174,7 @@ def retrieve(
     as_json: Json = False,
 ) -> None:
     """Similar users for the prompts, and how often they chose next what is asked."""
-    from llmrec.runs.folder import open_run
-
-    settings, folder = open_run(recipe, overrides or [])
+    settings, folder = opened(recipe, overrides, "retrieve")
     from llmrec.stages import retrieve as stage
 
     with terminal.stdout_for_data():
@@ -216,9 +216,7 @@ def recommend(
     as_json: Json = False,
 ) -> None:
     """Recommend for the test split, or for histories of ids or titles (one JSON line per item)."""
-    from llmrec.runs.folder import open_run
-
-    settings, folder = open_run(recipe, overrides or [])
+    settings, folder = opened(recipe, overrides, "recommend" if histories is None else None)
     from llmrec.stages import recommend as stage
 
     if histories is not None:
@@ -237,10 +235,9 @@ def recommend(
 @app.command()
 def run(recipe: RecipeName, overrides: Overrides = None, as_json: Json = False) -> None:
     """Prepare, train, recommend, evaluate and report; skips what is done."""
-    from llmrec.runs.folder import open_run
     from llmrec.stages import pipeline
 
-    settings, folder = open_run(recipe, overrides or [])
+    settings, folder = opened(recipe, overrides, "run")
     with terminal.stdout_for_data():
         result = pipeline.run(settings, folder)
     terminal.show(result, as_json)

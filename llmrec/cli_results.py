@@ -7,7 +7,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from llmrec import terminal
-from llmrec.cli_shipped import Json, Overrides, RecipeName
+from llmrec.cli_shipped import Json, Overrides, RecipeName, opened
 from llmrec.errors import RecipeError
 
 log = logging.getLogger("llmrec")
@@ -53,9 +53,7 @@ def evaluate(
         return
     if recipe is None:
         raise RecipeError("name a recipe or a run folder, or give --targets and --predictions")
-    from llmrec.runs.folder import open_run
-
-    settings, folder = open_run(recipe, overrides or [])
+    settings, folder = opened(recipe, overrides, "evaluate")
     from llmrec.stages import calibrate
     from llmrec.stages import evaluate as stage
 
@@ -68,10 +66,11 @@ def evaluate(
     if calibration:
         result["calibration"] = terminal.by_main(lambda: calibrate.run(settings, folder))
     folder.keep(settings)
+    numbers = result.pop("numbers", None)
     if as_json:
         from llmrec.runs.evaluated import read_metrics
 
-        numbers = read_metrics(folder.metrics)
+        numbers = numbers or read_metrics(folder.metrics)
         result |= {name: numbers[name] for name in ("table", "comparisons", "gates")}
         result.pop("findings")
     terminal.show(result, as_json)
@@ -115,9 +114,7 @@ def compare(
 
 def report(recipe: RecipeName, overrides: Overrides = None, as_json: Json = False) -> None:
     """One page: table, training curve, three users."""
-    from llmrec.runs.folder import open_run
-
-    settings, folder = open_run(recipe, overrides or [])
+    settings, folder = opened(recipe, overrides, "report")
     from llmrec.stages import report as stage
 
     terminal.show(terminal.by_main(lambda: stage.run(settings, folder)), as_json)

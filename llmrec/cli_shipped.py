@@ -1,14 +1,18 @@
 """The command line's verbs about what comes with llmrec: prompts, recipes, studies, keys.
 
-Also the arguments that verbs have in common. Like `llmrec.cli`, imports a stage when it is called.
+Also what verbs have in common: arguments, and how they open a run. Like `llmrec.cli`, imports a stage when it is called.
 """
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from llmrec import terminal
+
+if TYPE_CHECKING:
+    from llmrec.recipe import Recipe
+    from llmrec.runs.folder import RunFolder
 
 prompts_app = typer.Typer(help="The prompt templates.", no_args_is_help=True)
 recipes_app = typer.Typer(help="The recipes that come with llmrec.", no_args_is_help=True)
@@ -23,6 +27,19 @@ Overrides = Annotated[
     typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Settings that beat the recipe."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+def opened(
+    recipe: str, overrides: list[str] | None, writing: str | None
+) -> tuple["Recipe", "RunFolder"]:
+    """A recipe and its run folder, which this command holds alone if it is a verb that writes."""
+    from llmrec.runs.folder import open_run
+    from llmrec.runs.lock import hold
+
+    settings, folder = open_run(recipe, overrides or [])
+    if writing is not None and terminal.is_main_process():
+        hold(folder.root, writing)
+    return settings, folder
 
 
 @prompts_app.command("ls")

@@ -1,5 +1,6 @@
 """Writing a file so that a reader finds the old one or the whole new one, never a part."""
 
+import errno
 import hashlib
 import json
 import os
@@ -39,6 +40,11 @@ def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, replacing `path` as a whole."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def is_read_only(error: OSError) -> bool:
+    """Whether writing failed as this place is not to be written, and for no other reason."""
+    return error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def sha256_of(path: Path) -> str:

@@ -97,6 +97,8 @@ def fetch(
     entry = _entry(kind, name)
     root = cache_root() if cache is None else cache
     folder = root / {"model": "models", "data": "data"}[kind] / name
+    if damage(folder) is None:
+        return folder  # without a lock, so that a cache that is read-only serves too
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.parent / f".{name}.lock"):
         problem = damage(folder)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llmrec.data.files import replacing, write_json
+from llmrec.data.files import is_read_only, replacing, write_json
 from llmrec.data.records import COLD, TARGET, TIED, USER_ID, Examples
 from llmrec.evaluation.beyond import beyond_accuracy
 from llmrec.evaluation.comparison import compared, in_words
@@ -55,6 +55,8 @@ PerUser = Mapping[str, Mapping[str, Floats]]
 
 def run(recipe: "Recipe", folder: "RunFolder") -> dict[str, Any]:
     """Evaluate all predictions of a run; returns the table, the findings and the files written.
+
+    Where the run is read-only nothing is written, and `numbers` is what metrics.json would hold.
 
     Raises DataError where data or predictions are missing or do not belong together.
     """
@@ -114,7 +116,6 @@ def run(recipe: "Recipe", folder: "RunFolder") -> dict[str, Any]:
     models = {p.info.system for p in predictions if p.info.kind != "baseline"}
     bootstrap = {"samples": samples, "confidence": confidence, "seed": seed}
     gates = _gates(recipe, predictions, per_user, clusters, bootstrap)
-    _write_per_user(folder, per_user, split)
     metrics = {
         "version": VERSION,
         "name": recipe.name,
@@ -135,7 +136,15 @@ def run(recipe: "Recipe", folder: "RunFolder") -> dict[str, Any]:
         "systems": {p.info.system: _described(p, split, k) for p in predictions},
         "provenance": folder.provenance(recipe),
     }
-    write_json(folder.metrics, as_json(metrics))
+    unkept: dict[str, Any] = {}
+    try:
+        _write_per_user(folder, per_user, split)
+        write_json(folder.metrics, as_json(metrics))
+    except OSError as error:
+        if not is_read_only(error):
+            raise
+        unkept = {"numbers": as_json(metrics)}
+        log.warning("evaluate: %s is read-only; the results are told and not kept", folder.root)
     log.info("evaluate: %d systems on %d test examples", len(predictions), len(test))
     return {
         "table": table.only(front_columns(k)).render("text") + _cold_table(table, k),
@@ -145,6 +154,7 @@ def run(recipe: "Recipe", folder: "RunFolder") -> dict[str, Any]:
         **({"gates": _in_words(gates)} if gates else {}),
         "metrics": str(folder.metrics),
         "per_user": str(folder.per_user),
+        **unkept,
     }
 
 

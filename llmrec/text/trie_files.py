@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from llmrec.data.files import sha256_of, sync, write_json
+from llmrec.data.files import is_read_only, sha256_of, sync, write_json
 from llmrec.errors import DataError
 from llmrec.text.trie import TitleTrie
 from llmrec.text.trie_building import Ints
@@ -91,7 +91,14 @@ def shared(sequences: Sequence[npt.NDArray[np.int32]], folder: Path) -> TitleTri
         return read(folder, digest.hexdigest())
     except DataError as error:
         log.info("text: building the trie of %d titles (%s)", len(sequences), error)
-    write(TitleTrie.from_sequences(sequences), folder, digest.hexdigest())
+    trie = TitleTrie.from_sequences(sequences)
+    try:
+        write(trie, folder, digest.hexdigest())
+    except OSError as error:
+        if not is_read_only(error):
+            raise
+        log.info("text: %s is read-only; this process keeps the trie to itself", folder.parent)
+        return trie
     return read(folder, digest.hexdigest(), verify=False)
 
 

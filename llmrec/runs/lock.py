@@ -1,0 +1,84 @@
+"""One command at a time writes into a run folder; the others are told which one it is.
+
+The lock is the system's: it ends with its process, however that ends. Beside it stands who holds
+it, which is believed only while it is held. Whoever only reads takes no lock.
+"""
+
+import json
+import logging
+import os
+import socket
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+from llmrec.data.files import is_read_only, write_json
+from llmrec.errors import RecipeError
+
+log = logging.getLogger("llmrec")
+LOCK, HOLDER = ".lock", ".holder.json"
+_WAIT = 2.0  # seconds within which a new holder has said who it is
+_held: dict[Path, object] = {}
+
+
+def hold(root: Path, verb: str) -> None:
+    """Hold the lock of the run folder `root` for `llmrec <verb>` until this process ends.
+
+    Of the processes of one launch one does it for all. Raises RecipeError, naming the holder, where
+    another command holds it. A folder that cannot be written needs no lock.
+    """
+    from filelock import FileLock, Timeout
+
+    place = root.resolve()
+    if place in _held:
+        return
+    lock = FileLock(place / LOCK)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RecipeError(
+            f"{root} is in use by {_holder(place)}; wait until it ends or stop it, or give this "
+            "run another name (name=OTHER)"
+        ) from None
+    except OSError as error:
+        if not is_read_only(error):
+            raise
+        log.debug("%s is read-only, and not locked", root)
+        return
+    _held[place] = lock
+    since = datetime.now(UTC).isoformat(timespec="seconds")
+    holder = {"host": socket.gethostname(), "pid": os.getpid(), "verb": verb, "since": since}
+    write_json(place / HOLDER, holder)
+
+
+def _holder(place: Path) -> str:
+    """Who holds the lock, in words; who took it just now may not have said so yet."""
+    deadline = time.monotonic() + _WAIT
+    told = "another llmrec"
+    while time.monotonic() < deadline:
+        try:
+            said = json.loads((place / HOLDER).read_text("utf-8"))
+            told = (
+                f"`llmrec {said['verb']}`, pid {said['pid']} on {said['host']}, "
+                f"since {said['since']}"
+            )
+            if said["host"] != socket.gethostname() or _lives(int(said["pid"])):
+                break
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        time.sleep(0.05)
+    return told
+
+
+def _lives(pid: int) -> bool:
+    """Whether a process of this machine lives; else the file is that of an earlier holder."""
+    if os.name != "posix":
+        return True  # elsewhere asking is ending it
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
