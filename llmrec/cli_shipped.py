@@ -1,6 +1,7 @@
 """The command line's verbs about what comes with llmrec: prompts, recipes, studies, keys.
 
-Also what verbs have in common: arguments, and how they open a run. Like `llmrec.cli`, imports a stage when it is called.
+Also what verbs have in common: arguments, and how they open a run. Like `llmrec.cli`, imports a
+stage when it is called.
 """
 
 from pathlib import Path

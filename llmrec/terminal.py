@@ -7,37 +7,50 @@ import json
 import logging
 import math
 import os
+import select
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, redirect_stdout
-from types import FrameType
+from contextlib import AbstractContextManager, redirect_stdout, suppress
+from threading import Thread
 from typing import Any, NoReturn, TypeVar
 
+from llmrec import stopping
 from llmrec.errors import LlmrecError
 
 INTERRUPTED, CTRL_C, FAILED = 75, 130, 1
+# Seconds that a signal leaves: to what stops by itself, as a training that saves first, and to all
+# else, which leaves no part behind whenever it ends.
+GRACE, AT_ONCE = 120.0, 2.0
 T = TypeVar("T")
 
 
 def guarded(command: Callable[[], Any]) -> NoReturn:
-    """Run a command and exit with its code; a person's mistake is a message, never a traceback."""
-    signal.signal(signal.SIGTERM, _on_signal)
-    signal.signal(signal.SIGINT, _on_signal)
+    """Run a command and exit with its code; a person's mistake is a message, never a traceback.
+
+    A signal is noted and looked at where stopping is safe (see `stopping`). What does not stop in
+    time is ended, and so is everything at a second signal.
+    """
+    _listen()
     quiet_libraries()
+    code = 0
     try:
         command()
     except LlmrecError as error:
         _tell_launcher(error)
-        sys.exit(error.exit_code if error.is_told else _told(error, error.exit_code))
+        code = error.exit_code if error.is_told else _told(error, error.exit_code)
     except OSError as error:
         # Disk full, no permission, a file that went away: the message says it, a traceback hides
         # it. LLMREC_TRACEBACK=1 brings it back.
         if os.environ.get("LLMREC_TRACEBACK"):
             raise
-        sys.exit(_told(error, FAILED))
-    sys.exit(0)
+        code = _told(error, FAILED)
+    except SystemExit as end:
+        # A wish to stop is not ignored, even where the work was done before it was looked at.
+        sys.exit(end.code if stopping.requested() is None else stopping.requested())
+    sys.exit(code if stopping.requested() is None else stopping.requested())
 
 
 def _told(error: Exception, code: int) -> int:
@@ -55,12 +68,54 @@ def _tell_launcher(error: Exception) -> None:
         handler.record_exception(error)
 
 
-def _on_signal(number: int, _: FrameType | None) -> None:
-    if number == signal.SIGINT:
-        print("stopped", file=sys.stderr)
-        raise SystemExit(CTRL_C)
-    print("interrupted; run the same command again to go on", file=sys.stderr)
-    raise SystemExit(INTERRUPTED)
+def _listen() -> None:
+    """Have a thread wait for SIGTERM and SIGINT, as it hears them while the main one is in C."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    Thread(target=_wait_for_signals, args=(reader,), daemon=True).start()
+
+
+def _wait_for_signals(reader: int) -> None:
+    number = _next_signal(reader, None)
+    by_hand = number == signal.SIGINT
+    code = CTRL_C if by_hand else INTERRUPTED
+    stopping.request(code)
+    again = "once more to stop at once" if by_hand else "run the same command again to go on"
+    what = "stopping at the next step" if stopping.is_graceful() else "stopping"
+    _say(f"{what}; {again}")
+    left = _seconds_left()
+    if _next_signal(reader, left) is None:
+        _say(f"not stopped after {left:g} s; ending it")
+    os._exit(code)
+
+
+def _next_signal(reader: int, seconds: float | None) -> int | None:
+    """The next of the two signals; None where none came in time. Others are not ours."""
+    until = None if seconds is None else time.monotonic() + seconds
+    while True:
+        left = None if until is None else max(0.0, until - time.monotonic())
+        if not select.select([reader], [], [], left)[0]:
+            return None
+        if (number := os.read(reader, 1)[0]) in (signal.SIGTERM, signal.SIGINT):
+            return number
+
+
+def _seconds_left() -> float:
+    if not stopping.is_graceful():
+        return AT_ONCE
+    try:
+        return float(os.environ.get("LLMREC_GRACE", GRACE))
+    except ValueError:
+        return GRACE
+
+
+def _say(line: str) -> None:
+    # Not by `print`: the main thread may be inside one.
+    with suppress(OSError):
+        os.write(2, f"{line}\n".encode())
 
 
 def quiet_libraries() -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llmrec import stopping
 from llmrec.baselines.sequential import (
     IGNORED,
     FittedNetwork,
@@ -92,6 +93,7 @@ class FineTuning:
             )
             best, best_ndcg, epoch = base, -1.0, 0
             for epoch in range(1, self.max_epochs + 1):
+                stopping.check()
                 network.train()
                 figures = self._epoch(network, optimizer, sequences, following, loss, rng)
                 fitted = FittedNetwork(network.eval(), base.temperature, epoch)

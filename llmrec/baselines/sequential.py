@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llmrec import stopping
 from llmrec.baselines.catalog_loss import CatalogLoss
 from llmrec.baselines.distribution import Distribution, Floats, Histories, seen
 from llmrec.data.records import Examples, Interactions, Ints
@@ -109,6 +110,7 @@ class Sequential(ABC):
             best = mean.fitted(self.temperature, epoch=0)
             best_ndcg = -1.0
             for epoch in range(1, self.max_epochs + 1):
+                stopping.check()
                 loss = self._epoch(network, mean, optimizer, sequences, rng)
                 fitted = mean.fitted(self.temperature, epoch)
                 ndcg = fitted.ndcg(valid, filter_seen)

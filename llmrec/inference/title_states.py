@@ -7,6 +7,7 @@ token ids; a table whose bytes are not those that were written is made again.
 import hashlib
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from llmrec import stopping
 from llmrec.data.candidates import draw_candidates
 from llmrec.data.catalog import Catalog
 from llmrec.data.records import Examples, Interactions
@@ -135,6 +136,7 @@ class Method:
             raise RecipeError(f"--only {only}: the steps are {', '.join(steps)}")
         results = {}
         for name in steps if only is None else [only]:
+            stopping.check()
             log.info("%s: %s", folder.root, name)
             results[name] = steps[name](recipe, folder, train)
         return {**results.pop(self.main, {}), **results}

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from llmrec import stopping
 from llmrec.errors import LlmrecError
 
 
@@ -43,3 +44,36 @@ class Epochs(TrainerCallback):
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.end()
+
+
+class Stopping(TrainerCallback):
+    """On a wish to stop, saves a checkpoint at the end of the step and stops there.
+
+    The last step of an epoch is left to what ends the epoch, the last of all to the end. `asked`:
+    the exit code of a wish that any of the processes heard, the same in all of them; None without.
+    Comes after all other callbacks.
+    """
+
+    def __init__(self, asked: Callable[[], int | None]) -> None:
+        self.asked = asked
+        self._code: int | None = None
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        code = self.asked()
+        if code is None:
+            return
+        is_last = state.global_step >= state.max_steps
+        ends_epoch = abs(state.epoch - round(state.epoch)) < 1e-6
+        if is_last or not ends_epoch:
+            control.should_save = True
+            self._code = None if is_last else code
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        code = self.asked()
+        if code is not None and state.global_step < state.max_steps:
+            control.should_save = True
+            self._code = code
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._code is not None:
+            raise stopping.Stopped(self._code)

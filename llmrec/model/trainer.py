@@ -22,14 +22,16 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
+from llmrec import stopping
 from llmrec.data import sealed as checkpoints
 from llmrec.errors import LlmrecError, RecipeError
-from llmrec.model.callbacks import Epochs, FiniteGradients
+from llmrec.model.callbacks import Epochs, FiniteGradients, Stopping
 from llmrec.model.compiling import of_any_size, require_compiler, uncompiled
 from llmrec.model.curriculum import Mixture
 from llmrec.model.kept_weights import BEST, CHECKPOINT, read_log
 from llmrec.model.losses import Loss
 from llmrec.model.row_order import FILLER, RowOrder, Rows, Weights
+from llmrec.model.trust import require_safe_checkpoint
 from llmrec.text.tree import TokenTree
 
 KINDS = ("real", "self")  # what the kinds of targets are called in the log
@@ -100,7 +102,11 @@ class TreeTrainer(Trainer):
             train_dataset=Rows(rows),
             eval_dataset=Rows([]),
             data_collator=self._collate,
-            callbacks=[FiniteGradients(), Epochs(self.begin_epoch, self.end_epoch)],
+            callbacks=[
+                FiniteGradients(),
+                Epochs(self.begin_epoch, self.end_epoch),
+                Stopping(self._asked_to_stop),
+            ],
         )
         self.remove_callback(PrinterCallback)  # prints to stdout, which is for data
         self.loss_is_scaled_for_ga = True  # compute_loss divides by the whole step's targets
@@ -305,6 +311,7 @@ class TreeTrainer(Trainer):
     def go(self, checkpoint: Path | None) -> int:
         """Train to the end, from `checkpoint` if there is one; returns the last step."""
         if checkpoint is not None:
+            require_safe_checkpoint(checkpoint)
             known = checkpoints.facts(checkpoint)
             self.targets_seen = known["targets"]
             self.started -= known["seconds"]
@@ -314,10 +321,25 @@ class TreeTrainer(Trainer):
             if self._has_stalled():
                 return self._resumed_at
         self.accelerator.wait_for_everyone()  # all have read the log before one writes
-        outcome = self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with stopping.gracefully():
+            outcome = self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if self.state.global_step < self.state.max_steps and not self._has_stalled():
+            stopping.check()
+            raise LlmrecError(
+                f"training stopped at step {self.state.global_step} of {self.state.max_steps}, "
+                "before its end; nothing was published, run the same command again to go on"
+            )
         if self._validated_at != self.state.global_step:
             self.evaluate()
         return outcome.global_step
+
+    def _asked_to_stop(self) -> int | None:
+        """The exit code of a wish to stop that any process heard, in all of them."""
+        code = stopping.requested() or 0
+        if self.args.world_size > 1:
+            heard = torch.tensor([code], device=self.args.device)
+            code = int(self.accelerator.gather(heard).max())
+        return code or None
 
     def _write_log(self, line: dict[str, Any]) -> None:
         self._logged.append(line)

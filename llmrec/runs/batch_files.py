@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmrec import stopping
 from llmrec.data.batching import Batch
 from llmrec.data.files import write_json
 
@@ -45,6 +46,7 @@ def answer_in_parts(
     told = time.monotonic()
     for done, batch in enumerate(mine):
         assert answer is not None  # noqa: S101  there is something to do
+        stopping.check()
         started = time.monotonic()
         answers = {str(i): a for i, a in zip(batch.tolist(), answer(batch), strict=True)}
         write_json(_part(parts, batch), {"seconds": time.monotonic() - started, "answers": answers})

@@ -35,7 +35,7 @@ HARMLESS_TRAIN = (
     *("log_on_each_node", "disable_tqdm", "report_to", "run_name", "project", "trackio_space_id"),
     *("trackio_bucket_id", "trackio_static_space_id", "debug", "skip_memory_metrics"),
     *("save_strategy", "save_steps", "save_total_limit", "save_on_each_node"),
-    *("enable_jit_checkpoint", "per_device_eval_batch_size", "torch_empty_cache_steps"),
+    *("per_device_eval_batch_size", "torch_empty_cache_steps"),
     *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"),
     *("dataloader_prefetch_factor", "dataloader_multiprocessing_context", "use_cache"),
     *("activation_checkpointing", "activation_checkpointing_kwargs"),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from llmrec import stopping
 from llmrec.recipe import Recipe
 from llmrec.recipe.systems import parsed
 from llmrec.runs.folder import RunFolder
@@ -56,6 +57,7 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     seconds: dict[str, float] = {}
     result: dict[str, Any] = {}
     for stage in stages_of(recipe):
+        stopping.check()
         log.info("%s: %s", folder.root, stage.name)
         started = time.monotonic()
         result = staged(partial(stage.run, recipe, folder), everyone=stage.everyone)
