@@ -92,7 +92,7 @@ def test_the_commands_hold_it_and_readers_do_not(tmp_path, monkeypatch, capsys):
     (tmp_path / "h.jsonl").write_text('["a"]\n')
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("llmrec.terminal.signal.signal", lambda *_: None)
-    monkeypatch.setattr(recommend, "raw", lambda *_: [{"user": "1"}])
+    monkeypatch.setattr(recommend, "raw", lambda *_, **__: [{"user": "1"}])
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["llmrec", *arguments])
