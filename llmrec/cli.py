@@ -5,6 +5,7 @@ stdout is data, stderr is logs. Exit codes: 0 done, 1 failed, 2 recipe or usage,
 75 interrupted and resumable, 130 Ctrl+C.
 """
 
+import sys
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -201,8 +202,10 @@ def recommend(
     recipe: RecipeName,
     overrides: Overrides = None,
     histories: Annotated[
-        Optional[typer.FileText],  # noqa: UP045
-        typer.Option(encoding="utf-8", help="JSON lines (-: stdin): [id, ...] or {user, history}."),
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            metavar="FILE", help="JSON lines (-: stdin), [id, ...] or {user, history}; or Parquet."
+        ),
     ] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Items for each of these histories.")] = 10,
     coverage: Annotated[
@@ -220,9 +223,11 @@ def recommend(
     from llmrec.stages import recommend as stage
 
     if histories is not None:
+        lines = open(0, encoding="utf-8") if histories == "-" else Path(histories)
+        out = sys.stdout
         with terminal.stdout_for_data():
-            rows = stage.raw(settings, folder, histories, top_k, coverage, system)
-        terminal.show_lines(rows)
+            rows = stage.raw(settings, folder, lines, top_k, coverage, system)
+            terminal.show_lines(rows, out)
         return
     if coverage is not None or system is not None:
         raise RecipeError("--coverage and --system are for histories of your own: --histories")

@@ -1,11 +1,10 @@
 """The Recommender: a finished run, asked in Python with raw histories."""
 
-import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -245,56 +244,3 @@ def _lack(recipe: Recipe, folder: RunFolder, system: System) -> str | None:
 def _is_of_networks(recipe: Recipe, name: str) -> bool:
     """Whether a run that trains networks answers with a system: with no language model unasked."""
     return System.parse(name).kind != "language_model" or name in recipe.systems
-
-
-def read_histories(lines: Iterable[str]) -> "RawRequests":
-    """Users and histories from JSON lines: a list of entries, or {"user": ..., "history": [...]}.
-
-    An entry is an item id or a title, or {"id": ...} or {"title": ...} where it could be both. A
-    line without a user is called by its number, from 1; one may have "candidates" too, and then
-    all have. Raises DataError naming a bad line.
-    """
-    users, histories, candidates = [], [], []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"line {number}: no JSON ({error})") from None
-        request = value if isinstance(value, dict) else {"history": value}
-        lists = [request.get("history"), request.get("candidates", [])]
-        if not all(_is_list_of_items(entries) for entries in lists):
-            raise DataError(
-                f'line {number}: expected ["title or item id", ...] or {{"user": "u1", "history": '
-                f"[...]}}, got {line.strip()[:80]}"
-            )
-        users.append(str(request.get("user", number)))
-        history, among = ([_entry(entry) for entry in entries] for entries in lists)
-        histories.append(history)
-        candidates.append(among)
-    return RawRequests(users, histories, candidates if any(candidates) else None)
-
-
-def _is_list_of_items(entries: Any) -> bool:
-    return isinstance(entries, list) and all(map(_is_entry, entries))
-
-
-def _is_entry(value: Any) -> bool:
-    if isinstance(value, dict):
-        return len(value) == 1 and {"id", "title"} >= set(value) and _is_entry(*value.values())
-    return isinstance(value, str | int | float) and not isinstance(value, bool)
-
-
-def _entry(value: Any) -> Entry:
-    if isinstance(value, dict):
-        return {said: str(text) for said, text in value.items()}
-    return str(value)
-
-
-class RawRequests(NamedTuple):
-    """Users, their histories and candidates, of one line each; None where none has candidates."""
-
-    users: list[str]
-    histories: list[list[Entry]]
-    candidates: list[list[Entry]] | None

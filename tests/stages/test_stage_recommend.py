@@ -12,7 +12,7 @@ from llmrec.decoding.grounding import Grounder
 from llmrec.errors import DataError, LlmrecError
 from llmrec.evaluation.predictions import Predictions
 from llmrec.stages import evaluate, recommend, train
-from llmrec.systems.recommender import read_histories
+from llmrec.systems.raw_histories import read_histories
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def test_the_recommender_takes_ids_and_titles_and_gives_a_table(finished):
 def test_raw_histories_come_as_json_lines(finished):
     recipe, folder = finished
     lines = ['["i0", "i1"]\n', "\n", json.dumps({"user": "me", "history": ["Love"]})]
-    rows = recommend.raw(recipe, folder, lines, top_k=2)
+    rows = list(recommend.raw(recipe, folder, lines, top_k=2))
     assert [r["user"] for r in rows] == ["1", "1", "me", "me"]
     said = ['[{"id": "i0"}, {"title": "Love"}]', '["i0", "Love"]']
     rows = recommend.raw(recipe, folder, said, top_k=3)
@@ -161,7 +161,7 @@ def test_raw_histories_come_as_json_lines(finished):
         '{"history": [], "candidates": "i1"}',
     ):
         with pytest.raises(DataError, match="line 1"):
-            read_histories([bad])
+            list(read_histories([bad]))
 
 
 def test_two_processes_give_the_answers_of_one(finished, in_two_processes):
