@@ -223,7 +223,7 @@ def recommend(
     from llmrec.stages import recommend as stage
 
     if histories is not None:
-        lines = open(0, encoding="utf-8") if histories == "-" else Path(histories)
+        lines = open(0, encoding="utf-8") if histories == "-" else Path(histories)  # noqa: SIM115
         out = sys.stdout
         with terminal.stdout_for_data():
             rows = stage.raw(settings, folder, lines, top_k, coverage, system)

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import re
 import select
 import signal
 import sys
@@ -15,15 +16,19 @@ import warnings
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, redirect_stdout, suppress
 from threading import Thread
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TextIO, TypeVar
 
 from llmrec import stopping
 from llmrec.errors import LlmrecError
+from llmrec.known_errors import explained
 
 INTERRUPTED, CTRL_C, FAILED = 75, 130, 1
 # Seconds that a signal leaves: to what stops by itself, as a training that saves first, and to all
 # else, which leaves no part behind whenever it ends.
 GRACE, AT_ONCE = 120.0, 2.0
+MAX_LINE, MAX_LINES = 2000, 100  # of an error or a log line
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_UNSEEN_BUT_COLOUR = re.compile(rf"(?!\x1b\[[0-9;]*m){_UNSEEN.pattern}")
 T = TypeVar("T")
 
 
@@ -47,6 +52,12 @@ def guarded(command: Callable[[], Any]) -> NoReturn:
         if os.environ.get("LLMREC_TRACEBACK"):
             raise
         code = _told(error, FAILED)
+    except Exception as error:
+        known = None if os.environ.get("LLMREC_TRACEBACK") else explained(error)
+        if known is None:
+            raise
+        _tell_launcher(error)
+        code = _told(known, known.exit_code)
     except SystemExit as end:
         # A wish to stop is not ignored, even where the work was done before it was looked at.
         sys.exit(end.code if stopping.requested() is None else stopping.requested())
@@ -54,8 +65,32 @@ def guarded(command: Callable[[], Any]) -> NoReturn:
 
 
 def _told(error: Exception, code: int) -> int:
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {harmless(str(error), False)}", file=sys.stderr)
     return code
+
+
+def harmless(text: str, colours: bool) -> str:
+    """`text` as a terminal may be given it, whatever file it comes from.
+
+    Control characters, which could move the cursor or rename the window, are written out as \\x1b,
+    and so are those that turn the direction of writing; with `colours` a colour is left. A line is
+    cut after MAX_LINE characters and a text after MAX_LINES lines.
+    """
+    lines = text.split("\n")
+    more = len(lines) - MAX_LINES
+    if more > 0:
+        lines = [*lines[:MAX_LINES], f"  ... and {more} more lines"]
+    cut = (x if len(x) <= MAX_LINE else f"{x[:MAX_LINE]}... ({len(x)} characters)" for x in lines)
+    return (_UNSEEN_BUT_COLOUR if colours else _UNSEEN).sub(_written_out, "\n".join(cut))
+
+
+def _written_out(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode()
+
+
+class _Harmless(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return harmless(super().format(record), False)
 
 
 def _tell_launcher(error: Exception) -> None:
@@ -160,7 +195,7 @@ def set_up_logging(quiet: bool) -> None:
     """Log lines of llmrec to stderr; warnings alone if `quiet` or not the main process."""
     logger = logging.getLogger("llmrec")
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_Harmless("%(message)s"))
     logger.handlers = [handler]
     logger.propagate = False
     logger.setLevel(logging.WARNING if quiet or not is_main_process() else logging.INFO)
@@ -171,20 +206,28 @@ def show(result: Any, as_json: bool) -> None:
     if not is_main_process():
         return
     if as_json:
-        print(json.dumps(_plain(result), indent=2, ensure_ascii=False))
-    elif isinstance(result, str):
-        print(result)
+        print(_json(result, 2))
+        return
+    if isinstance(result, str):
+        text = result
     elif isinstance(result, list) and not any(isinstance(item, dict | list) for item in result):
-        print("\n".join(_word(item) for item in result))
+        text = "\n".join(_word(item) for item in result)
     else:
-        print("\n".join(_lines(result, "")))
+        text = "\n".join(_lines(result, ""))
+    print(_UNSEEN_BUT_COLOUR.sub(_written_out, text))
 
 
-def show_lines(rows: Iterable[Any]) -> None:
+def show_lines(rows: Iterable[Any], stream: TextIO) -> None:
     """Print one line of JSON for each row, as it comes."""
     for row in rows:
         if is_main_process():
-            print(json.dumps(_plain(row), ensure_ascii=False), flush=True)
+            print(_json(row, None), file=stream, flush=True)
+
+
+def _json(value: Any, indent: int | None) -> str:
+    """JSON with the characters written out that would do something to a terminal."""
+    text = json.dumps(_plain(value), indent=indent, ensure_ascii=False)
+    return _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def _plain(value: Any) -> Any:

@@ -112,6 +112,13 @@ def check(reference: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any
             f"evaluate.k goes to {longest}, decode.top_k is {recipe.decode.top_k}: the language "
             "model's metrics beyond it count missing items as misses"
         )
+    for key in ("optim", "report_to"):
+        package = training_arguments.missing_package(key, recipe.train.get(key))
+        if package is not None:
+            warnings.append(
+                f"train.{key} {recipe.train[key]} needs the package {package}, which is not "
+                "installed here; install it where you train, or choose another"
+            )
     return {"recipe": str(locate(reference)), "name": recipe.name, "warnings": warnings}
 
 

@@ -4,6 +4,7 @@ checked without importing torch or transformers (a test compares them with the i
 Knows no recipe file and no line numbers.
 """
 
+import importlib.util
 import math
 from typing import Any
 
@@ -58,6 +59,18 @@ KINDS = {
 }
 
 _STRATEGIES = ("no", "steps", "epoch")
+_OPTIMISERS = """
+    adamw_torch adamw_torch_fused adamw_torch_xla adamw_torch_npu_fused adafactor
+    adamw_anyprecision adamw_torch_4bit adamw_torch_8bit ademamix sgd adagrad adamw_bnb_8bit
+    adamw_8bit ademamix_8bit lion_8bit lion_32bit paged_adamw_32bit paged_adamw_8bit
+    paged_ademamix_32bit paged_ademamix_8bit paged_lion_32bit paged_lion_8bit rmsprop
+    rmsprop_bnb rmsprop_bnb_8bit rmsprop_bnb_32bit galore_adamw galore_adamw_8bit
+    galore_adafactor galore_adamw_layerwise galore_adamw_8bit_layerwise
+    galore_adafactor_layerwise lomo adalomo grokadamw schedule_free_radam schedule_free_adamw
+    schedule_free_sgd apollo_adamw apollo_adamw_layerwise stable_adamw"""
+_REPORTS = """
+    none all azure_ml comet_ml mlflow neptune tensorboard trackio wandb codecarbon clearml
+    dagshub flyte dvclive swanlab kubeflow"""
 CHOICES = {
     "lr_scheduler_type": (
         "linear",
@@ -76,6 +89,8 @@ CHOICES = {
     "logging_strategy": _STRATEGIES,
     "eval_strategy": _STRATEGIES,
     "save_strategy": (*_STRATEGIES, "best"),
+    "optim": tuple(_OPTIMISERS.split()),
+    "report_to": tuple(_REPORTS.split()),
 }
 _AT_LEAST_ONE = {
     "per_device_train_batch_size",
@@ -168,11 +183,46 @@ _WORDS = {
 def allowed_values(name: str) -> str:
     """In words, what `name` takes."""
     if name in CHOICES:
-        return "one of " + ", ".join(CHOICES[name])
+        lists = ", or a list of them" if "list" in KINDS[name] else ""
+        return "one of " + ", ".join(CHOICES[name]) + lists
     order = [word for kind, word in _WORDS.items() if kind in KINDS[name]]
     bound = ", at least 1" if name in _AT_LEAST_ONE else ""
     bound = ", at least 0" if name in _NOT_NEGATIVE else bound
     return " or ".join(order) + bound
+
+
+# By the beginning of an optimiser's name, or what reports go to: the package that has it.
+_PACKAGES = {
+    "optim": {
+        "galore_": "galore_torch",
+        "apollo_": "apollo_torch",
+        "lomo": "lomo_optim",
+        "adalomo": "lomo_optim",
+        "grokadamw": "grokadamw",
+        "schedule_free_": "schedulefree",
+        "stable_adamw": "torch_optimi",
+        "adamw_anyprecision": "torchdistx",
+        "adamw_torch_4bit": "torchao",
+        "adamw_torch_8bit": "torchao",
+        **dict.fromkeys(
+            ("adamw_bnb", "adamw_8bit", "ademamix", "lion_", "paged_", "rmsprop_bnb"),
+            "bitsandbytes",
+        ),
+    },
+    "report_to": {
+        name: name for name in ("mlflow", "neptune", "tensorboard", "trackio", "wandb", "dvclive")
+    },
+}
+
+
+def missing_package(name: str, value: Any) -> str | None:
+    """The package that a value of `optim` or `report_to` needs and this machine has not."""
+    words = value if isinstance(value, list) else [value]
+    for word in words:
+        for begins, package in _PACKAGES.get(name, {}).items():
+            if str(word).startswith(begins) and importlib.util.find_spec(package) is None:
+                return package
+    return None
 
 
 def fits(name: str, value: Any) -> bool:
@@ -189,4 +239,6 @@ def fits(name: str, value: Any) -> bool:
         return math.isfinite(value) and value >= least
     if isinstance(value, str):
         return "str" in kinds and value in CHOICES.get(name, (value,))
+    if isinstance(value, list) and name in CHOICES:
+        return all(one in CHOICES[name] for one in value)
     return ("list" if isinstance(value, list) else "mapping") in kinds

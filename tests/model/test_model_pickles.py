@@ -220,7 +220,7 @@ def test_a_checkpoint(name, hostile, trained, recipe_of):
     (newest / name).write_bytes(content)
     sealed.seal(newest, newest.with_name("again"), **facts)
     newest.with_name("again").rename(newest)
-    with pytest.raises(pickle.UnpicklingError, match="(?i)weights.only"):
+    with pytest.raises(pickle.UnpicklingError, match=r"(?i)weights.only"):
         train.run(recipe, folder)
     for weights in ("adapter_model.bin", "pytorch_model.bin"):
         (newest / weights).write_bytes(content)

@@ -154,7 +154,9 @@ def _kinds(annotation):
 def test_the_table_of_training_arguments_is_that_of_transformers():
     """The declared kinds contain the real ones, no name is missing and none is made up."""
     from transformers import TrainingArguments
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
     from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
+    from transformers.training_args import OptimizerNames
 
     real = {field.name: field for field in dataclasses.fields(TrainingArguments)}
     assert set(training_arguments.KINDS) == set(real)
@@ -166,6 +168,8 @@ def test_the_table_of_training_arguments_is_that_of_transformers():
         "logging_strategy": tuple(m.value for m in IntervalStrategy),
         "eval_strategy": tuple(m.value for m in IntervalStrategy),
         "save_strategy": tuple(m.value for m in SaveStrategy),
+        "optim": tuple(m.value for m in OptimizerNames),
+        "report_to": ("none", "all", *INTEGRATION_TO_CALLBACK),
     } == training_arguments.CHOICES
     assert set(training_arguments.REFUSED) <= set(real)
     assert not set(training_arguments.DEFAULTS) & set(training_arguments.REFUSED)
@@ -198,6 +202,10 @@ def test_the_table_of_training_arguments_is_that_of_transformers():
         ("report_to", ["wandb"], True),
         ("report_to", "none", True),
         ("report_to", 3, False),
+        ("report_to", "wandbb", False),
+        ("report_to", ["wandb", "x"], False),
+        ("optim", "adamw_torch", True),
+        ("optim", "adam", False),
         ("eval_steps", None, True),
     ],
 )
