@@ -110,7 +110,15 @@ def _listen() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    os.register_at_fork(after_in_child=_hear_nothing)
     Thread(target=_wait_for_signals, args=(reader,), daemon=True).start()
+
+
+def _hear_nothing() -> None:
+    """In a forked worker: its signals are its own, and end it."""
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def _wait_for_signals(reader: int) -> None:

@@ -38,6 +38,16 @@ def work():
 SLOW = "def work():\n    with stopping.gracefully():\n        ready()\n        time.sleep(60)\n"
 
 
+FORKS = """
+def work():
+    import multiprocessing
+    with multiprocessing.get_context('fork').Pool(2) as pool:
+        assert pool.map(abs, [-1, -2]) == [1, 2]
+    ready()
+    time.sleep(1)
+"""
+
+
 def ended(program, *numbers, between=0.3, **environment):
     """Start a command, send it signals; (exit code, stderr, seconds after the last signal)."""
     process = subprocess.Popen(
@@ -71,6 +81,11 @@ def test_no_signal_is_ignored(program, number, code):
     assert found == code
     assert "stopping" in errors
     assert seconds < (1.5 if program in (STEPS, DONE_MEANWHILE) else 5)
+
+
+def test_signals_of_workers_are_not_ours():
+    code, errors, _ = ended(FORKS)
+    assert (code, errors) == (0, "")
 
 
 def test_a_second_signal_ends_what_stops_by_itself():
