@@ -1,5 +1,6 @@
 """The Recommender: a finished run, asked in Python with raw histories."""
 
+import json
 import logging
 from collections.abc import Sequence
 from operator import attrgetter
