@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.csv as arrow_csv
 
 from llmrec.data.records import Longs
-from llmrec.data.sources.opening import AUTO, UTF_8, line_blocks
+from llmrec.data.sources.opening import AUTO, HEAD_BYTES, UTF_8, line_blocks
 from llmrec.data.sources.quoting import (
     Record,
     Records,
@@ -57,7 +57,7 @@ def column_names(path: Path, layout: Delimited, encoding: str = AUTO) -> tuple[s
     """The file's column names; DataError where the file is empty or its first line unreadable."""
     if layout.names:
         return layout.names
-    for block, _ in line_blocks(path, UTF_8 if layout.latin1 else encoding):
+    for block, _ in line_blocks(path, UTF_8 if layout.latin1 else encoding, size=HEAD_BYTES):
         head = block.partition(b"\n")[0].removesuffix(b"\r")
         try:
             fields = fields_of(_text(head, layout), layout.delimiter, layout.quoted)

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.json as arrow_json
 
 from llmrec.data.records import RATING
-from llmrec.data.sources.opening import AUTO, line_blocks
+from llmrec.data.sources.opening import AUTO, HEAD_BYTES, line_blocks
 from llmrec.data.sources.rows import BadRows, Block, printable
 from llmrec.errors import DataError
 
@@ -33,7 +33,7 @@ Objects = Iterable[tuple[int, dict[str, Any] | ValueError]]
 
 def written_as(path: Path, encoding: str = AUTO) -> str:
     """LINES, ARRAY or PYTHON, as the beginning of the file shows."""
-    start, _ = next(line_blocks(path, encoding), (b"", 1))
+    start, _ = next(line_blocks(path, encoding, size=HEAD_BYTES), (b"", 1))
     if _PYTHON.match(start):
         return PYTHON
     if _ARRAY.match(start):
@@ -86,9 +86,9 @@ def jsonl_blocks(
 def _objects(path: Path, encoding: str) -> Iterator[tuple[int, dict[str, Any] | ValueError]]:
     kind = written_as(path, encoding)
     if kind == ARRAY:
-        yield from _elements(path, encoding, None)
+        yield from _elements(path, encoding, None, HEAD_BYTES)
         return
-    for block, line in line_blocks(path, encoding):
+    for block, line in line_blocks(path, encoding, size=HEAD_BYTES):
         yield from _parsed(block, line, _literal if kind == PYTHON else _object)
 
 
@@ -106,13 +106,13 @@ def _parsed(
 
 
 def _elements(
-    path: Path, encoding: str, bad: BadRows | None
+    path: Path, encoding: str, bad: BadRows | None, size: int | None = None
 ) -> Iterator[tuple[int, dict[str, Any] | ValueError]]:
     """(number from 1, object) of an array; DataError where it is no JSON any more."""
     decoder = json.JSONDecoder(parse_constant=_no_constant)
     between = re.compile(r"[\s,]*")
     text, number = "", 0
-    blocks = line_blocks(path, encoding, bad)
+    blocks = line_blocks(path, encoding, bad, size)
     opened = ended = False
     while not ended:
         block, _ = next(blocks, (None, 0))

@@ -20,7 +20,7 @@ from llmrec.data.sources.rows import BadRows
 from llmrec.errors import DataError
 
 AUTO, UTF_8 = "auto", "utf-8"
-BLOCK_BYTES = 1 << 24
+BLOCK_BYTES, HEAD_BYTES = 1 << 24, 1 << 16
 MAX_LINE_BYTES = 1 << 26
 # A packed file may unpack to this much, and to at most this many times its own size once it is
 # large: text packs 3 to 20 times, a bomb a thousand times.
@@ -44,15 +44,16 @@ def written_in(path: Path, encoding: str = AUTO) -> str:
     """The encoding that is known before a line is read: UTF-16 shows itself by its mark."""
     if encoding != AUTO:
         return encoding
-    start = next(_bytes(path), b"")[:2]
+    start = next(_bytes(path, 2), b"")
     return "utf-16" if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else UTF_8
 
 
 def line_blocks(
-    path: Path, encoding: str = AUTO, bad: BadRows | None = None
+    path: Path, encoding: str = AUTO, bad: BadRows | None = None, size: int | None = None
 ) -> Iterator[tuple[bytes, int]]:
     """Yield (whole lines in UTF-8, number of the first of them from 1).
 
+    `size`: how many bytes are read at once, HEAD_BYTES where the first lines are wanted alone.
     `encoding` auto: UTF-16 where the file begins with its mark, else UTF-8; a file of which hardly
     a line is UTF-8 that is not ASCII is read as Windows' Western European, and `bad` is told.
     Bytes that are not UTF-8 all the same stay, to be named with their line. Raises DataError for a
@@ -60,7 +61,7 @@ def line_blocks(
     """
     line, rest = 1, b""
     text = _Decoder(path, encoding, bad)
-    for chunk in _recoded(path, text):
+    for chunk in _recoded(path, text, size or BLOCK_BYTES):
         head, newline, tail = chunk.rpartition(b"\n")
         if not newline:
             rest += tail
@@ -133,11 +134,11 @@ def _western(block: bytes) -> str:
         return block.decode("latin-1")
 
 
-def _recoded(path: Path, text: _Decoder) -> Iterator[bytes]:
+def _recoded(path: Path, text: _Decoder, size: int) -> Iterator[bytes]:
     """The unpacked bytes, other encodings turned into UTF-8; lines end in a newline."""
     decoder = codecs.getincrementaldecoder(text.encoding)("surrogateescape") if text.whole else None
     old_mac: bool | None = None
-    for chunk in _bytes(path):
+    for chunk in _bytes(path, size):
         try:
             if decoder is not None:
                 chunk = decoder.decode(chunk).encode(UTF_8, "surrogateescape")
@@ -152,13 +153,13 @@ def _recoded(path: Path, text: _Decoder) -> Iterator[bytes]:
         yield chunk.replace(b"\r", b"\n") if old_mac else chunk
 
 
-def _bytes(path: Path) -> Iterator[bytes]:
+def _bytes(path: Path, size: int) -> Iterator[bytes]:
     total, packed = 0, path.stat().st_size
     kind = packing(path)
     with _opened(path, kind) as stream:
         while True:
             try:
-                chunk = stream.read(BLOCK_BYTES)
+                chunk = stream.read(size)
             except _DAMAGED as error:
                 raise DataError(
                     f"{path}: the {kind or 'file'} is damaged after {total:,} unpacked bytes "

@@ -41,7 +41,6 @@ _NOBODY = (
 )
 _UNTITLED = ("nan", "NaN", "<NA>", "#N/A", "\\N")  # "None", "Null" and "NA" may be titles
 _CONTROL = r"[\x00-\x1f\x7f]"
-_ODD = r"^\s|\s$|^[+-]?[0-9]+\.0+\s*$|^\p{Zs}|\p{Zs}$"  # not yet in normal form
 _WHOLE = r"^([+-]?[0-9]+)\.0+$"
 _SPREADSHEET = r"^[+-]?[0-9]\.?[0-9]*[Ee]\+[0-9]{2}$"  # 1.23457E+12: the other digits are gone
 _EXACT = 2**53  # a float names every whole number below it, and not every one above
@@ -59,12 +58,13 @@ def identifiers(values: pa.Array) -> tuple[pa.DictionaryArray, Reasons]:
     reasons |= {int(row): MISSING for row in np.flatnonzero(encoded.is_null().to_numpy(False))}
     encoded = _normal(encoded)
     entries = encoded.dictionary
-    wrong = np.zeros(len(entries), dtype=np.bool_)
-    for finding in (
-        pc.match_substring_regex(entries, f"^$|{_CONTROL}|{_SPREADSHEET}"),
-        pc.is_in(entries, pa.array(_NOBODY, entries.type)),
-    ):
-        wrong |= finding.to_numpy(False)
+    findings = [
+        pc.match_substring_regex(entries, _CONTROL),
+        pc.is_in(entries, pa.array(("", *_NOBODY), entries.type)),
+    ]
+    if pc.any(pc.match_substring(entries, "+")).as_py():  # plain search first: a regex is slow
+        findings.append(pc.match_substring_regex(entries, _SPREADSHEET))
+    wrong = np.logical_or.reduce([finding.to_numpy(False) for finding in findings])
     if wrong.any():
         codes = encoded.indices.fill_null(-1).to_numpy(False)
         for row in np.flatnonzero(np.isin(codes, np.flatnonzero(wrong))):
@@ -146,9 +146,11 @@ def floats(values: pa.Array) -> tuple[npt.NDArray[np.float64], Reasons]:
 def _normal(encoded: pa.DictionaryArray) -> pa.DictionaryArray:
     """With every entry in normal form, once."""
     entries = encoded.dictionary
-    if not pc.any(pc.match_substring_regex(entries, _ODD)).as_py():
+    trimmed = pc.utf8_trim_whitespace(entries)
+    pointed = pc.any(pc.match_substring(entries, ".0")).as_py()
+    if not pointed and trimmed.equals(entries):
         return encoded
-    entries = pc.replace_substring_regex(pc.utf8_trim_whitespace(entries), _WHOLE, r"\1")
+    entries = pc.replace_substring_regex(trimmed, _WHOLE, r"\1") if pointed else trimmed
     again = entries.dictionary_encode()
     return pa.DictionaryArray.from_arrays(again.indices.take(encoded.indices), again.dictionary)
 
