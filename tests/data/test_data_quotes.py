@@ -143,6 +143,15 @@ def test_a_stray_quote_costs_its_own_line(tmp_path: Path, at: int) -> None:
     assert "a quote is opened and not closed" in bad.reason
 
 
+def test_blanks_behind_delimiters_hide_no_quotes(tmp_path: Path) -> None:
+    rows = ['u, i, 1, "A, ""B"""', 'u, j, 2, "C"', "u, k, 3, D", 'u, l, 4, ""']
+    raw = read(tmp_path, "\n".join(["user_id, item_id, timestamp, title", *rows]))
+    assert titles(raw) == {"i": 'A, "B"', "j": "C", "k": " D", "l": ""}
+    # Without such blanks in the header a blank before a quote is part of the field.
+    raw = read(tmp_path, 'user_id,item_id,timestamp,title\nu,i,1, "A"\n')
+    assert titles(raw) == {"i": ' "A"'}
+
+
 def test_a_mapped_column_with_quotes_in_its_name(tmp_path: Path) -> None:
     path = tmp_path / "log.csv"
     path.write_text('"the ""user""",item_id,timestamp\nu,i,1\n')

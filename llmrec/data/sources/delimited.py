@@ -5,6 +5,7 @@ is parsed again record by record, by the same grammar, so that good rows stay an
 named. Knows nothing of what the columns mean.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,14 +58,17 @@ def column_names(path: Path, layout: Delimited, encoding: str = AUTO) -> tuple[s
     """The file's column names; DataError where the file is empty or its first line unreadable."""
     if layout.names:
         return layout.names
+    names = [name.strip() for name in _header(path, layout, encoding)]
+    return tuple(name.partition(":")[0] if layout.typed_header else name for name in names)
+
+
+def _header(path: Path, layout: Delimited, encoding: str) -> list[str]:
     for block, _ in line_blocks(path, UTF_8 if layout.latin1 else encoding, size=HEAD_BYTES):
         head = block.partition(b"\n")[0].removesuffix(b"\r")
         try:
-            fields = fields_of(_text(head, layout), layout.delimiter, layout.quoted)
+            return fields_of(_text(head, layout), layout.delimiter, layout.quoted)
         except ValueError as error:
             raise DataError(f"{path}:1: the header cannot be read: {error}") from None
-        names = [name.strip() for name in fields]
-        return tuple(name.partition(":")[0] if layout.typed_header else name for name in names)
     raise DataError(f"{path} is empty")
 
 
@@ -75,12 +79,15 @@ def delimited_blocks(
     names = column_names(path, layout, encoding)
     require_one_of_each(path, names, columns)
     index = {role: names.index(column) for role, column in columns.items()}
+    before_quotes = _blank_before_quotes(path, layout, encoding)
     rest, blocks = b"", line_blocks(path, UTF_8 if layout.latin1 else encoding, bad)
     following = next(blocks, None)
     while following is not None:
         (block, line), following = following, next(blocks, None)
         if line == 1 and layout.header_lines:
             block, line = block.partition(b"\n")[2], 2
+        if before_quotes is not None and b'"' in block:
+            block = before_quotes.sub(rb"\1", block)
         if layout.escaped:
             block = block.replace(b'\\"', b'""')
         line -= rest.count(b"\n")
@@ -100,6 +107,16 @@ def delimited_blocks(
                 path.name, block, line, layout, names, index, bad, last=following is None
             )
             yield found
+
+
+def _blank_before_quotes(path: Path, layout: Delimited, encoding: str) -> re.Pattern[bytes] | None:
+    """What finds a blank between delimiter and quote, where the header has such blanks too."""
+    if layout.names or not layout.quoted:
+        return None
+    later = _header(path, layout, encoding)[1:]
+    if not later or not all(name.startswith(" ") for name in later):
+        return None
+    return re.compile(b"(" + re.escape(layout.delimiter.encode()) + b') +(?="(?!"[^"]))')
 
 
 def read_at_once(
