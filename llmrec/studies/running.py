@@ -14,9 +14,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from llmrec import stopping
 from llmrec.data.files import write_json
 from llmrec.errors import LlmrecError
 from llmrec.runs.folder import recipe_hash
+from llmrec.runs.lock import hold
 from llmrec.studies.cells import Cell, Plan
 from llmrec.studies.sharing import share
 from llmrec.terminal import by_main, is_main_process
@@ -106,6 +108,7 @@ def run(plan: Plan, wanted: Callable[[Cell], bool] = lambda _: True) -> Record:
     for cell in plan.cells:
         if not wanted(cell):
             continue
+        stopping.check()
         what, why = by_main(partial(_decided, plan, cell, record))
         if what == "stop":
             log.warning("study: %s", why)
@@ -139,6 +142,7 @@ def _make(plan: Plan, cell: Cell, record: Record) -> None:
     from llmrec.stages import pipeline  # brings torch
 
     log.info("study: %s", cell.name)
+    by_main(partial(hold, cell.folder.root, "study"))
     before = record.cells.get(cell.name, {})
     again = before.get("finished") and before.get("key") == record.key(cell)
     if again:
