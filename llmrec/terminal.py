@@ -115,10 +115,11 @@ def _listen() -> None:
 
 
 def _hear_nothing() -> None:
-    """In a forked worker: its signals are its own, and end it."""
+    """In a forked worker: who sends it SIGTERM means it alone; Ctrl+C goes to all, and whoever
+    started it decides."""
     signal.set_wakeup_fd(-1)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _wait_for_signals(reader: int) -> None:

@@ -41,8 +41,12 @@ SLOW = "def work():\n    with stopping.gracefully():\n        ready()\n        t
 FORKS = """
 def work():
     import multiprocessing
-    with multiprocessing.get_context('fork').Pool(2) as pool:
-        assert pool.map(abs, [-1, -2]) == [1, 2]
+    worker = multiprocessing.get_context('fork').Process(target=time.sleep, args=(20,))
+    worker.start()
+    time.sleep(0.3)
+    worker.terminate()
+    worker.join(5)
+    assert worker.exitcode == -15, worker.exitcode
     ready()
     time.sleep(1)
 """
