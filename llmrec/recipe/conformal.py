@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from llmrec.recipe.section import Count, NotNegative, Positive, Section
+from llmrec.recipe.section import Count, NotNegative, NotNegativeCount, Positive, Section
 
 
 class CandidateSets(Section):
@@ -12,7 +12,7 @@ class CandidateSets(Section):
 
     beams: Count = 4
     """Likeliest items of the live model, by constrained beam search."""
-    sampled: Annotated[int, Field(ge=0)] = 11
+    sampled: NotNegativeCount = 11
     """Random items that the user has not chosen."""
     draw: Literal["uniform", "frequency"] = "uniform"
     """How those are drawn: all alike, or by how often training chose them, and once more."""

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from llmrec.recipe.section import Count, Section, Share, Word
+from llmrec.recipe.section import MOST, Count, NotNegativeCount, Section, Share, Word
 
 
 class Columns(Section):
@@ -92,7 +92,7 @@ class Data(Section):
     """Column names of the items file."""
     min_rating: Annotated[float, Field(allow_inf_nan=False)] | None = None
     """Interactions with a lower rating are dropped; null: none are."""
-    k_core: Annotated[int, Field(ge=0)] = 0
+    k_core: NotNegativeCount = 0
     """Users and items with fewer interactions are dropped until none is left."""
     split: Literal["leave_one_out", "global_time", "sliding_window", "by_user"] = "leave_one_out"
     """How examples become train, valid and test."""
@@ -100,7 +100,7 @@ class Data(Section):
         default=[0.8, 0.1, 0.1]
     )
     """Shares of train, valid and test, for the splits that cut by share."""
-    window: Annotated[int, Field(ge=2)] = 11
+    window: Annotated[int, Field(ge=2, le=MOST)] = 11
     """Interactions in a sliding window, the target included."""
     ties: Literal["source_row", "item_id", "shuffle"] = "source_row"
     """Order of a user's interactions with one and the same time."""
@@ -112,7 +112,7 @@ class Data(Section):
     """Filter with DuckDB, on disk where memory is short; needs the extra `data`."""
     memory_limit: Word = "4GB"
     """Memory that DuckDB may take while it filters."""
-    max_bad_rows: Annotated[int, Field(ge=0)] = 0
+    max_bad_rows: NotNegativeCount = 0
     """Unreadable rows that are skipped and reported before it is an error."""
     subset: Subset = Subset()
     """Examples kept of each split."""
@@ -121,7 +121,7 @@ class Data(Section):
     cold_items: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.0
     """Share of the items that are held back, drawn with the recipe's seed: they stay in the catalog
     and can be targets of valid and test, and nothing else of the data holds them."""
-    candidates: Annotated[int, Field(ge=2)] | None = None
+    candidates: Annotated[int, Field(ge=2, le=MOST)] | None = None
     """Each target is to be found among so many items, itself and random ones that the user has not
     seen, drawn once with the recipe's seed; null: among the whole catalog."""
 

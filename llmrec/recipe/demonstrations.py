@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from llmrec.recipe.section import Count, NotNegative, Section, Word
+from llmrec.recipe.section import Count, NotNegative, NotNegativeCount, Section, Word
 
 
 class Weights(Section):
@@ -56,7 +56,7 @@ class Selection(Section):
     reader: Literal["score", "generate"] = "score"
     """score: the mean rating under the probabilities of the ten answers; generate: JSON is
     written and read, and where that fails the order of retrieval stays."""
-    refresh: Annotated[int, Field(ge=0)] = 0
+    refresh: NotNegativeCount = 0
     """While training the live model selects anew every so many steps; 0: once, before the first."""
 
 

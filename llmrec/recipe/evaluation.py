@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from llmrec.recipe.section import Count, Section
+from llmrec.recipe.section import MOST, Count, Section
 
 Level = Annotated[float, Field(gt=0, lt=1)]
 
@@ -27,11 +27,11 @@ class Evaluate(Section):
 
     k: Annotated[list[Count], Field(min_length=1)] = Field(default=[1, 5, 10])
     """Cut-offs of the ranking metrics."""
-    samples: Annotated[int, Field(ge=100)] = 2000
+    samples: Annotated[int, Field(ge=100, le=MOST)] = 2000
     """Bootstrap samples."""
     confidence: Level = 0.95
     """Coverage of the intervals."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of the bootstrap and of the choice of users set aside."""
     calibration: Calibration | None = None
     """Probabilities and prediction sets; null: rankings alone."""

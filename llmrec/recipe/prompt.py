@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from llmrec.recipe.section import Count, Section, Word
+from llmrec.recipe.section import MOST, Count, Section, Word
 
 
 class Prompt(Section):
@@ -24,7 +24,7 @@ class Prompt(Section):
     """The day that a chat template which names one is told, whatever the clock says."""
     max_history: Count = 10
     """Latest titles shown."""
-    max_tokens: Annotated[int, Field(ge=16)] = 700
+    max_tokens: Annotated[int, Field(ge=16, le=MOST)] = 700
     """Longest prompt; the oldest titles are left out to keep to it."""
 
     @field_validator("today")

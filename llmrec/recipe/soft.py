@@ -1,10 +1,10 @@
 """Self-distillation and its curriculum (SOFT, arXiv 2505.20771)."""
 
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from llmrec.recipe.section import Count, Positive, Section, Share, Word
+from llmrec.recipe.section import Count, NotNegativeCount, Positive, Section, Share, Word
 
 
 class Distill(Section):
@@ -32,7 +32,7 @@ class Soft(Section):
     """Of adaptive: a larger one hands over to the real answers sooner."""
     weight: Share = 0.5
     """Of fixed: lambda."""
-    probe: Annotated[int, Field(ge=0)] = 256
+    probe: NotNegativeCount = 256
     """Training examples answered before each epoch to measure the distance; 0: none are."""
     sft_adapter: Word | None = None
     """Folder of a fine-tuned adapter that answers; null: it is trained first."""

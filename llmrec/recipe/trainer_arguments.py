@@ -10,6 +10,8 @@ from typing import Any
 
 from pydantic import JsonValue
 
+from llmrec.recipe.section import MOST
+
 # kinds -> names. Kinds: int, float, bool, str, list, mapping, null.
 _NAMES_BY_KINDS = {
     "int": """
@@ -188,7 +190,8 @@ def allowed_values(name: str) -> str:
     order = [word for kind, word in _WORDS.items() if kind in KINDS[name]]
     bound = ", at least 1" if name in _AT_LEAST_ONE else ""
     bound = ", at least 0" if name in _NOT_NEGATIVE else bound
-    return " or ".join(order) + bound
+    most = f", at most {MOST}" if KINDS[name] & {"int", "float"} else ""
+    return " or ".join(order) + bound + most
 
 
 # By the beginning of an optimiser's name, or what reports go to: the package that has it.
@@ -236,7 +239,7 @@ def fits(name: str, value: Any) -> bool:
         if not kinds & ({"int", "float"} if isinstance(value, int) else {"float"}):
             return False
         least = 1 if name in _AT_LEAST_ONE else 0 if name in _NOT_NEGATIVE else -math.inf
-        return math.isfinite(value) and value >= least
+        return max(least, -MOST) <= value <= MOST
     if isinstance(value, str):
         return "str" in kinds and value in CHOICES.get(name, (value,))
     if isinstance(value, list) and name in CHOICES:

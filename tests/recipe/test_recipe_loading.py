@@ -82,10 +82,10 @@ def test_all_errors_come_at_once_in_the_order_of_the_lines(recipe):
         "decode: {beams: 2}\n"
     )
     assert errors(file, "seed=-1", "oops", "evaluate.kk=3") == [
-        "2: data.source is missing: A name that `llmrec fetch data` knows (ml-100k, ml-1m), or a "
-        "file or folder.",
+        "2: data.source is missing: A name that `llmrec fetch data` knows (ml-100k, ml-1m), a "
+        "file or folder, or hf://OWNER/NAME[/CONFIG][:SPLIT] of the Hugging Face Hub.",
         "3: unknown key data.sorce; did you mean data.source?",
-        '4: data.k_core is "five"; allowed: a whole number, at least 0',
+        '4: data.k_core is "five"; allowed: a whole number, at least 0, at most 1000000000',
         "6: unknown key train.lr; did you mean train.learning_rate?",
         "7: train.output_dir cannot be set: checkpoints go to the run folder; set `output_dir` "
         "and `name` of the recipe",
@@ -102,7 +102,7 @@ def test_all_errors_come_at_once_in_the_order_of_the_lines(recipe):
 
 def test_an_unknown_key_far_from_all_lists_the_section(recipe):
     (message,) = errors(recipe(MINIMAL + "rows: {zebra: 1}\n"))
-    assert message == "4: unknown key rows.zebra; section rows has: count, shape"
+    assert message == "4: unknown key rows.zebra; section rows has: count, every, shape"
 
 
 def test_long_values_are_cut(recipe):

@@ -204,6 +204,8 @@ def test_the_table_of_training_arguments_is_that_of_transformers():
         ("report_to", 3, False),
         ("report_to", "wandbb", False),
         ("report_to", ["wandb", "x"], False),
+        ("num_train_epochs", 1e300, False),
+        ("per_device_train_batch_size", 10**30, False),
         ("optim", "adamw_torch", True),
         ("optim", "adam", False),
         ("eval_steps", None, True),

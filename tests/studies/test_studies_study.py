@@ -216,7 +216,7 @@ def test_every_mistake_is_told_at_once_with_its_line(study_of, tmp_path):
         f"  {path}:4: unknown key seedz; did you mean seeds?",
         f'  {path}:5: metrics is "NLL"; allowed: a list, each text',
         f"  {path}:7: unknown key arms.a.titel; did you mean title?",
-        f"  {path}:8: budget is -1; allowed: a number, above 0 or null",
+        f"  {path}:8: budget is -1; allowed: a number, above 0, at most 1000000000 or null",
     ]
     path = study_of(
         """start: [b]
