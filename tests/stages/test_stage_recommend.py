@@ -149,7 +149,7 @@ def test_raw_histories_come_as_json_lines(finished):
     rows = list(recommend.raw(recipe, folder, lines, top_k=2))
     assert [r["user"] for r in rows] == ["1", "1", "me", "me"]
     said = ['[{"id": "i0"}, {"title": "Love"}]', '["i0", "Love"]']
-    rows = recommend.raw(recipe, folder, said, top_k=3)
+    rows = list(recommend.raw(recipe, folder, said, top_k=3))
     assert [r["item_id"] for r in rows[:3]] == [r["item_id"] for r in rows[3:]]
     for bad in (
         "{",
