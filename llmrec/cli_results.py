@@ -2,7 +2,7 @@
 
 import logging
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, Optional, cast, get_args
 
 import typer
 
@@ -40,19 +40,28 @@ def evaluate(
 ) -> None:
     """Metrics per user, means, intervals and tests, of a run or of anybody's rankings. Needs no
     torch."""
+    from llmrec.evaluation.layout import Form
     from llmrec.stages import evaluate_files
 
+    if output not in get_args(Form):
+        raise RecipeError(f"--format {output!r} is none of {', '.join(get_args(Form))}.")
     if targets is not None:
-        if recipe is not None or calibration or not predictions:
+        # One --predictions may be followed by several NAME=FILE: no recipe is there to override.
+        more = [text for text in (recipe, *(overrides or ())) if text is not None]
+        if calibration or not predictions or not all(map(_named_file, more)):
             raise RecipeError(
                 "--targets FILE judges --predictions NAME=FILE and nothing else: name at least "
-                "one, and leave out the recipe and --calibration"
+                "one, and leave out the recipe, its settings and --calibration"
             )
-        judged = evaluate_files.run(targets, predictions, form=output)
+        judged = evaluate_files.run(targets, [*predictions, *more], form=cast("Form", output))
         terminal.show(judged["metrics"] if as_json else _without(judged, "metrics"), as_json)
         return
     if recipe is None:
         raise RecipeError("name a recipe or a run folder, or give --targets and --predictions")
+    if predictions:
+        more = [text for text in overrides or () if _named_file(text) and not _is_a_key(text)]
+        predictions += more
+        overrides = [text for text in overrides or () if text not in more]
     settings, folder = opened(recipe, overrides, "evaluate")
     from llmrec.stages import calibrate
     from llmrec.stages import evaluate as stage
@@ -74,6 +83,17 @@ def evaluate(
         result |= {name: numbers[name] for name in ("table", "comparisons", "gates")}
         result.pop("findings")
     terminal.show(result, as_json)
+
+
+def _named_file(text: str) -> bool:
+    name, equals, file = text.partition("=")
+    return bool(name and equals and file) and "." not in name
+
+
+def _is_a_key(text: str) -> bool:
+    from llmrec.recipe import Recipe
+
+    return text.partition("=")[0] in Recipe.model_fields
 
 
 def _without(said: dict[str, Any], key: str) -> dict[str, Any]:

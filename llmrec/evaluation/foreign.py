@@ -1,9 +1,9 @@
 """Rankings and targets of other programs: CSV, TSV, Parquet, JSON lines, TREC run and qrels files.
 
 One row a user and an item. Columns are known by the names that RecBole, RecTools, LensKit and TREC
-give them (`COLUMNS`); LensKit's nested Parquet, one row a user with a list of items, is read as
-well. Ids become text in one normal form: stripped, whole floats as integers. Knows no run and no
-metric.
+give them (`COLUMNS`); one row a user with a list of items, best first or with their scores as in
+LensKit's Parquet, is read as well. Ids become text in one normal form: stripped, whole floats as
+integers. Knows no run and no metric.
 """
 
 from collections.abc import Mapping, Sequence
@@ -64,6 +64,8 @@ def read_ranking(path: Path) -> Listed:
     Raises DataError, naming the file, for a file that holds no such lists.
     """
     table, trec = _table(path, _RUN)
+    if not table.num_rows:
+        raise DataError(f"{path}: holds no list")
     if RANK in table.column_names and not trec:
         key = _numbers(path, table, RANK)
     elif SCORE in table.column_names:
@@ -162,7 +164,7 @@ def _table(path: Path, trec: Sequence[str]) -> tuple[pa.Table, bool]:
             ),
         )
         return _named(path, parsed), False
-    except (OSError, pa.ArrowInvalid, UnicodeDecodeError, IndexError) as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError, IndexError) as error:
         raise DataError(
             f"{path}: not readable as CSV, TSV, Parquet, JSON lines or a TREC file ({error})"
         ) from None
@@ -199,16 +201,32 @@ def _named(path: Path, table: pa.Table) -> pa.Table:
 
 
 def _flat(table: pa.Table) -> pa.Table:
-    """One row an item, where a column `items` holds lists of items with their scores."""
-    if "items" not in table.column_names:
+    """One row an item, where a column holds lists: of items with their scores, or of ids alone,
+    which then stand best first."""
+    lists = [
+        name
+        for name in table.column_names
+        if name.lower() in ("items", *COLUMNS[ITEM_ID]) and _holds_lists(table, name)
+    ]
+    if not lists:
         return table
-    nested = table.column("items").combine_chunks()
-    owner = pc.list_parent_indices(nested)
-    inner = pa.Table.from_struct_array(pc.list_flatten(nested))
+    nested = table.column(lists[0]).combine_chunks()
+    owner, inside = pc.list_parent_indices(nested), pc.list_flatten(nested)
+    if pa.types.is_struct(inside.type):
+        inner = pa.Table.from_struct_array(inside)
+    else:
+        owners = owner.to_numpy()
+        first = np.searchsorted(owners, owners)
+        inner = pa.table({ITEM_ID: inside, RANK: np.arange(len(owners)) - first})
     for name in table.column_names:
-        if name != "items":
+        if name != lists[0] and name not in inner.column_names:
             inner = inner.append_column(name, pc.take(table.column(name), owner))
     return inner
+
+
+def _holds_lists(table: pa.Table, name: str) -> bool:
+    kind = table.schema.field(name).type
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
 
 
 def _ids(path: Path, table: pa.Table, role: str) -> tuple[Longs, list[str]]:
@@ -225,7 +243,7 @@ def _numbers(path: Path, table: pa.Table, role: str) -> npt.NDArray[np.float64]:
     try:
         cast = pc.cast(table.column(role), pa.float64())
         values: npt.NDArray[np.float64] = cast.to_numpy().astype(np.float64)
-    except pa.ArrowInvalid as error:
+    except pa.ArrowException as error:
         raise DataError(f"{path}: column {role} holds what is no number ({error})") from None
     if not np.isfinite(values).all():
         row = int(np.flatnonzero(~np.isfinite(values))[0])

@@ -83,6 +83,19 @@ def test_parquet_flat_and_as_lenskit_nests_it(tmp_path):
         assert lists_of(read_ranking(tmp_path / f"{name}.parquet")) == WANTED
 
 
+@pytest.mark.parametrize("column", ["items", "item_id"])
+def test_lists_of_ids_alone_stand_best_first(tmp_path, column):
+    lists = [("u1", ["b", "a", "c"]), ("nobody", []), ("u2", ["7", "a"])]
+    rows = [json.dumps({"user_id": u, column: items}) for u, items in lists]
+    lines = written(tmp_path / "a.jsonl", "\n".join(rows) + "\n")
+    pq.write_table(
+        pa.table({"user_id": [u for u, _ in lists], column: [items for _, items in lists]}),
+        tmp_path / "a.parquet",
+    )
+    for path in (lines, tmp_path / "a.parquet"):
+        assert lists_of(read_ranking(path)) == WANTED
+
+
 def test_whole_floats_are_the_numbers_they_stand_for(tmp_path):
     users = pa.array([1.0, 1.0])
     pq.write_table(pa.table({"user": users, "item": [7.0, 8.0], "score": [1, 2]}), tmp_path / "a")
@@ -132,6 +145,12 @@ def test_nll_needs_whole_distributions(tmp_path):
         ("user_id,item_id,score,probability\nu,a,1,7\n", "row 1 has probability 7"),
         ("u Q0 a 1 1 x\nu Q0 b 2\n", ":2: 4 fields, 6 are expected"),
         ("", "not readable as CSV"),
+        ("user_id,item_id,score\n", "holds no list"),
+        (
+            '{"user_id": "u", "item_id": "a", "score": [1]}\n',
+            "column score holds what is no number",
+        ),
+        ('{"user_id": "u", "items": "a,b"}\n', "no column for item_id"),
     ],
 )
 def test_what_cannot_be_read_is_told(tmp_path, text, message):

@@ -149,5 +149,16 @@ def test_on_the_command_line(files, run_of_baselines):
     done = CliRunner().invoke(app, ["evaluate", str(run.root), "--json"])
     numbers = json.loads(done.stdout)
     assert 0 <= numbers["table"]["systems"]["markov"]["HR@1"]["all"]["mean"] <= 1
+    mine = str(folder / "mine")
+    targets = ["--targets", str(folder / "targets")]
+    both = ["--predictions", f"a={mine}", f"b={mine}", "--json"]
+    done = CliRunner().invoke(app, ["evaluate", *targets, *both])
+    assert list(json.loads(done.stdout)["table"]["systems"]) == ["a", "b"]
+    for more in (["evaluate.k=[3]"], ["--format", "html"]):
+        wrong = CliRunner().invoke(app, ["evaluate", *targets, *given, *more])
+        assert isinstance(wrong.exception, RecipeError)
+    lost = ["--predictions", "a=lost.csv", "b=lost.csv"]
+    wrong = CliRunner().invoke(app, ["evaluate", str(run.root), *lost])
+    assert str(wrong.exception) == "lost.csv is not there"
     wrong = CliRunner().invoke(app, ["evaluate", str(run.root), "--targets", "x", *given])
     assert isinstance(wrong.exception, RecipeError)
