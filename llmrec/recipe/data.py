@@ -125,6 +125,12 @@ class Data(Section):
     """Each target is to be found among so many items, itself and random ones that the user has not
     seen, drawn once with the recipe's seed; null: among the whole catalog."""
 
+    @field_validator("delimiter")
+    @classmethod
+    def _a_tab(cls, delimiter: str | None) -> str | None:
+        # A shell hands "\\t" on as two characters.
+        return "\t" if delimiter == "\\t" else delimiter
+
     @field_validator("timestamp_format")
     @classmethod
     def _a_form(cls, form: str) -> str:

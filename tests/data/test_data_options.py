@@ -15,6 +15,7 @@ import pytest
 
 from llmrec.data.sources import Columns, ItemColumns, RawData, Reading, read_source, recognise
 from llmrec.errors import DataError
+from llmrec.recipe.data import Data
 
 HEAD = ["user_id", "item_id", "rating", "timestamp", "title"]
 ROWS = [("u1", "7", 4.0, 100, "Amélie"), ("u1", "12", 3.0, 200, "Heat"), ("u2", "7", 5.0, 150, "")]
@@ -123,7 +124,25 @@ def test_another_delimiter_is_seen_said_and_followed(tmp_path: Path, mark: str) 
         read_source(path)
     assert "Its first line is divided by" in str(caught.value)
     advised = str(caught.value).partition('data.delimiter: "')[2].partition('"')[0]
-    assert_read(read_source(path, reading=Reading(delimiter=advised.replace("\\t", "\t"))))
+    given = Data(source="log.csv", delimiter=advised).delimiter  # as a shell hands it on
+    assert_read(read_source(path, reading=Reading(delimiter=given)))
+
+
+def test_titles_of_an_items_file_are_mapped_once_and_a_wrong_name_is_told_where(
+    tmp_path: Path,
+) -> None:
+    log, items = tmp_path / "log.csv", tmp_path / "items.tsv"
+    log.write_text(
+        "user_id,item_id,rating,timestamp\n"
+        + "".join(f"{u},{i},{r},{t}\n" for u, i, r, t, _ in ROWS)
+    )
+    items.write_text("item_id\tname\n7\tAmélie\n12\tHeat\n", "utf-8")
+    assert_read(read_source(log, items=items, columns=Columns(title="name")))
+    with pytest.raises(DataError, match=r"items.tsv .*'title'.* Map them in data.items_columns"):
+        read_source(log, items=items)
+    assert_read(read_source(log, items=items, reading=Reading(items=ItemColumns(title="name"))))
+    with pytest.raises(DataError, match=r"log.csv .*'name'.* Map them in data.columns"):
+        read_source(log, columns=Columns(title="name"))
 
 
 def test_json_by_another_name_is_seen_and_the_advice_leads_to_its_rows(tmp_path: Path) -> None:

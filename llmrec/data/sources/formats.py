@@ -59,7 +59,7 @@ def recognise(
             layouts = (recognised(folder, file, columns) for recognised in several)
             found += [layout for layout in layouts if layout is not None]
     if format_name in (AUTO, *_KINDS) and not (file and found):
-        found += _plain(folder, file, format_name, columns, reading)
+        found += _plain(folder, file, format_name, columns, reading, items is not None)
     if len(found) > 1:
         both = " and ".join(f"{one.interactions.path.name} ({one.format})" for one in found[:2])
         raise DataError(
@@ -103,9 +103,17 @@ def _listing(folder: Path) -> str:
 
 
 def _plain(
-    folder: Path, file: Path | None, format_name: str, columns: Columns, reading: Reading
+    folder: Path,
+    file: Path | None,
+    format_name: str,
+    columns: Columns,
+    reading: Reading,
+    has_items: bool,
 ) -> list[Layout]:
-    """Tables of one's own: the file named, or `interactions.*` (and `items.*`) in a folder."""
+    """Tables of one's own: the file named, or `interactions.*` (and `items.*`) in a folder.
+
+    Where there is a file of items (`has_items`: one that the recipe names), it has the titles.
+    """
     found = []
     for name, (layout, suffixes) in _KINDS.items():
         if format_name not in (AUTO, name):
@@ -118,9 +126,10 @@ def _plain(
             continue
         layout = _divided(layout, reading)
         needed = (USER_ID, ITEM_ID, *(() if columns.timestamp is None else (TIMESTAMP,)))
-        roles = _roles(interactions, layout, columns, needed, reading)
-        whole = Layout(name, TableFile(interactions, layout, roles), None)
         items = first_of(folder, "items", _all_suffixes()) if file is None else None
+        titled = has_items or items is not None
+        roles = _roles(interactions, layout, columns, needed, reading, titled)
+        whole = Layout(name, TableFile(interactions, layout, roles), None)
         if items is not None:
             whole = replace(whole, items=_items_file(items, whole, columns, reading))
         found.append(whole)
@@ -173,6 +182,7 @@ def _roles(
     columns: Columns,
     required: tuple[str, ...],
     reading: Reading,
+    titled_elsewhere: bool = False,
 ) -> dict[str, str]:
     names = names_in(path, layout, reading.encoding)
     wanted = {
@@ -188,8 +198,10 @@ def _roles(
     missing = [f"{role} ({wanted[role]!r})" for role in required if role not in roles]
     if USER_ID in required:
         for role, name, usual in ((RATING, columns.rating, RATING), (TITLE, columns.title, TITLE)):
-            if name not in (None, usual) and role not in roles:
+            elsewhere = role == TITLE and titled_elsewhere
+            if name not in (None, usual) and role not in roles and not elsewhere:
                 missing.append(f"{role} ({name!r})")
     if missing:
-        raise missing_columns(path, names, missing)
+        key = "data.columns" if USER_ID in required else "data.items_columns"
+        raise missing_columns(path, names, missing, key)
     return roles

@@ -133,10 +133,12 @@ def require(path: Path, names: tuple[str, ...], roles: Mapping[str, str], option
         raise missing_columns(path, names, missing)
 
 
-def missing_columns(path: Path, names: tuple[str, ...], missing: list[str]) -> DataError:
+def missing_columns(
+    path: Path, names: tuple[str, ...], missing: list[str], key: str = "data.columns"
+) -> DataError:
     """What is missing, what is there, what the file looks like, and what to do."""
     hint = looks_like(path, names)
-    advice = hint or "Map them in data.columns."
+    advice = hint or f"Map them in {key}."
     if any(text.startswith(TIMESTAMP) for text in missing) and not hint:
         advice += (
             " Where there is no time and the rows stand in its order, set "
