@@ -207,7 +207,10 @@ def recommend(
             metavar="FILE", help="JSON lines (-: stdin), [id, ...] or {user, history}; or Parquet."
         ),
     ] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="Items for each of these histories.")] = 10,
+    top_k: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Items for each of these histories; else 10."),
+    ] = None,
     coverage: Annotated[
         Optional[float],  # noqa: UP045
         typer.Option(help="Not top-k but sets that hold the next item for this share of users."),
@@ -226,11 +229,14 @@ def recommend(
         lines = open(0, encoding="utf-8") if histories == "-" else Path(histories)  # noqa: SIM115
         out = sys.stdout
         with terminal.stdout_for_data():
-            rows = stage.raw(settings, folder, lines, top_k, coverage, system)
+            rows = stage.raw(settings, folder, lines, top_k or 10, coverage, system)
             terminal.show_lines(rows, out)
         return
-    if coverage is not None or system is not None:
-        raise RecipeError("--coverage and --system are for histories of your own: --histories")
+    if top_k is not None or coverage is not None or system is not None:
+        raise RecipeError(
+            "--top-k, --coverage and --system are for histories of your own: --histories; of the "
+            "test split decode.top_k items are kept, for each of the recipe's systems"
+        )
     with terminal.stdout_for_data():
         result = stage.run(settings, folder)
     folder.keep(settings)

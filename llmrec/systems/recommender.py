@@ -18,6 +18,7 @@ from llmrec.recipe import Recipe
 from llmrec.recipe.loading import load
 from llmrec.recipe.systems import System, SystemName, parsed
 from llmrec.runs.folder import RunFolder
+from llmrec.runs.identity import require_whole_data
 from llmrec.systems import serving
 from llmrec.systems.calibrated_lists import artifact_of
 from llmrec.systems.language_models import adapter_of_system
@@ -39,9 +40,11 @@ class Recommender:
         of that system, where it is not to be loaded.
 
         Raises LlmrecError for a system that the run has not, whose weights are missing, or whose
-        adapter was trained with other prompts than those of the recipe.
+        adapter was trained with other prompts than those of the recipe, DataError for a prepared
+        file that is damaged.
         """
         _require_run(folder, folder.root, folder.items)
+        require_whole_data(folder)
         self.recipe, self.folder = recipe, folder
         self.system = _system(recipe, folder, system)
         serving.require_trained_prompts(recipe, folder, self.system)
@@ -98,6 +101,10 @@ class Recommender:
         """
         if top_k < 1:
             raise LlmrecError(f"top_k must be at least 1, got {top_k}")
+        if isinstance(histories, (str, bytes)):
+            raise DataError(
+                f"{histories!r} is no list of histories; write [[{histories!r}]] for one item"
+            )
         names = [str(i) for i in range(len(histories))] if users is None else list(users)
         if len(names) != len(histories):
             raise DataError(f"{len(names)} users for {len(histories)} histories; give one for each")
@@ -150,6 +157,10 @@ class Recommender:
         return np.array(found, np.int32).reshape(len(found), -1)
 
     def _positions(self, user: str, history: Sequence[Entry]) -> np.ndarray:
+        if isinstance(history, (str, bytes, dict)):  # else its letters would be the entries
+            raise DataError(
+                f"user {user}: {history!r} is no list of item ids or titles; write [{history!r}]"
+            )
         entries = [entry if isinstance(entry, dict) else str(entry) for entry in history]
         found = self.grounder.ground(entries)
         for entry, hit in zip(entries, found, strict=True):

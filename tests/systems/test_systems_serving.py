@@ -285,6 +285,25 @@ def test_a_damaged_adapter_is_not_served(copied):
         Recommender.from_pretrained(copied.root, "tuned")
 
 
+@pytest.mark.parametrize("name", ["items", "interactions"])
+def test_damaged_data_are_not_served(copied, name):
+    path = copied.data / f"{name}.parquet"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=rf"{name}.parquet is damaged.*run `llmrec prepare`"):
+        Recommender.from_pretrained(copied.root, "markov")
+
+
+def test_a_text_where_a_list_is_wanted_is_not_taken_letter_by_letter(runs):
+    recommender = Recommender.from_pretrained(runs("catalog").root, "popularity")
+    with pytest.raises(DataError, match=r"'i1' is no list of histories; write \[\['i1'\]\]"):
+        recommender.recommend("i1")
+    for entry in ("i1", {"id": "i1"}):
+        with pytest.raises(DataError, match=r"user 0: .* is no list of item ids or titles"):
+            recommender.recommend([entry])
+
+
 def test_settings_that_change_no_prompt_are_served(copied):
     changed = Recommender.from_pretrained(
         copied.root, "tuned", ["decode.beams=8", "model.dtype=bfloat16", "seed=3"]
@@ -302,8 +321,7 @@ def test_the_column_of_scores_says_what_they_are(runs):
         assert table.schema.field("score").metadata == {b"is": what}
 
 
-def test_the_flag_is_for_histories(runs):
-    refused = CliRunner().invoke(
-        app, ["recommend", str(runs("networks").root), "--system", "network"]
-    )
-    assert isinstance(refused.exception, RecipeError)
+def test_the_flags_are_for_histories(runs):
+    for flag in (["--system", "network"], ["--top-k", "3"]):
+        refused = CliRunner().invoke(app, ["recommend", str(runs("networks").root), *flag])
+        assert isinstance(refused.exception, RecipeError)
