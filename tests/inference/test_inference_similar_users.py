@@ -354,7 +354,7 @@ def test_the_sentence_encoder_is_asked_for_by_name_where_it_is_missing(monkeypat
     with pytest.raises(LlmrecError, match=r"sentence-transformers.*pip install 'llmrec\[embed\]'"):
         sentence_vectors(str(tmp_path), ["Blue"])
 
-    def encoder(place, device):
+    def encoder(place, device, **_):
         assert device == "cpu"
         raise OSError(f"{place} has no config")
 
@@ -367,8 +367,10 @@ def test_the_sentence_encoder_is_asked_for_by_name_where_it_is_missing(monkeypat
 
 def test_sentence_vectors_are_those_of_the_encoder_less_their_mean(monkeypatch, tmp_path):
     class Encoder:
-        def __init__(self, place, device):
+        def __init__(self, place, device, trust_remote_code, model_kwargs):
             assert place == str(tmp_path)
+            assert not trust_remote_code
+            assert model_kwargs == {"use_safetensors": True}
 
         def encode(self, texts, **_):
             return np.array([[len(t), t.count("e"), 5.0] for t in texts])
