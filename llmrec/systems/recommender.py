@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Sequence
+from difflib import get_close_matches
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, get_args
@@ -13,7 +14,7 @@ import pyarrow as pa
 from llmrec.data.records import ITEM_ID, TITLE
 from llmrec.decoding.beam import Ranking
 from llmrec.decoding.grounding import Entry, Grounder
-from llmrec.errors import DataError, LlmrecError
+from llmrec.errors import DataError, LlmrecError, RecipeError
 from llmrec.recipe import Recipe
 from llmrec.recipe.loading import load
 from llmrec.recipe.systems import System, SystemName, parsed
@@ -218,13 +219,18 @@ def _system(recipe: Recipe, folder: RunFolder, name: str | None) -> System:
     """The system of a name, by default the one trained furthest."""
     if name is None:
         return _furthest(recipe, folder)
-    lack = f"there is no system {name!r}"
-    if System.is_name(name):
-        found = _lack(recipe, folder, System.parse(name))
-        if found is None:
-            return System.parse(name)
-        lack = f"system {name} {found}"
-    raise LlmrecError(f"{folder.root}: {lack}; there are {', '.join(served(recipe, folder))}")
+    if not System.is_name(name):
+        near = get_close_matches(name, get_args(SystemName), 1)
+        meant = f"; did you mean {near[0]}?" if near else ""
+        raise RecipeError(
+            f"{folder.root}: there is no system {name!r}{meant}; there are "
+            f"{', '.join(served(recipe, folder))}"
+        )
+    found = _lack(recipe, folder, System.parse(name))
+    if found is None:
+        return System.parse(name)
+    there = ", ".join(served(recipe, folder))
+    raise LlmrecError(f"{folder.root}: system {name} {found}; there are {there}")
 
 
 def _furthest(recipe: Recipe, folder: RunFolder) -> System:

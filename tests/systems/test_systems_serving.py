@@ -218,6 +218,8 @@ def test_what_a_run_has_not_is_refused_with_what_it_has(runs, copied):
     ]:
         with pytest.raises(LlmrecError, match=f"{why}; there are {names}$"):
             Recommender.from_pretrained(copied.root, system)
+    with pytest.raises(RecipeError, match=r"'tuned_guide'; did you mean tuned_guided\?"):
+        Recommender.from_pretrained(copied.root, "tuned_guide")
     shutil.rmtree(copied.adapter)
     with pytest.raises(
         LlmrecError, match=r"run `llmrec train` first; there are .*untuned_grounded$"
