@@ -4,6 +4,8 @@ import re
 from pathlib import Path
 
 from llmrec.stages import prepare
+from llmrec.studies.cells import planned
+from llmrec.studies.study import described
 
 DOCS = Path(__file__).parents[2] / "docs"
 PACKAGE = DOCS.parent / "llmrec"
@@ -29,6 +31,16 @@ def _others():
     from llmrec.data.sources import published
 
     return published._OTHERS
+
+
+def test_the_study_of_its_page_can_be_planned(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    [text] = re.findall(r"```yaml\n(.*?)```", (DOCS / "studies.md").read_text("utf-8"), re.DOTALL)
+    Path("alpha.yaml").write_text(text, "utf-8")
+    cells = described(planned(Path("alpha.yaml"), ["study.seeds=[0,1]", "decode.top_k=20"]))[
+        "cells"
+    ]
+    assert len(cells) == 2 * (1 + 3)
 
 
 def test_the_rooms_of_architecture_are_those_that_stand():
