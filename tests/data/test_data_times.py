@@ -140,3 +140,61 @@ def test_nothing_but_order_hangs_on_the_scale() -> None:
     plain = Interactions(user, np.arange(4, dtype=np.int32), times, np.arange(4), names)
     scaled = Interactions(user, plain.position, times * 10**9, plain.source_row, names)
     assert order(plain).position.tolist() == order(scaled).position.tolist()
+
+
+@pytest.mark.parametrize("out_of_core", [False, True])
+@pytest.mark.parametrize(
+    "times", ["7.000000000{}", "7.500000000{}", "2020-01-01 00:00:00.123456789{}"]
+)
+def test_times_that_reading_made_equal_are_said(
+    tmp_path: Path, times: str, out_of_core: bool
+) -> None:
+    path = tmp_path / "log.csv"
+    far = times.replace("7.", "6.").replace("2020", "2019")
+    mine = [times.format(1), times.format(2), far.format(1)]
+    rows = [f"u{n},a,{time}\n" for n in range(3) for time in mine]
+    path.write_text("user_id,item_id,timestamp\n" + "".join(rows))
+    bad = BadRows()
+    if out_of_core:
+        pytest.importorskip("duckdb")
+        from llmrec.data.out_of_core import filtered
+
+        filtered(recognise(path), tmp_path / "out", bad)
+    else:
+        bad = read_source(path).bad_rows
+    (notice,) = bad.notices
+    assert "66.7% of the rows share their time" in notice
+    assert "0.0% as written" in notice
+
+
+def test_floats_too_fine_beside_the_largest_are_said(tmp_path: Path) -> None:
+    path = tmp_path / "log.parquet"
+    times = [0.5, 0.25, 0.125, 1e16]
+    table = {"user_id": ["u"] * 4, "item_id": list("abcd"), "timestamp": times}
+    pq.write_table(pa.table(table), path)
+    (notice,) = read_source(path).bad_rows.notices
+    assert "75.0% of the rows share their time" in notice
+
+
+def test_ties_of_the_file_and_few_others_are_not_news(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    few = ["u,a,0.10000000001", "u,b,0.10000000002"] + [f"u,c,{n}.5" for n in range(1, 60)]
+    many = ["u,a,1.25"] * 30 + ["v,a,1.25", "w,b,1.2500000001"]
+    for rows in (few, many):
+        path.write_text("\n".join(["user_id,item_id,timestamp", *rows]))
+        assert read_source(path).bad_rows.notices == []
+
+
+@given(st.lists(st.decimals(0, 10, places=12), min_size=2, max_size=6, unique=True), st.booleans())
+@settings(max_examples=50, deadline=None)
+def test_distinct_times_stay_distinct_or_are_warned_of(times: list, binary: bool) -> None:
+    values = pa.array([float(t) for t in times] if binary else [str(t) for t in times])
+    clock, bad = Clock(), BadRows(0)
+    whole, part, _ = clock.read(values)
+    if clock.fine:
+        users = pa.array(["u"] * len(times)).dictionary_encode()
+        read = (whole,) if part is None else (whole, part)
+        clock.ties.count(users, values, *read)
+    clock.tell("log", bad)
+    kept = len(set(clock.scaled(whole, part).tolist())) == len(set(values.to_pylist()))
+    assert kept == (not bad.notices)

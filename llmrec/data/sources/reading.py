@@ -143,11 +143,15 @@ def good_rows(file: TableFile, bad: BadRows, clock: Clock) -> Iterator[GoodRows]
                 reasons[RATING] |= dict.fromkeys(none, "is missing, and data.min_rating needs it")
         keep = kept_rows(file, block, reasons, bad)
         mask = pa.array(keep)
+        user = user.filter(mask)
+        if TIMESTAMP in file.columns and clock.fine:
+            read = (time,) if part is None else (time, part)
+            clock.ties.count(user, block.columns[TIMESTAMP].filter(mask), *(t[keep] for t in read))
         title = None
         if TITLE in file.columns:
             title = as_text(block.columns[TITLE]).dictionary_encode().filter(mask)
         yield GoodRows(
-            user.filter(mask),
+            user,
             item.filter(mask),
             time[keep],
             None if part is None else part[keep],

@@ -7,7 +7,7 @@ knows in the end by how much all of them are multiplied. Knows nothing of files.
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, TypeAlias
@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from llmrec.data.records import Longs
 from llmrec.data.sources.rows import BadRows, printable
+from llmrec.data.sources.ties import Ties
 from llmrec.data.sources.values import (
     INTEGER,
     MISSING,
@@ -45,13 +46,16 @@ class Clock:
 
     `dates`: whether they are dates (in milliseconds, UTC where no zone stands) or numbers as they
     are; None while nothing is known. `form`: that of `strptime` which dates have, "" for ISO 8601.
-    `digits`: decimal places that some time has.
+    `digits`: decimal places that some time has. `fine`: whether the block read last was of a kind
+    that has fractions, so that some may have been too fine; `ties`: whether that made times equal.
     """
 
     dates: bool | None = None
     digits: int = 0
     largest: int = 0
     form: str = ""
+    fine: bool = False
+    ties: Ties = field(default_factory=Ties)
 
     @staticmethod
     def of(timestamp_format: str) -> "Clock":
@@ -70,7 +74,8 @@ class Clock:
         return int(10**digits)
 
     def tell(self, file: str, bad: BadRows) -> None:
-        """Notice fractions finer than what an integer of 64 bits holds beside the rest."""
+        """Notice fractions finer than what is read, or an integer holds beside the rest."""
+        self.ties.tell(file, bad)
         if 10**self.digits > self.ticks:
             bad.notice(
                 f"{file}: the times are so large that fractions finer than 1/{self.ticks} were "
@@ -89,7 +94,9 @@ class Clock:
 
         Both are meaningless in a bad row.
         """
+        self.fine = True
         whole, part, reasons = self._read(values)
+        self.fine &= part is not None
         if part is not None and not part.any():
             part = None
         if part is not None:
@@ -101,7 +108,7 @@ class Clock:
     def _read(self, values: pa.Array) -> tuple[Longs, Fractions | None, Reasons]:
         kind = values.type
         if pa.types.is_temporal(kind):
-            self.dates = True
+            self.dates, self.fine = True, False
             return (*_of_moments(values), _missing(values))
         if pa.types.is_integer(kind):
             self.dates = False
@@ -114,6 +121,7 @@ class Clock:
             return _by_form(text, self.form)
         fast = self._at_once(text)
         if fast is not None:
+            self.fine = not self.dates  # dates read at once are held whole
             return (*fast, {})
         if self.dates is None:
             self.dates = _mostly_dates(text)
