@@ -6,6 +6,7 @@ one continuation costs nothing there, so its logits are never computed. Either t
 tensors and gives the log-probability of each branch of them; what is made of these is a `Loss`.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -93,7 +94,7 @@ def trie_choices(
     )
 
 
-class Softmax:
+class Softmax(ABC):
     """What the kinds of softmax share: rows as tensors, and a branch as the sum of its tokens."""
 
     def prepare(self, rows: Sequence[FlatTree]) -> dict[str, Any]:
@@ -122,13 +123,13 @@ class Softmax:
         values = self._of_tokens(logits, batch)
         return branch_sums(values, batch["branches"], len(batch["kinds"]))
 
+    @abstractmethod
     def _predicted(self, rows: Sequence[FlatTree]) -> tuple[list[np.ndarray], dict[str, Tensor]]:
         """For each row which of its tokens need logits, and what `_of_tokens` needs to know."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _of_tokens(self, logits: Tensor, batch: dict[str, Any]) -> Tensor:
         """(T,) log-probability of each token that needed logits (T, V)."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
