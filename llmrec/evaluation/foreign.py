@@ -37,7 +37,7 @@ WHOLE = 1e-3  # how far from 1 a user's probabilities may sum and still be a dis
 
 
 @dataclass(frozen=True)
-class Listed:
+class ForeignLists:
     """Lists of U users end to end; user u's is `items[offsets[u]:offsets[u + 1]]`, best first.
 
     `items` (R,) number the `item_ids`, each once in a list. `probabilities` (R,): of these items,
@@ -56,7 +56,7 @@ class Listed:
         return self.items[self.offsets[user] : self.offsets[user + 1]]
 
 
-def read_ranking(path: Path) -> Listed:
+def read_ranking(path: Path) -> ForeignLists:
     """The lists of a file, by its column `rank`, else by `score`, the highest first.
 
     Equal scores keep the order of the file; in a TREC run, which goes by score, the later id comes
@@ -84,7 +84,7 @@ def read_ranking(path: Path) -> Listed:
     return _listed(path, table, key, p, later_first=trec)
 
 
-def read_targets(path: Path) -> Listed:
+def read_targets(path: Path) -> ForeignLists:
     """What each user chose: every row of the file is a target, of qrels those above 0."""
     table, trec = _table(path, _QRELS)
     if trec:
@@ -94,7 +94,7 @@ def read_targets(path: Path) -> Listed:
     return _listed(path, table, np.zeros(table.num_rows), None)
 
 
-def target_nll(listed: Listed, targets: Mapping[str, str]) -> npt.NDArray[np.float64] | None:
+def target_nll(listed: ForeignLists, targets: Mapping[str, str]) -> npt.NDArray[np.float64] | None:
     """(U,) -log of the probability given to each listed user's target; None without a distribution.
 
     Only lists that hold the whole distribution say what the target's probability is: those of a
@@ -122,7 +122,7 @@ def _listed(
     key: npt.NDArray[np.float64],
     p: npt.NDArray[np.float64] | None,
     later_first: bool = False,
-) -> Listed:
+) -> ForeignLists:
     users, user_ids = _ids(path, table, USER_ID)
     items, item_ids = _ids(path, table, ITEM_ID)
     tie = np.arange(len(key))
@@ -137,7 +137,7 @@ def _listed(
     notes = (f"{repeated} rows of an item that its list held already",) if repeated else ()
     offsets = np.searchsorted(users[kept], np.arange(len(user_ids) + 1)).astype(np.int64)
     shares = None if p is None else p[kept]
-    return Listed(tuple(user_ids), tuple(item_ids), offsets, items[kept], shares, notes)
+    return ForeignLists(tuple(user_ids), tuple(item_ids), offsets, items[kept], shares, notes)
 
 
 def _table(path: Path, trec: Sequence[str]) -> tuple[pa.Table, bool]:

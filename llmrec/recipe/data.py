@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 from llmrec.recipe.section import MOST, Count, NotNegativeCount, Section, Share, Word
 
 
-class Columns(Section):
+class ColumnsSection(Section):
     """What the columns of a CSV, TSV, JSONL or Parquet source are called."""
 
     user_id: Word = "user_id"
@@ -86,7 +86,7 @@ class Data(Section):
     or ISO dates."""
     items: Word | None = None
     """File of items and titles, where it is not found with the source."""
-    columns: Columns = Columns()
+    columns: ColumnsSection = ColumnsSection()
     """Column names of the source."""
     items_columns: ItemsColumns = ItemsColumns()
     """Column names of the items file."""

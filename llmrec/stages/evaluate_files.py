@@ -16,7 +16,7 @@ import numpy as np
 from llmrec.data.files import sha256_of
 from llmrec.errors import DataError, RecipeError
 from llmrec.evaluation.comparison import compared, in_words
-from llmrec.evaluation.foreign import Listed, read_ranking, read_targets, target_nll
+from llmrec.evaluation.foreign import ForeignLists, read_ranking, read_targets, target_nll
 from llmrec.evaluation.intervals import Floats
 from llmrec.evaluation.layout import Form
 from llmrec.evaluation.metrics import METRICS, at_every_k
@@ -138,7 +138,7 @@ def named_files(predictions: Sequence[str]) -> Mapping[str, Path]:
 
 
 def _values(
-    listed: Listed, wanted: Listed, ks: Sequence[int], path: Path
+    listed: ForeignLists, wanted: ForeignLists, ks: Sequence[int], path: Path
 ) -> tuple[dict[str, Floats], list[str]]:
     """Metric -> (U,) of the users that have targets, and what was noticed.
 
@@ -176,7 +176,7 @@ def _values(
     return values, notes
 
 
-def _require_shared(rows: Sequence[int], listed: Listed, user: str, path: Path) -> None:
+def _require_shared(rows: Sequence[int], listed: ForeignLists, user: str, path: Path) -> None:
     if all(row < 0 for row in rows):
         raise DataError(
             f"{path}: lists {listed.users[0]!r} and others, and none of the users that have "
