@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
 
-from llmrec.errors import RecipeError
 from llmrec.model.forward import StepBatch, forward_logits
+from llmrec.model.graphs import graphs_on
 
 Longs = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -26,7 +26,7 @@ Layers = Sequence[tuple[Tensor, Tensor]]  # keys and values (U, heads, columns, 
 BEHIND = 256  # columns that a new room has behind the prompts, at least
 MULTIPLE = 64  # a room's columns are a multiple of it
 LEAST = 8  # columns and logits of a pass
-WARM = 2  # passes on the graph's stream before it is captured; libraries set themselves up in them
+SWITCH = "decode.cuda_graphs"
 
 
 class FixedSteps:
@@ -132,7 +132,7 @@ class _Room:
         ]
         self._cache: Any = Cache(layers=[_FixedLayer(*pair) for pair in self.layers])
         self._device = like[0][0].device
-        self._graphs = _graphs_on(self._device)
+        self._graphs = graphs_on(self._device, SWITCH)
         self._passes: dict[tuple[int, int], _Pass] = {}
         self._outs: dict[int, Tensor] = {}  # (T, V) by T; a pass leaves its logits there
 
@@ -190,44 +190,6 @@ def _logits(model: nn.Module, cache: Any, batch: StepBatch, columns: Tensor) -> 
 
 def _write(out: Tensor, run: Callable[[], Tensor]) -> None:
     out.copy_(run())
-
-
-class _Graphs:
-    """Captures graphs that never run at the same time, so that they share memory."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._stream, self._pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
-
-    def captured(self, run: Callable[[], None]) -> Callable[[], None]:
-        """What does again what `run` does, on the same tensors.
-
-        Raises RecipeError where the model's code cannot be captured.
-        """
-        graph = torch.cuda.CUDAGraph()
-        self._stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(self._stream):  # left again even where a capture breaks off
-            for _ in range(WARM):
-                run()
-            try:
-                # Other threads, such as those that load data, may go on meanwhile.
-                with torch.cuda.graph(
-                    graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
-                ):
-                    run()
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError as error:
-                lines = str(error).strip().splitlines() or [type(error).__name__]
-                raise RecipeError(
-                    "a pass of this model cannot be captured as a CUDA graph "
-                    f"({lines[0]}); set decode.cuda_graphs=false"
-                ) from error
-        return graph.replay
-
-
-def _graphs_on(device: torch.device) -> _Graphs | None:
-    return _Graphs(device) if device.type == "cuda" else None
 
 
 class _FixedLayer(DynamicLayer):

@@ -1,36 +1,53 @@
 """What the trainer hangs onto Hugging Face's loop."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import TrainerCallback
 
 from llmrec import stopping
 from llmrec.errors import LlmrecError
 
 
-class FiniteGradients(TrainerCallback):
-    """Stops the run before a non-finite gradient reaches the weights."""
+class Finite(TrainerCallback):
+    """Stops the run before a loss or gradient that is no number reaches the weights.
+
+    `losses` gives those of the step's micro-batches, each with the numbers of its rows.
+    """
+
+    def __init__(self, losses: Callable[[], list[tuple[Tensor, Tensor]]]) -> None:
+        self.losses = losses
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **context: Any) -> None:
+        losses = self.losses()
         named = [
             (name, parameter.grad)
             for name, parameter in context["model"].named_parameters()
             if parameter.grad is not None
         ]
-        if not named:
-            return
         # One sum for each, and one wait for a GPU, however many gradients there are.
-        sums = torch._foreach_norm([gradient for _, gradient in named], 1, torch.float32)
+        sums = torch._foreach_norm([g for _, g in named], 1, torch.float32) if named else []
         whole = [one.full_tensor() if hasattr(one, "full_tensor") else one for one in sums]
-        finite = torch.stack([one.to(whole[0].device) for one in whole]).isfinite().tolist()
-        if not all(finite):
-            raise LlmrecError(
-                f"the gradient of {named[finite.index(False)][0]} is not finite at step "
-                f"{state.global_step + 1}; the weights were not updated. Lower "
-                "train.learning_rate or train.max_grad_norm"
-            )
+        found = [loss.float() for loss, _ in losses] + whole
+        if not found:
+            return
+        values = torch.stack([one.to(found[0].device) for one in found]).tolist()
+        for value, (_, rows) in zip(values, losses, strict=False):
+            if not math.isfinite(value):
+                raise LlmrecError(
+                    f"the loss is {value} at step {state.global_step + 1}, in training rows "
+                    f"{rows.tolist()}; nothing was updated with it and the last checkpoint is "
+                    "good. Lower train.learning_rate or look at these rows"
+                )
+        for value, (name, _) in zip(values[len(losses) :], named, strict=True):
+            if not math.isfinite(value):
+                raise LlmrecError(
+                    f"the gradient of {name} is not finite at step {state.global_step + 1}; the "
+                    "weights were not updated. Lower train.learning_rate or train.max_grad_norm"
+                )
 
 
 class Epochs(TrainerCallback):

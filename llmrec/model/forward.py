@@ -212,3 +212,9 @@ def _inside(model: nn.Module) -> Any:
 def _base(model: nn.Module) -> Any:
     inner = _inside(model)
     return inner.get_base_model() if hasattr(inner, "peft_config") else inner
+
+
+def decoder_of(model: nn.Module) -> nn.Module:
+    """All of the model but its head."""
+    decoder: nn.Module = _base(model).get_decoder()
+    return decoder

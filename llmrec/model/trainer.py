@@ -25,9 +25,10 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from llmrec import stopping
 from llmrec.data import sealed as checkpoints
 from llmrec.errors import LlmrecError, RecipeError
-from llmrec.model.callbacks import Epochs, FiniteGradients, Stopping
+from llmrec.model.callbacks import Epochs, Finite, Stopping
 from llmrec.model.compiling import of_any_size, require_compiler, uncompiled
 from llmrec.model.curriculum import Mixture
+from llmrec.model.graphed import launch_as_graphs, padded
 from llmrec.model.kept_weights import BEST, CHECKPOINT, read_log
 from llmrec.model.losses import Loss
 from llmrec.model.row_order import FILLER, RowOrder, Rows, Weights
@@ -65,6 +66,7 @@ class TreeTrainer(Trainer):
     other trees for all rows, and what it has to say for the log; `coming(n)` are the numbers of the
     rows that the next n steps read. A loss over the whole step is read twice (see `losses`).
     `settings` are those that the weights depend on; every checkpoint's manifest has them.
+    `cuda_graphs`: passes are launched as graphs (see `graphed`).
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class TreeTrainer(Trainer):
         patience: int | None = None,
         refresh: Refresh | None = None,
         settings: Mapping[str, Any] | None = None,
+        cuda_graphs: bool = False,
     ) -> None:
         if args.n_gpu > 1:
             raise RecipeError(
@@ -90,12 +93,16 @@ class TreeTrainer(Trainer):
         self.loss, self.validate, self.log_path = loss, validate, log_path
         self.curriculum, self.patience, self.refresh = curriculum, patience, refresh
         self.root, self.settings = Path(args.output_dir), settings
+        self.cuda_graphs = cuda_graphs
+        if cuda_graphs:
+            launch_as_graphs(model)
         self.started = self._told = time.monotonic()
         self.targets_seen, self._validated_at, self._resumed_at = 0.0, -1, -1
         self._logged = read_log(log_path)
         self._scores = [tuple(x["score"]) for x in self._logged if "score" in x]
         self._parts: list[dict[str, float]] = []  # of the losses since the last log line
         self._loss_sums = torch.zeros(2, len(KINDS), dtype=torch.float64)  # losses; targets
+        self._step_losses: list[tuple[torch.Tensor, torch.Tensor]] = []  # with the rows' numbers
         super().__init__(
             model=model,
             args=args,
@@ -103,7 +110,7 @@ class TreeTrainer(Trainer):
             eval_dataset=Rows([]),
             data_collator=self._collate,
             callbacks=[
-                FiniteGradients(),
+                Finite(self._losses_of_step),
                 Epochs(self.begin_epoch, self.end_epoch),
                 Stopping(self._asked_to_stop),
             ],
@@ -124,6 +131,8 @@ class TreeTrainer(Trainer):
         weights = () if self.loss.whole_step else tuple(of_kind.tolist())
         rows = [self.train_dataset.flat(number, weights) for number in numbers.tolist()]
         batch = self.loss.prepare(rows)
+        if self.cuda_graphs:
+            batch = padded(batch, self.args.train_batch_size)
         counts = torch.tensor([row.branch_count for row in rows])
         counted = (numbers != FILLER).float().repeat_interleave(counts)
         told = of_kind[batch["kinds"]] * counted
@@ -186,19 +195,18 @@ class TreeTrainer(Trainer):
         loss = -(values * inputs["weights"]).sum() / num_items_in_batch
         if "offset" in inputs:
             loss = loss + inputs["offset"]
+        # Nothing here waits for a GPU; whether the losses are numbers is asked once a step.
         counted = inputs["counted"]
-        losses = -values.detach().double()[counted]
-        sums = torch.stack([losses, torch.ones_like(losses)]).cpu()
-        self._loss_sums.index_add_(1, inputs["kinds"][counted].cpu(), sums)
-        if not torch.isfinite(loss):
-            worst = inputs["row_numbers"].tolist()
-            raise LlmrecError(
-                f"the loss is {float(loss.detach())} at step {self.state.global_step + 1}, in "
-                f"training rows {worst}; nothing was updated with it and the last checkpoint is "
-                "good. Lower train.learning_rate or look at these rows"
-            )
+        losses = torch.where(counted, -values.detach(), 0.0).double()
+        self._loss_sums = self._loss_sums.to(loss.device)
+        self._loss_sums.index_add_(1, inputs["kinds"], torch.stack([losses, counted.double()]))
+        self._step_losses.append((loss.detach(), inputs["row_numbers"]))
         # Gradients are averaged over processes, the loss is a sum over them.
         return loss * self.accelerator.num_processes
+
+    def _losses_of_step(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        found, self._step_losses = self._step_losses, []
+        return found
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Validate, log it, and keep the weights if they are the best so far."""
@@ -317,7 +325,7 @@ class TreeTrainer(Trainer):
             self.started -= known["seconds"]
             self._resumed_at = int(known["step"])
             if self.args.process_index == 0:  # they are those of all processes
-                self._loss_sums += torch.tensor(known["loss_sums"], dtype=torch.float64)
+                self._loss_sums = torch.tensor(known["loss_sums"], dtype=torch.float64)
             if self._has_stalled():
                 return self._resumed_at
         self.accelerator.wait_for_everyone()  # all have read the log before one writes

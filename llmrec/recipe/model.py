@@ -53,6 +53,9 @@ class Model(Section):
     start_from: Word | None = None
     """A trained adapter, or a run that has one, whose weights training goes on from, with an
     optimiser and a schedule that begin afresh; null: an adapter that changes nothing yet."""
+    cuda_graphs: bool = False
+    """On a CUDA GPU, the model's passes in training launched as graphs, which a small model's steps
+    wait for otherwise; changes speed alone."""
     adapter: Word | None = None
     """Folder of an adapter to recommend with, instead of training one."""
 

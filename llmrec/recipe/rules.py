@@ -67,6 +67,11 @@ def _more_than_beams(recipe: Any) -> str:
     return few if validation.k > decode.beams else ""
 
 
+def _recomputes(recipe: Any) -> str:
+    names = ("gradient_checkpointing", "activation_checkpointing", "torch_compile")
+    return next((name for name in names if recipe.train.get(name)), "")
+
+
 def _only_ce(recipe: Any) -> bool:
     steps = {system.step for system in parsed(recipe.systems) if system.kind == "network"}
     return "ce" in steps and "cpft" not in steps
@@ -82,6 +87,12 @@ def _lacking(recipe: Any) -> Iterator[str]:
 
 
 RULES = (
+    Rule(
+        "model",
+        lambda r: r.model.cuda_graphs and _recomputes(r),
+        "model.cuda_graphs captures passes that keep their activations, and train.{} drops or "
+        "rewrites them; set one of the two to false",
+    ),
     Rule(
         "soft",
         _without("model.lora"),

@@ -57,6 +57,7 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
         return {**_described(done), "adapter": str(folder.adapter), "skipped": True}
     loss = method.loss(job)
     model = _model(recipe)
+    _require_graphs(recipe, model)
     require_tree_support(model, recipe.prompt.max_tokens)
     resume = _resume_point(folder, made, state)
     trainer = TreeTrainer(
@@ -70,6 +71,7 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
         recipe.validation.patience,
         method.refresh(job, rows),
         made.key,
+        recipe.model.cuda_graphs,
     )
     if method.asks or recipe.validation.metric != "nll":
         _require_whole_weights(trainer.accelerator)
@@ -80,6 +82,14 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     state.wait_for_everyone()
     known = _described(checkpoints.facts(folder.adapter))
     return {"adapter": str(folder.adapter), **known, "steps": steps, "skipped": False}
+
+
+def _require_graphs(recipe: Recipe, model: Any) -> None:
+    if recipe.model.cuda_graphs and (model.device.type != "cuda" or processes().num_processes > 1):
+        raise RecipeError(
+            "model.cuda_graphs: true needs one process on one CUDA GPU, and this is one of "
+            f"{processes().num_processes} on {model.device.type}; set model.cuda_graphs=false"
+        )
 
 
 def _require_whole_weights(accelerator: Any) -> None:

@@ -21,6 +21,7 @@ from llmrec.decoding.likelihood import path_scores
 from llmrec.decoding.open_items import OpenItems
 from llmrec.decoding.shared_prompt import SharedPrompt
 from llmrec.errors import RecipeError
+from llmrec.model.graphs import graphs_on
 from llmrec.text.trie import TitleTrie
 
 RNG = np.random.default_rng(2)
@@ -217,7 +218,7 @@ def test_a_pass_asks_its_device_for_nothing(tiny_model, monkeypatch):
             ran.update(event.key for event in watched.key_averages())
             return run
 
-    monkeypatch.setattr(fixed_steps, "_graphs_on", lambda _: Graphs())
+    monkeypatch.setattr(fixed_steps, "graphs_on", lambda *_: Graphs())
     searches(tiny_model, drawn((3,))[0], 1, FixedSteps(tiny_model))
     assert "aten::index_copy_" in ran
     assert not ran & WAITING
@@ -232,7 +233,7 @@ def test_a_shape_is_captured_once_and_then_replayed(tiny_llama, monkeypatch):
             log.append("captured")
             return lambda: log.append("replayed") or run()
 
-    monkeypatch.setattr(fixed_steps, "_graphs_on", lambda _: Graphs())
+    monkeypatch.setattr(fixed_steps, "graphs_on", lambda *_: Graphs())
     steps = FixedSteps(tiny_llama)
     for prompts in drawn((3, 3)):
         shared = SharedPrompt(tiny_llama, prompts, steps=steps)
@@ -285,11 +286,11 @@ def run_in(state, made):
 
 def test_a_capture_warms_up_on_its_own_stream(fake_cuda):
     state, made = fake_cuda
-    again = fixed_steps._graphs_on(torch.device("cuda")).captured(run_in(state, made))
+    again = graphs_on(torch.device("cuda"), "decode.cuda_graphs").captured(run_in(state, made))
     again()
     assert state.ran == ["waits for main", "warm", "warm", "capturing", "replay"]
     assert state.stream == "main"
-    assert fixed_steps._graphs_on(torch.device("cpu")) is None
+    assert graphs_on(torch.device("cpu"), "decode.cuda_graphs") is None
 
 
 @pytest.mark.parametrize(
@@ -307,5 +308,5 @@ def test_a_capture_that_fails_says_what_to_set(fake_cuda, failure, raised, match
     state, made = fake_cuda
     state.failure = failure
     with pytest.raises(raised, match=match):
-        fixed_steps._graphs_on(torch.device("cuda")).captured(run_in(state, made))
+        graphs_on(torch.device("cuda"), "decode.cuda_graphs").captured(run_in(state, made))
     assert state.stream == "main"

@@ -36,7 +36,7 @@ def pairs(count):
     return rows, Loss(MaskedSoftmax(TitleTrie.from_sequences(titles), titles))
 
 
-def trained(model, folder, seen, **settings):
+def trained(model, folder, seen, graphs=False, **settings):
     """The logged losses and the adapter of two short epochs."""
     rows, loss = pairs(12)
     arguments = TrainingArguments(
@@ -61,7 +61,7 @@ def trained(model, folder, seen, **settings):
 
     model = with_new_lora(model, Lora(r=4), seed=0)
     log = folder / "log.jsonl"
-    TreeTrainer(model, arguments, rows, loss, validate, log).go(None)
+    TreeTrainer(model, arguments, rows, loss, validate, log, cuda_graphs=graphs).go(None)
     losses = [
         x["loss"] for x in map(json.loads, log.read_text("utf-8").splitlines()) if "loss" in x
     ]
