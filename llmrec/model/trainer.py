@@ -219,9 +219,8 @@ class TreeTrainer(Trainer):
         if better or checkpoints.newest(self.root, BEST)[0] is None:
             self._keep_best(step, measured)
         metrics = {f"eval_{name}": value for name, value in measured.figures.items()}
-        self.control = self.callback_handler.on_evaluate(
-            self.args, self.state, self.control, metrics
-        )
+        told = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control = told
         if self._has_stalled():
             logger.info(
                 "train: no better validation in %s, stopping at step %d", self.patience, step
@@ -291,10 +290,8 @@ class TreeTrainer(Trainer):
         if "loss" in logs:
             now = time.monotonic()
             parts, self._parts = self._parts, []
-            means = {
-                name: sum(p[name] for p in parts) / len(parts)
-                for name in (parts[0] if parts else ())
-            }
+            names = parts[0] if parts else ()
+            means = {name: sum(p[name] for p in parts) / len(parts) for name in names}
             self._write_log(
                 {
                     "step": self.state.global_step,
