@@ -9,7 +9,7 @@ loss is, the caller says; without one it is cross-entropy. Importing this module
 import copy
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,19 +17,17 @@ import torch
 from torch import Tensor
 
 from llmrec import stopping
+from llmrec.baselines.rows import Rows, on, shuffled, spans
 from llmrec.baselines.sequential import (
-    IGNORED,
     FittedNetwork,
     Network,
     cross_entropy_backward,
-    of_like_length,
-    padded,
+    optimizer_of,
     repeatable,
     sequences_of,
-    spans,
     step,
 )
-from llmrec.data.records import Examples, Interactions, Ints
+from llmrec.data.records import Examples, Interactions, Longs, offsets_of
 
 log = logging.getLogger("llmrec")
 
@@ -44,16 +42,8 @@ class Places:
 
 
 # Of a network, what it holds (P, hidden) after each item of a batch, and the B places there: the
-# loss and, by name, what it is made of.
-PlacesLoss = Callable[[Network, Tensor, Places], tuple[Tensor, Mapping[str, float]]]
-
-
-@dataclass(frozen=True)
-class Row:
-    """Items that are read in one pass; each of the first `places` is followed by its label."""
-
-    items: Ints
-    places: int
+# loss and, by name and without gradient, what it is made of.
+PlacesLoss = Callable[[Network, Tensor, Places], tuple[Tensor, Mapping[str, Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -83,19 +73,17 @@ class FineTuning:
         that `following` has for its number, never a label. The epoch that is kept may rank worse
         than `base` did; `FineTuned` tells.
         """
-        sequences = sequences_of(train)
         begun = time.monotonic()
         with repeatable(seed):
             rng = np.random.default_rng(seed)
             network = copy.deepcopy(base.network)
-            optimizer = torch.optim.AdamW(
-                network.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay
-            )
+            optimizer = optimizer_of(network, self.learning_rate, self.weight_decay)
+            log_of_items = Log.of(train, following, network.device)
             best, best_ndcg, epoch = base, -1.0, 0
             for epoch in range(1, self.max_epochs + 1):
                 stopping.check()
                 network.train()
-                figures = self._epoch(network, optimizer, sequences, following, loss, rng)
+                figures = self._epoch(network, optimizer, log_of_items, loss, rng)
                 fitted = FittedNetwork(network.eval(), base.temperature, epoch)
                 ndcg = fitted.ndcg(valid, filter_seen)
                 log.info(
@@ -120,74 +108,94 @@ class FineTuning:
         self,
         network: Network,
         optimizer: torch.optim.Optimizer,
-        sequences: list[Ints],
-        following: Mapping[int, int] | None,
+        read: "Log",
         loss: PlacesLoss | None,
         rng: np.random.Generator,
     ) -> dict[str, float]:
         """One pass over all places; means of the losses over them, by name."""
-        ahead = 1 if following is None else 2
-        longest = max(1, network.max_length - ahead)
-        cut = list(spans([len(s) for s in sequences], longest, rng))
-        rng.shuffle(cut)
-        rows = []
-        for number, begin, end in cut:
-            items = sequences[number][begin:end]
-            if following is not None:
-                at_end = end == len(sequences[number])
-                beyond = following.get(number) if at_end else int(sequences[number][end])
-                items = items if beyond is None else np.append(items, beyond)
-            rows.append(Row(items, end - begin - 1))
-        sums: dict[str, float] = {"ce": 0.0}
-        count = 0
+        ahead = read.ahead
+        rows = read.rows(max(1, network.max_length - ahead), rng, further=loss is not None)
+        zero = torch.zeros((), device=network.device)
+        sums: dict[str, Tensor] = {"ce": zero}
         for batch in batches(rows, self.batch_size):
-            mine = sum(row.places for row in batch)
             optimizer.zero_grad()
             if loss is None:
-                learned = [row.items[: row.places + 1] for row in batch]
-                sums["ce"] += cross_entropy_backward(network, learned)
+                sums["ce"] = sums["ce"] + cross_entropy_backward(network, batch)
             else:
                 total, parts = loss(network, *places_of(network, batch, ahead))
                 total.backward()
+                mine = int(batch.places.sum())
                 for name, value in parts.items():
-                    sums[name] = sums.get(name, 0.0) + value * mine
+                    sums[name] = sums.get(name, zero) + value * mine
             step(network, optimizer)
-            count += mine
-        return {name: value / max(1, count) for name, value in sums.items()}
+        count = max(1, int(rows.places.sum()))
+        return {name: value.item() / count for name, value in sums.items()}
 
 
-def batches(rows: Sequence[Row], places: int) -> Iterator[list[Row]]:
+@dataclass(frozen=True)
+class Log:
+    """Training sequences end to end, each with the item that follows it, where there is one.
+
+    `offsets` (n + 1,): where each begins; `lengths` (n,): its items, without the one that follows;
+    `ahead`: how many items the set view stands behind the train view.
+    """
+
+    items: Tensor
+    offsets: Longs
+    lengths: Longs
+    ahead: int
+
+    @staticmethod
+    def of(train: Interactions, following: Mapping[int, int] | None, device: torch.device) -> "Log":
+        """The log of `FineTuning.fit`, on a device."""
+        ends = offsets_of(sequences_of(train))
+        known = sorted((following or {}).items())
+        numbers = np.array([number for number, _ in known], np.int64)
+        items = np.insert(train.position, ends[numbers + 1], [item for _, item in known])
+        offsets = ends + np.searchsorted(numbers, np.arange(len(ends)))
+        return Log(on(device, items), offsets, np.diff(ends), 1 if following is None else 2)
+
+    def rows(self, longest: int, rng: np.random.Generator, further: bool) -> Rows:
+        """An epoch's rows of at most `longest` places, shuffled; `further`: with the item that the
+        set view ends with, where it is none of the places' own labels' neighbours."""
+        number, begin, end = shuffled(spans(self.lengths, longest, rng), rng).T
+        start, places = self.offsets[number] + begin, end - begin - 1
+        if not further:
+            return Rows.of(self.items, start, places, places)
+        there = self.offsets[number + 1] - self.offsets[number]
+        return Rows.of(self.items, start, np.minimum(places + self.ahead, there - begin), places)
+
+
+def batches(rows: Rows, places: int) -> Iterator[Rows]:
     """The rows in their order, in batches of at most so many places; a longer row stands alone."""
-    batch: list[Row] = []
-    count = 0
-    for row in rows:
-        if batch and count + row.places > places:
-            yield batch
-            batch, count = [], 0
-        batch.append(row)
-        count += row.places
-    if batch:
-        yield batch
+    first, count = 0, 0
+    for at, more in enumerate(rows.places.tolist()):
+        if at > first and count + more > places:
+            yield rows[first:at]
+            first, count = at, 0
+        count += more
+    if len(rows):
+        yield rows[first:]
 
 
-def places_of(network: Network, batch: Sequence[Row], ahead: int) -> tuple[Tensor, Places]:
+def places_of(network: Network, batch: Rows, ahead: int) -> tuple[Tensor, Places]:
     """(P, hidden) after each item of a batch, in one causal pass, and its places.
 
     The set view stands `ahead` items behind the train view, or behind the last item that is read.
     """
     hidden, train, sets, labels, begin = [], [], [], [], 0
-    for part in of_like_length(batch, lambda row: len(row.items)):
-        # A row of one item more than it has: `padded` takes the last for the label.
-        inputs, known = padded([np.append(row.items, 0) for row in part])
-        hidden.append(network(inputs.to(network.device))[(known != IGNORED).to(network.device)])
-        for row in part:
-            at, end = begin + np.arange(row.places), begin + len(row.items)
-            train.append(at)
-            sets.append(np.minimum(at + ahead, end - 1))
-            labels.append(row.items[1 : row.places + 1].astype(np.int64))
-            begin = end
-    places = (torch.from_numpy(np.concatenate(x)) for x in (train, sets, labels))
-    return torch.cat(hidden), Places(*(x.to(network.device) for x in places))
+    for part in batch.of_like_length():
+        row, at = part.each("read")
+        states = network(part.inputs())
+        hidden.append(states.flatten(0, 1).index_select(0, row * states.shape[1] + at))
+        read = part.there[1]
+        end = begin + read.cumsum(0)
+        row, at = part.each("places")
+        train.append((end - read)[row] + at)
+        sets.append(torch.minimum(train[-1] + ahead, end[row] - 1))
+        labels.append(part.labels())
+        begin += int(part.read.sum())
+    return torch.cat(hidden), Places(*(torch.cat(x) for x in (train, sets, labels)))
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,9 @@ NDCG@10. `SASRec` and `GRU4Rec` say how a sequence is read. Knows no titles and 
 import copy
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,15 +19,13 @@ from torch import Tensor, nn
 
 from llmrec import stopping
 from llmrec.baselines.catalog_loss import CatalogLoss
-from llmrec.baselines.distribution import Distribution, Floats, Histories, seen
-from llmrec.data.records import Examples, Interactions, Ints
+from llmrec.baselines.distribution import Distribution, Floats, Histories
+from llmrec.baselines.rows import Rows, on, shuffled, spans
+from llmrec.data.records import Examples, Interactions, Ints, Longs, concatenated, offsets_of
 
 log = logging.getLogger("llmrec")
 
-T = TypeVar("T")
-
-IGNORED = -100
-ANSWERED = 256  # histories read at a time
+ANSWERED, ANSWERED_ON_GPU = 256, 2048  # histories read at a time
 
 
 class Network(nn.Module, ABC):
@@ -59,11 +56,18 @@ class Network(nn.Module, ABC):
 
         An empty sequence gets the items' biases alone.
         """
-        # A row of one item more than it has: `padded` takes the last for the label.
-        cut = [np.append(row[-self.max_length :], 0).astype(np.int64) for row in rows]
-        ends = torch.tensor([len(row) - 2 for row in cut], device=self.device)
-        hidden = self(padded(cut)[0].to(self.device))[torch.arange(len(cut)), ends.clamp(min=0)]
-        return self.logits(hidden * (ends >= 0).unsqueeze(1))
+        return self.after_rows(self.ends(on(self.device, concatenated(rows)), offsets_of(rows)))
+
+    def ends(self, items: Tensor, offsets: Longs) -> Rows:
+        """The last items of each sequence of `items`, as many as are read."""
+        read = np.minimum(np.diff(offsets), self.max_length)
+        return Rows.of(items, offsets[1:] - read, read, np.zeros_like(read))
+
+    def after_rows(self, rows: Rows) -> Tensor:
+        """(R, N) logits of what follows each row; see `after`."""
+        every, read = torch.arange(len(rows), device=self.device), rows.there[1]
+        hidden = self(rows.inputs())[every, (read - 1).clamp(min=0)]
+        return self.logits(hidden * (read > 0).unsqueeze(1))
 
 
 @dataclass(frozen=True)
@@ -99,19 +103,18 @@ class Sequential(ABC):
         On a GPU where there is one. The same seed gives the same weights on the same machine,
         whatever runs beside it; torch's own random state is left as it was.
         """
-        sequences = sequences_of(train)
+        offsets = offsets_of(sequences_of(train))
         with repeatable(seed):
             rng = np.random.default_rng(seed)
             network = self.network(catalog_size).to(default_device())
+            items = on(network.device, train.position)
             mean = RunningMean(network)
-            optimizer = torch.optim.AdamW(
-                network.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay
-            )
+            optimizer = optimizer_of(network, self.learning_rate, self.weight_decay)
             best = mean.fitted(self.temperature, epoch=0)
             best_ndcg = -1.0
             for epoch in range(1, self.max_epochs + 1):
                 stopping.check()
-                loss = self._epoch(network, mean, optimizer, sequences, rng)
+                loss = self._epoch(network, mean, optimizer, items, offsets, rng)
                 fitted = mean.fitted(self.temperature, epoch)
                 ndcg = fitted.ndcg(valid, filter_seen)
                 log.info(
@@ -132,22 +135,22 @@ class Sequential(ABC):
         network: Network,
         mean: "RunningMean",
         optimizer: torch.optim.Optimizer,
-        sequences: list[Ints],
+        items: Tensor,
+        offsets: Longs,
         rng: np.random.Generator,
     ) -> float:
         """One pass over all transitions; mean loss in nats. `mean` follows the weights."""
         network.train()
-        rows = windows(sequences, self.max_length, rng)
-        rng.shuffle(rows)
-        steps, total, targets = -(-len(rows) // self.batch_size), 0.0, 0
-        for start in range(0, len(rows), self.batch_size):
-            batch = rows[start : start + self.batch_size]
+        number, start, stop = shuffled(spans(np.diff(offsets), self.max_length, rng), rng).T
+        rows = Rows.of(items, offsets[number] + start, stop - start - 1, stop - start - 1)
+        steps = -(-len(rows) // self.batch_size)
+        total = torch.zeros((), dtype=torch.float64, device=network.device)
+        for first in range(0, len(rows), self.batch_size):
             optimizer.zero_grad()
-            total += cross_entropy_backward(network, batch)
+            total += cross_entropy_backward(network, rows[first : first + self.batch_size])
             step(network, optimizer)
             mean.follow(network, steps)
-            targets += transitions(batch)
-        return total / max(1, targets)
+        return total.item() / max(1, int(rows.places.sum()))
 
 
 class RunningMean:
@@ -161,9 +164,8 @@ class RunningMean:
         """Take a step's weights in, so that those `horizon` steps old weigh 1/e; fewer at first."""
         self.steps += 1
         share = max(1.0 / horizon, 9.0 / (9.0 + self.steps))
-        both = zip(self.network.parameters(), network.parameters(), strict=True)
-        for mine, now in both:
-            mine.lerp_(now, share)
+        mine, now = list(self.network.parameters()), list(network.parameters())
+        torch._foreach_lerp_(mine, now, share)
 
     def fitted(self, temperature: float, epoch: int) -> "FittedNetwork":
         """A copy, as a recommender."""
@@ -184,9 +186,9 @@ class FittedNetwork(Distribution):
         result = np.empty((len(histories), self.network.catalog_size))
         with one_thread():
             for start in range(0, len(histories), ANSWERED):
-                logits = self.network.after(histories[start : start + ANSWERED]).cpu().double()
+                logits = self.network.after(histories[start : start + ANSWERED]).double()
                 probabilities = torch.softmax(logits / self.temperature, dim=-1)
-                result[start : start + ANSWERED] = probabilities.numpy()
+                result[start : start + ANSWERED] = probabilities.cpu().numpy()
         return result
 
     @torch.no_grad()
@@ -199,20 +201,25 @@ class FittedNetwork(Distribution):
             return self._ndcg(examples, filter_seen, k)
 
     def _ndcg(self, examples: Examples, filter_seen: bool, k: int) -> float:
-        total = 0.0
-        histories = examples.histories()
-        for start in range(0, len(histories), ANSWERED):
-            part = histories[start : start + ANSWERED]
-            scores = self.network.after(part).cpu()
-            targets = torch.from_numpy(examples.targets[start : start + ANSWERED].astype(np.int64))
+        network, device = self.network, self.network.device
+        total = torch.zeros((), dtype=torch.float64, device=device)
+        items, offsets = on(device, examples.positions), examples.offsets
+        targets, place = on(device, examples.targets), torch.arange(network.catalog_size)
+        place, several = place.to(device), ANSWERED_ON_GPU if items.is_cuda else ANSWERED
+        for first in range(0, len(examples), several):
+            part = offsets[first : first + several + 1]
+            scores, own = network.after_rows(network.ends(items, part)), targets[first:][:several]
             if filter_seen:
-                scores[tuple(torch.from_numpy(x.astype(np.int64)) for x in seen(part))] = -torch.inf
-            own = scores.gather(1, targets[:, None])
-            before = torch.arange(scores.shape[1]) < targets[:, None]
-            rank = ((scores > own) | ((scores == own) & before)).sum(dim=1)
-            hit = (rank < k) & (own[:, 0] > -torch.inf)
-            total += float((hit / torch.log2(rank + 2.0)).sum())
-        return total / max(1, len(examples))
+                read = np.diff(part)
+                seen = Rows.of(items, part[:-1], read, np.zeros_like(read))
+                row, at = seen.each("read")
+                scores[row, items[seen.there[0][row] + at]] = -torch.inf
+            value = scores.gather(1, own[:, None])
+            before = place < own[:, None]
+            rank = ((scores > value) | ((scores == value) & before)).sum(dim=1)
+            hit = (rank < k) & (value[:, 0] > -torch.inf)
+            total += (hit / torch.log2(rank + 2.0)).sum()
+        return total.item() / max(1, len(examples))
 
 
 def default_device() -> torch.device:
@@ -240,17 +247,23 @@ def repeatable(seed: int) -> Iterator[None]:
         yield
 
 
-def cross_entropy_backward(network: Network, batch: Sequence[Ints]) -> float:
-    """Add the gradients of the mean cross-entropy over a batch's transitions; returns its sum."""
-    total, targets = 0.0, transitions(batch)
-    for part in of_like_length(batch):
-        inputs, labels = (tensor.to(network.device) for tensor in padded(part))
-        asked = labels != IGNORED
-        loss = CatalogLoss.apply(
-            network(inputs)[asked], network.items.weight, network.bias, labels[asked]
-        )
-        (loss / targets).backward()
-        total += loss.item()
+def optimizer_of(network: Network, rate: float, decay: float) -> torch.optim.Optimizer:
+    """AdamW over all weights; on a GPU one kernel a step."""
+    fused = network.device.type == "cuda"
+    return torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=decay, fused=fused)
+
+
+def cross_entropy_backward(network: Network, rows: Rows) -> Tensor:
+    """Add the gradients of the mean cross-entropy over the rows' places; returns () its sum."""
+    total, count = torch.zeros((), device=network.device), int(rows.places.sum())
+    for part in rows.of_like_length():
+        row, place = part.each("places")
+        hidden = network(part.inputs())
+        learned = hidden.flatten(0, 1).index_select(0, row * hidden.shape[1] + place)
+        weight, bias = network.items.weight, network.bias
+        loss = CatalogLoss.apply(learned, weight, bias, part.labels())
+        (loss / count).backward()
+        total += loss.detach()
     return total
 
 
@@ -260,54 +273,7 @@ def step(network: Network, optimizer: torch.optim.Optimizer) -> None:
     optimizer.step()
 
 
-def transitions(rows: Sequence[Ints]) -> int:
-    """How many items of the rows follow another."""
-    return sum(len(row) - 1 for row in rows)
-
-
-def spans(
-    lengths: Sequence[int], max_length: int, rng: np.random.Generator
-) -> Iterator[tuple[int, int, int]]:
-    """(number, start, stop): windows of at most `max_length` transitions, at a random phase.
-
-    Neighbouring windows share one item, so every transition of a sequence stands in one window.
-    """
-    for number, length in enumerate(lengths):
-        begin = -int(rng.integers(max_length))
-        for start in range(begin, length - 1, max_length):
-            first, stop = max(0, start), min(length, start + max_length + 1)
-            if stop - first > 1:
-                yield number, first, stop
-
-
-def windows(sequences: Sequence[Ints], max_length: int, rng: np.random.Generator) -> list[Ints]:
-    """The sequences cut into the windows that `spans` gives."""
-    cut = spans([len(sequence) for sequence in sequences], max_length, rng)
-    return [sequences[number][start:stop] for number, start, stop in cut]
-
-
 def sequences_of(train: Interactions) -> list[Ints]:
     """Each user's positions, oldest first, in the order of the rows."""
     starts = np.flatnonzero(np.diff(train.user)) + 1
     return np.split(train.position, starts)
-
-
-def padded(rows: Sequence[Ints]) -> tuple[Tensor, Tensor]:
-    """(B, S) inputs, all but the last item of each row, and labels, all but its first."""
-    length = max(1, max(len(row) for row in rows) - 1)
-    inputs = torch.zeros((len(rows), length), dtype=torch.long)
-    labels = torch.full((len(rows), length), IGNORED)
-    for i, row in enumerate(rows):
-        inputs[i, : len(row) - 1] = torch.from_numpy(row[:-1].astype(np.int64))
-        labels[i, : len(row) - 1] = torch.from_numpy(row[1:].astype(np.int64))
-    return inputs, labels
-
-
-def of_like_length(rows: Sequence[T], length: Callable[[T], int] = len) -> Iterator[Sequence[T]]:
-    """The rows in parts, longest first, none twice as long as another of its part: less padding."""
-    ordered = sorted(rows, key=length, reverse=True)
-    while ordered:
-        longest = length(ordered[0])
-        fits = sum(2 * length(row) > longest for row in ordered)
-        yield ordered[:fits]
-        ordered = ordered[fits:]

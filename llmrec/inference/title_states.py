@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from safetensors import SafetensorError
 
 from llmrec.data.catalog import Catalog
@@ -74,7 +75,10 @@ def sentence_vectors(
         require_safe_encoder(Path(place))
     try:
         encoder = SentenceTransformer(
-            place, device="cpu", trust_remote_code=False, model_kwargs={"use_safetensors": True}
+            place,
+            device="cuda" if torch.cuda.is_available() else "cpu",
+            trust_remote_code=False,
+            model_kwargs={"use_safetensors": True},
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise LlmrecError(

@@ -30,7 +30,7 @@ def places_loss(conformal: Conformal) -> PlacesLoss:
 
 
 def _hard(conformal: Conformal) -> PlacesLoss:
-    def loss(network: Network, hidden: Tensor, at: Places) -> tuple[Tensor, Mapping[str, float]]:
+    def loss(network: Network, hidden: Tensor, at: Places) -> tuple[Tensor, Mapping[str, Tensor]]:
         nearest = conformal.nearest if conformal.gamma else 0
         metric = (
             _unit(network.items.weight)
@@ -47,36 +47,36 @@ def _hard(conformal: Conformal) -> PlacesLoss:
             metric.detach(),
             nearest,
         )
-        parts = {"ce": ce.item()}
+        parts = {"ce": ce}
         if conformal.beta:
-            parts["set_size"] = size.item()
+            parts["set_size"] = size
         if conformal.gamma:
             distance = _distance(metric, at.labels, chosen, there, conformal)
             total = total + conformal.gamma * distance
-            parts["set_distance"] = distance.item()
-        return total, parts
+            parts["set_distance"] = distance
+        return total, {name: part.detach() for name, part in parts.items()}
 
     return loss
 
 
 def _smooth(conformal: Conformal) -> PlacesLoss:
-    def loss(network: Network, hidden: Tensor, at: Places) -> tuple[Tensor, Mapping[str, float]]:
+    def loss(network: Network, hidden: Tensor, at: Places) -> tuple[Tensor, Mapping[str, Tensor]]:
         log_p = network.logits(hidden).log_softmax(dim=-1)
         truth, temperature = log_p[at.train, at.labels], conformal.temperature
         eta, sets = log_threshold(truth, conformal.alpha, temperature), log_p[at.sets]
         total = -truth.mean()
-        parts = {"ce": total.item()}
+        parts = {"ce": total}
         if conformal.beta:
             size = set_size(sets, eta, temperature)
-            total, parts["set_size"] = total + conformal.beta * size, size.item()
+            total, parts["set_size"] = total + conformal.beta * size, size
         if conformal.gamma:
             unit = _unit(network.items.weight)
             own = torch.nn.functional.one_hot(at.labels, len(unit)).bool()
             alike = unit[at.labels] @ unit.T
             distance = set_distance(sets, eta, alike, own, conformal.nearest, temperature)
             total = total + conformal.gamma * distance
-            parts["set_distance"] = distance.item()
-        return total, parts
+            parts["set_distance"] = distance
+        return total, {name: part.detach() for name, part in parts.items()}
 
     return loss
 

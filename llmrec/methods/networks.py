@@ -18,13 +18,8 @@ from safetensors.torch import load_file, save_file
 
 from llmrec.baselines.fine_tuning import FineTuning, following_items
 from llmrec.baselines.network_tuning import KINDS, WEIGHTS, Store, tune
-from llmrec.baselines.sequential import (
-    FittedNetwork,
-    Sequential,
-    default_device,
-    sequences_of,
-    spans,
-)
+from llmrec.baselines.rows import spans
+from llmrec.baselines.sequential import FittedNetwork, Sequential, default_device, sequences_of
 from llmrec.data import sealed as checkpoints
 from llmrec.data.catalog import Catalog
 from llmrec.data.records import Examples, Interactions
@@ -45,14 +40,14 @@ _OF_TRAINING = ("sizes", "learning_rate", "trials", "trained")
 def preview(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     """What training would go through and need."""
     sizes, data = _sizes(recipe), Interactions.read(folder.interactions)
-    lengths = [len(sequence) for sequence in sequences_of(data)]
-    rows = len(list(spans(lengths, sizes.max_length, np.random.default_rng(recipe.seed))))
+    lengths = np.array([len(sequence) for sequence in sequences_of(data)], np.int64)
+    rows = len(spans(lengths, sizes.max_length, np.random.default_rng(recipe.seed)))
     network = sizes.network(len(Catalog.read(folder.items)))
     steps = steps_of(recipe)
     trials = recipe.network.trials if recipe.network is not None else 0
     at_most = {"base": -(-rows // sizes.batch_size) * sizes.max_epochs * trials}
     if recipe.conformal is not None:
-        batches = -(-sum(length - 1 for length in lengths) // recipe.conformal.batch_size)
+        batches = -(-int((lengths - 1).sum()) // recipe.conformal.batch_size)
         epochs = recipe.conformal.max_epochs * len(_rates(recipe.conformal))
         at_most |= dict.fromkeys(steps[1:], batches * epochs)
     return {

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from llmrec.baselines import fine_tuning
-from llmrec.baselines.fine_tuning import FineTuning, Row, batches, following_items, places_of
+from llmrec.baselines.fine_tuning import FineTuning, batches, following_items, places_of
 from llmrec.baselines.gru4rec import GRU4Rec
 from llmrec.baselines.ranking import mean_ndcg, predict
+from llmrec.baselines.rows import Rows
 from llmrec.baselines.sasrec import SASRec
 from llmrec.baselines.sequential import FittedNetwork
 from llmrec.data.records import Examples, Interactions, concatenated, offsets_of
@@ -60,9 +61,25 @@ def untrained(sizes=SIZES, seed=0, items=ITEMS):
         return FittedNetwork(sizes.network(items).eval(), 1.0, 0)
 
 
+def rows_of(*rows):
+    """Rows of (items that are read, how many of them are followed by a label)."""
+    read, places = ([f(row) for row in rows] for f in (lambda r: len(r[0]), lambda r: r[1]))
+    starts = np.cumsum([0, *read])[:-1]
+    return Rows.of(
+        torch.tensor([item for items, _ in rows for item in items]),
+        *(np.array(x) for x in (starts, read, places)),
+    )
+
+
+def lists(rows, count):
+    """The first so many items of each row."""
+    flat = rows.items.tolist()
+    return [flat[a : a + n] for a, n in zip(rows.start.tolist(), count.tolist(), strict=True)]
+
+
 def nothing(network, hidden, at):
     """A loss that adds nothing to learn from."""
-    return 0.0 * hidden.sum(), {"nothing": 0.0}
+    return 0.0 * hidden.sum(), {"nothing": torch.zeros(())}
 
 
 def state_bytes(fitted):
@@ -94,7 +111,8 @@ def learned(monkeypatch):
     real, calls = fine_tuning.cross_entropy_backward, []
 
     def recording(network, batch):
-        calls.append([row.tolist() for row in batch])
+        assert (batch.read == batch.places).all()  # nothing is read but what is learned from
+        calls.append(lists(batch, batch.places + 1))
         return real(network, batch)
 
     monkeypatch.setattr(fine_tuning, "cross_entropy_backward", recording)
@@ -108,7 +126,8 @@ def read(monkeypatch):
 
     def recording(network, batch, ahead):
         hidden, places = real(network, batch, ahead)
-        calls.append((batch, ahead, places))
+        of_row = zip(lists(batch, batch.read), batch.places.tolist(), strict=True)
+        calls.append((list(of_row), ahead, places))
         return hidden, places
 
     monkeypatch.setattr(fine_tuning, "places_of", recording)
@@ -119,15 +138,13 @@ def read(monkeypatch):
 @pytest.mark.parametrize("ahead", [1, 2])
 def test_one_pass_says_what_a_pass_over_each_prefix_says(sizes, ahead):
     network = untrained(sizes).network
-    batch = [
-        Row(np.array(items), places)
-        for items, places in (([1, 2, 3, 4], 3), ([5, 6], 1), ([7, 8, 9], 1), ([10, 11, 12, 13], 2))
-    ]
-    hidden, at = places_of(network, batch, ahead)
+    batch = [([1, 2, 3, 4], 3), ([5, 6], 1), ([7, 8, 9], 1), ([10, 11, 12, 13], 2)]
+    hidden, at = places_of(network, rows_of(*batch), ahead)
     by_label = {}
-    for row in batch:
-        for place in range(1, row.places + 1):
-            by_label[int(row.items[place])] = (row.items[:place], row.items[: place + ahead])
+    for items, places in batch:
+        for place in range(1, places + 1):
+            views = items[:place], items[: place + ahead]
+            by_label[items[place]] = tuple(np.array(view) for view in views)
     assert sorted(at.labels.tolist()) == sorted(by_label)
     for view, index in ((0, at.train), (1, at.sets)):
         expected = network.after([by_label[label][view] for label in at.labels.tolist()])
@@ -139,10 +156,10 @@ def test_one_pass_says_what_a_pass_over_each_prefix_says(sizes, ahead):
 
 
 def test_batches_count_places():
-    rows = [Row(np.arange(n + 1), n) for n in (2, 2, 3, 9, 1, 1, 1)]
-    cut = [[row.places for row in batch] for batch in batches(rows, 5)]
+    rows = rows_of(*((range(n + 1), n) for n in (2, 2, 3, 9, 1, 1, 1)))
+    cut = [batch.places.tolist() for batch in batches(rows, 5)]
     assert cut == [[2, 2], [3], [9], [1, 1, 1]]
-    assert list(batches([], 5)) == []
+    assert list(batches(rows[:0], 5)) == []
 
 
 @pytest.mark.parametrize("following", [FOLLOWING, {}, None])
@@ -153,13 +170,13 @@ def test_views_end_where_they_should(read, following):
     inside = at_end = 0
     for batch, ahead, at in read:
         assert ahead == (1 if following is None else 2)
-        labels = [item for row in batch for item in row.items[1 : row.places + 1].tolist()]
+        labels = [item for items, places in batch for item in items[1 : places + 1]]
         assert sorted(at.labels.tolist()) == sorted(labels)
-        for row in batch:
-            learned, further = row.items[: row.places + 1], row.items[row.places + 1 :].tolist()
+        for items, places in batch:
+            learned, further = items[: places + 1], items[places + 1 :]
             sequence = sequence_of[int(learned[0])]
             assert (np.diff(learned) == 1).all()
-            assert len(row.items) <= SIZES.max_length
+            assert len(items) <= SIZES.max_length
             if int(learned[-1]) == sequence[-1]:
                 at_end += 1
                 known = (following or {}).get(number_of[sequence[0]])

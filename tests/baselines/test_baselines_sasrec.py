@@ -1,6 +1,5 @@
 """SASRec: causality, learning, determinism, windows."""
 
-import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -10,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmrec.baselines import catalog_loss
+from llmrec.baselines.rows import spans
 from llmrec.baselines.sasrec import SASRec
-from llmrec.baselines.sequential import RunningMean, windows
+from llmrec.baselines.sequential import RunningMean
 from llmrec.data.records import Examples, Interactions, concatenated, offsets_of
 
 CYCLE = 8
@@ -165,15 +165,13 @@ lengths = st.lists(st.integers(1, 30), min_size=1, max_size=5)
 @settings(max_examples=60, deadline=None)
 @given(lengths, st.integers(1, 7), st.integers(0, 9))
 def test_every_transition_stands_in_one_window(sizes, max_length, seed):
-    starts = np.cumsum([0, *sizes])
-    sequences = [np.arange(a, b) for a, b in itertools.pairwise(starts)]
-    rows = windows(sequences, max_length, np.random.default_rng(seed))
-    assert all(2 <= len(row) <= max_length + 1 for row in rows)
-    found = sorted((a, b) for row in rows for a, b in itertools.pairwise(row))
-    assert found == [(a, a + 1) for s in sequences for a in s[:-1]]
+    rows = spans(np.array(sizes), max_length, np.random.default_rng(seed)).tolist()
+    assert all(2 <= stop - start <= max_length + 1 for _, start, stop in rows)
+    found = sorted((number, at) for number, start, stop in rows for at in range(start, stop - 1))
+    assert found == [(number, at) for number, size in enumerate(sizes) for at in range(size - 1)]
 
 
 def test_windows_begin_elsewhere_from_epoch_to_epoch():
     rng = np.random.default_rng(0)
-    first = {len(windows([np.arange(30)], 10, rng)[0]) for _ in range(50)}
+    first = {int(spans(np.array([30]), 10, rng)[0, 2]) for _ in range(50)}
     assert len(first) > 5

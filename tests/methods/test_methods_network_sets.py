@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from llmrec.baselines import catalog_loss
-from llmrec.baselines.fine_tuning import Row, places_of
+from llmrec.baselines.fine_tuning import places_of
 from llmrec.baselines.gru4rec import GRU4Rec
+from llmrec.baselines.rows import Rows
 from llmrec.baselines.sasrec import SASRec
 from llmrec.methods import network_sets
 from llmrec.methods.network_sets import places_loss
@@ -29,7 +30,9 @@ def network_of(sizes=SASREC, seed=0):
 
 
 def batch_of(rows=ROWS):
-    return [Row(np.array(items, np.int32), places) for items, places in rows]
+    read = np.array([len(items) for items, _ in rows])
+    items = torch.tensor([item for row, _ in rows for item in row])
+    return Rows.of(items, np.cumsum(read) - read, read, np.array([places for _, places in rows]))
 
 
 def found(network, conformal, rows=ROWS, ahead=1):
@@ -37,7 +40,8 @@ def found(network, conformal, rows=ROWS, ahead=1):
     network.zero_grad()
     total, parts = places_loss(conformal)(network, *places_of(network, batch_of(rows), ahead))
     total.backward()
-    return total.item(), dict(parts), {n: p.grad.clone() for n, p in network.named_parameters()}
+    values = {name: part.item() for name, part in parts.items()}
+    return total.item(), values, {n: p.grad.clone() for n, p in network.named_parameters()}
 
 
 def by_loop(network, conformal, rows=ROWS, ahead=1):
