@@ -5,13 +5,13 @@ stdout is data, stderr is logs. Exit codes: 0 done, 1 failed, 2 recipe or usage,
 75 interrupted and resumable, 130 Ctrl+C.
 """
 
-import sys
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
 from llmrec import terminal
+from llmrec.cli_recommend import recommend
 from llmrec.cli_results import compare, evaluate, export, report
 from llmrec.cli_shipped import (
     Json,
@@ -38,7 +38,7 @@ app.add_typer(prompts_app, name="prompts")
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(config_app, name="config")
 app.add_typer(check_app, name="check")
-for verb in (evaluate, export, compare, report):
+for verb in (recommend, evaluate, export, compare, report):
     app.command()(verb)
 Offline = Annotated[bool, typer.Option("--offline", help="Use the cache alone.")]
 
@@ -195,52 +195,6 @@ def leakage(recipe: RecipeName, overrides: Overrides = None, as_json: Json = Fal
     terminal.show(result, as_json)
     if result["violations"]:
         raise typer.Exit(1)
-
-
-@app.command()
-def recommend(
-    recipe: RecipeName,
-    overrides: Overrides = None,
-    histories: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(
-            metavar="FILE", help="JSON lines (-: stdin), [id, ...] or {user, history}; or Parquet."
-        ),
-    ] = None,
-    top_k: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(min=1, help="Items for each of these histories; else 10."),
-    ] = None,
-    coverage: Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option(help="Not top-k but sets that hold the next item for this share of users."),
-    ] = None,
-    system: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="Which row of the table answers them; else what is trained furthest."),
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Recommend for the test split, or for histories of ids or titles (one JSON line per item)."""
-    settings, folder = opened(recipe, overrides, "recommend" if histories is None else None)
-    from llmrec.stages import recommend as stage
-
-    if histories is not None:
-        lines = open(0, encoding="utf-8") if histories == "-" else Path(histories)  # noqa: SIM115
-        out = sys.stdout
-        with terminal.stdout_for_data():
-            rows = stage.raw(settings, folder, lines, top_k or 10, coverage, system)
-            terminal.show_lines(rows, out)
-        return
-    if top_k is not None or coverage is not None or system is not None:
-        raise RecipeError(
-            "--top-k, --coverage and --system are for histories of your own: --histories; of the "
-            "test split decode.top_k items are kept, for each of the recipe's systems"
-        )
-    with terminal.stdout_for_data():
-        result = stage.run(settings, folder)
-    folder.keep(settings)
-    terminal.show(result, as_json)
 
 
 @app.command()

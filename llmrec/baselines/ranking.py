@@ -27,6 +27,33 @@ class Scorer(Protocol):
 
 
 @dataclass(frozen=True)
+class WithoutItems:
+    """A fitted scorer that gives none of the items `closed` (M,); of a `Distribution`,
+    probabilities are shared among the others."""
+
+    fitted: Scorer
+    closed: Ints
+
+    def scores(self, histories: Histories, filter_seen: bool = True) -> Floats:
+        """See `Scorer.scores`."""
+        if isinstance(self.fitted, Distribution):
+            p = without_items(self.fitted.probabilities(histories, filter_seen), self.closed)
+            with np.errstate(divide="ignore"):
+                return np.log(p)
+        scores = self.fitted.scores(histories, filter_seen)
+        scores[:, self.closed] = -np.inf
+        return scores
+
+
+def without_items(probabilities: Floats, closed: Ints) -> Floats:
+    """The same (U, N) with 0 for the items `closed` (M,) and the rest scaled to sum to 1 again."""
+    kept = probabilities.copy()
+    kept[:, closed] = 0.0
+    total = kept.sum(axis=1, keepdims=True)
+    return np.divide(kept, total, out=kept, where=total > 0)
+
+
+@dataclass(frozen=True)
 class TopK:
     """For U users: `positions` (U, k) best first, padded with -1; `scores` (U, k), padded -inf.
 

@@ -301,9 +301,13 @@ def plan_of(prompts: Sequence[Ids], decode: Decode) -> list[Batch]:
     return batches(list(map(len, prompts)), decode.batch_size, decode.batch_tokens)
 
 
-def closed_items(histories: Sequence[Items], filter_seen: bool) -> list[Items]:
-    """What each user may not be recommended: the history, or nothing."""
-    return [history if filter_seen else history[:0] for history in histories]
+def closed_items(
+    histories: Sequence[Items], filter_seen: bool, closed: Items | None = None
+) -> list[Items]:
+    """What each user may not be recommended: the history, or nothing; and what is `closed` to
+    all."""
+    own = [history if filter_seen else history[:0] for history in histories]
+    return own if closed is None else [np.concatenate([one, closed]) for one in own]
 
 
 def _ranked(found: Sequence[tuple[Ranking, float]]) -> Ranked:

@@ -40,9 +40,14 @@ class TextGrounding:
         top_k: int,
         fusion: Fusion = None,
         gamma: float = 0.0,
+        closed: npt.NDArray[np.int32] | None = None,
     ) -> list[Ranking]:
-        """The `top_k` open items nearest to each text; scores are minus distances."""
-        return nearest(*self._places(model, texts), self._closed(histories), top_k, fusion, gamma)
+        """The `top_k` open items nearest to each text; scores are minus distances.
+
+        `closed`: positions that nobody may be recommended.
+        """
+        shut = closed_items(histories, self.recipe.decode.filter_seen, closed)
+        return nearest(*self._places(model, texts), shut, top_k, fusion, gamma)
 
     def ranks(
         self,
@@ -55,7 +60,8 @@ class TextGrounding:
     ) -> npt.NDArray[np.int64]:
         """(U,) rank from 0 of each user's target among all open items; N where it is not open."""
         places = self._places(model, texts)
-        return target_ranks(*places, targets, self._closed(histories), fusion, gamma)
+        shut = closed_items(histories, self.recipe.decode.filter_seen)
+        return target_ranks(*places, targets, shut, fusion, gamma)
 
     def is_title(self, text: str) -> bool:
         """Whether the text is a catalog title to the letter."""
@@ -74,6 +80,3 @@ class TextGrounding:
         if len(others):
             states[others] = self._embedding.of(model, [texts[i] for i in others])
         return states, self._table
-
-    def _closed(self, histories: Histories) -> list[npt.NDArray[np.int32]]:
-        return closed_items(histories, self.recipe.decode.filter_seen)

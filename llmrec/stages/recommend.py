@@ -6,12 +6,9 @@ by batch, so that an interrupted run goes on where it stopped, and processes sha
 """
 
 import logging
-from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
-from llmrec import stopping
 from llmrec.recipe import Recipe
 from llmrec.recipe.systems import parsed
 from llmrec.runs.folder import RunFolder
@@ -55,41 +52,3 @@ def _main_process_first(recipe: Recipe) -> Any:
     from llmrec.runs.processes import processes
 
     return processes().main_process_first()
-
-
-def raw(
-    recipe: Recipe,
-    folder: RunFolder,
-    lines: Iterable[str] | Path,
-    top_k: int = 10,
-    coverage: float | None = None,
-    system: str | None = None,
-) -> Iterator[dict[str, Any]]:
-    """Recommendations for histories, as they come: dicts of user, rank, item_id, title, score.
-
-    `lines`: a file, Parquet or JSON lines, or lines of JSON from a pipe. A line is a list of item
-    ids or titles, or {"user": ..., "history": [...]}, with "candidates" where the answer is to be
-    one of some. See `Recommender` for what happens to a title that the catalog does not have, which
-    `system` answers, and for `coverage`, with which a dict also says whether it is `guaranteed`.
-    What stands before a bad line is answered.
-    """
-    from llmrec.systems.raw_histories import as_they_come, in_batches, read_file, read_histories
-    from llmrec.systems.recommender import Recommender
-
-    if isinstance(lines, Path):
-        batches = in_batches(read_file(lines), recipe.decode.batch_size)
-    else:
-        batches = as_they_come(read_histories(lines), recipe.decode.batch_size)
-    recommender: Recommender | None = None
-    for batch in batches:
-        stopping.check()
-        # Made once there is a request: a file that is not there is told before a model is loaded.
-        recommender = recommender or Recommender(recipe, folder, system)
-        table = recommender.recommend(
-            [request.history for request in batch],
-            top_k,
-            [request.user for request in batch],
-            coverage,
-            [request.candidates for request in batch] if batch[0].candidates else None,
-        )
-        yield from table.to_pylist()

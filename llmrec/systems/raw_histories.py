@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 
+from llmrec.data.records import ITEM_ID, TITLE
 from llmrec.decoding.grounding import Entry
 from llmrec.errors import DataError, RecipeError
+from llmrec.evaluation.foreign import COLUMNS
 
 T = TypeVar("T")
 SHOWN = 80
@@ -71,6 +74,65 @@ def read_file(path: Path) -> Iterator[RawRequest]:
             yield from read_histories(stream)
     except UnicodeDecodeError:
         raise DataError(f"{path}: not UTF-8 text; save it as UTF-8") from None
+
+
+def read_items(path: Path, flag: str) -> list[Entry]:
+    """The items of a file, as those in stock: ids or titles.
+
+    Parquet, CSV and TSV with a column of item ids as `evaluation.foreign.COLUMNS` names it, or else
+    a column `title`; JSON lines of entries; any other text, an item a line. Raises RecipeError
+    where there is no file, DataError where it holds no item.
+    """
+    if not path.is_file():
+        raise RecipeError(f"{flag} {path}: no such file")
+    kind = path.suffix.lower()
+    try:
+        if kind in (".parquet", ".pq"):
+            found = _column_of_items(path, pq.read_table(path))
+        elif kind in (".csv", ".tsv"):
+            parse = pa.csv.ParseOptions(delimiter="\t" if kind == ".tsv" else ",")
+            header = pa.csv.open_csv(path, parse_options=parse).schema.names
+            as_text = pa.csv.ConvertOptions(column_types=dict.fromkeys(header, pa.string()))
+            read = pa.csv.read_csv(path, parse_options=parse, convert_options=as_text)
+            found = _column_of_items(path, read)
+        else:
+            lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
+            found = [line for line in lines if line]
+            if kind in (".jsonl", ".json", ".ndjson"):
+                found = _json_items(path, found)
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: not UTF-8 text; save it as UTF-8") from None
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path}: not readable as {kind or 'text'} ({error})") from None
+    if not found:
+        raise DataError(f"{flag} {path}: holds no item")
+    return found
+
+
+def _column_of_items(path: Path, table: pa.Table) -> list[Entry]:
+    plain = [name.strip().lower() for name in table.column_names]
+    for name in (*COLUMNS[ITEM_ID], TITLE):
+        if name in plain:
+            values = table.column(plain.index(name)).drop_null().to_pylist()
+            kind = "title" if name == TITLE else "id"
+            return [{kind: str(value)} for value in values]
+    raise DataError(
+        f"{path}: no column item_id or title; there are {', '.join(table.column_names)}"
+    )
+
+
+def _json_items(path: Path, lines: list[str]) -> list[Entry]:
+    found: list[Any] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}:{number}: no JSON ({error})") from None
+        found += value if isinstance(value, list) else [value]
+    wrong = next((value for value in found if not _is_entry(value)), None)
+    if wrong is not None:
+        raise DataError(f"{path}: {str(wrong)[:SHOWN]!r} is no item id and no title")
+    return [_entry(value) for value in found]
 
 
 def in_batches(requests: Iterable[T], size: int) -> Iterator[list[T]]:

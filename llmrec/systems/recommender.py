@@ -1,8 +1,8 @@
 """The Recommender: a finished run, asked in Python with raw histories."""
 
-import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import copy
 from difflib import get_close_matches
 from operator import attrgetter
 from pathlib import Path
@@ -13,22 +13,24 @@ import pyarrow as pa
 
 from llmrec.data.records import ITEM_ID, TITLE
 from llmrec.decoding.beam import Ranking
-from llmrec.decoding.grounding import Entry, Grounder
+from llmrec.decoding.grounding import Entry
 from llmrec.errors import DataError, LlmrecError, RecipeError
 from llmrec.recipe import Recipe
 from llmrec.recipe.loading import load
 from llmrec.recipe.systems import System, SystemName, parsed
 from llmrec.runs.folder import RunFolder
 from llmrec.runs.identity import require_whole_data
-from llmrec.systems import serving
+from llmrec.systems import given_tables, serving
 from llmrec.systems.calibrated_lists import artifact_of
 from llmrec.systems.language_models import adapter_of_system
+from llmrec.systems.linking import Items, Linker, Notice, Unknown
 from llmrec.systems.prediction_sets import PredictionSets, prediction_sets
 from llmrec.systems.resources import Resources
 from llmrec.systems.serving import Requests
 
 log = logging.getLogger("llmrec")
 GUARANTEED = "guaranteed"
+TOLD = 20  # entries that a Recommender tells of one by one; of further ones `linker` has the count
 
 
 class Recommender:
@@ -53,7 +55,7 @@ class Recommender:
         if model is not None:
             self._resources.language.hold(model, self.system)
         self.catalog = self._resources.catalog
-        self.grounder = Grounder(self.catalog)
+        self.linker, self._told = Linker(self.catalog), 0
         self._answer = serving.answering(self._resources, self.system)
 
     @classmethod
@@ -71,26 +73,41 @@ class Recommender:
         _require_run(folder, path, folder.recipe)
         return cls(load(folder.recipe, list(overrides)), folder, system)
 
+    def with_system(self, system: str) -> "Recommender":
+        """The same run with another row of the table, which shares all that is loaded."""
+        other = copy(self)
+        other.system = _system(self.recipe, self.folder, system)
+        serving.require_trained_prompts(self.recipe, self.folder, other.system)
+        other._answer = serving.answering(self._resources, other.system)
+        return other
+
     def recommend(
         self,
-        histories: Sequence[Sequence[Entry]],
+        histories: Any,
         top_k: int = 10,
         users: Sequence[str] | None = None,
         coverage: float | None = None,
-        candidates: Sequence[Sequence[Entry]] | None = None,
+        candidates: Sequence[Sequence[Entry]] | Sequence[Entry] | None = None,
+        *,
+        exclude: Sequence[Entry] | None = None,
+        unknown: Unknown = "raise",
     ) -> pa.Table:
         """The `top_k` best items after each history: user, rank, item_id, title, score.
 
         A history holds item ids or titles, oldest first; {"id": ...} and {"title": ...} say which,
         and one that is the id of an item and the title of another is refused. An entry that is no
-        item id is looked up among the titles: exact, then normalised, then fuzzy; one that stays
-        unknown raises DataError naming the nearest title. `users` names the histories (default: 0,
+        item id is looked up among the titles: exact, then normalised, then fuzzy, which is told.
+        One that stays unknown raises DataError naming the nearest title, or with `unknown="skip"`
+        is told and left out; `linker.counts` has how often each happened. `histories` may also be
+        a table, as `given_tables.histories_of` describes. `users` names the histories (default: 0,
         1, ...); where the recipe shows similar users, nobody is shown to themselves. Rank starts at
         1. What a score is stands in the metadata of its column: for most systems a log-probability.
 
-        `candidates`: for each history equally many items, as ids or titles, of which the answer is
-        to be; without them it is from the whole catalog. Systems *_free answer with candidates
-        alone, guided and grounded ones and networks without.
+        `candidates`: the items that may be recommended, as those in stock; or for each history
+        equally many, of which the answer is to be. Without them it is from the whole catalog.
+        Systems *_free answer with candidates of each history alone; guided and grounded ones and
+        networks take none of these. `exclude`: items that are not recommended. Probabilities are
+        then over the items that are left.
 
         With `coverage`, say 0.9, every user gets the smallest set of items that is to hold the next
         one for that share of the users, as the run's calibration found it, if they are like the
@@ -106,18 +123,27 @@ class Recommender:
             raise DataError(
                 f"{histories!r} is no list of histories; write [[{histories!r}]] for one item"
             )
+        if given_tables.is_table(histories):
+            if users is not None:
+                raise DataError("a table of histories names its users; leave out `users`")
+            users, histories = given_tables.histories_of(histories)
         names = [str(i) for i in range(len(histories))] if users is None else list(users)
         if len(names) != len(histories):
             raise DataError(f"{len(names)} users for {len(histories)} histories; give one for each")
-        if coverage is not None and candidates is not None:
-            raise LlmrecError("coverage is of the whole catalog; leave out the candidates")
+        if coverage is not None and (candidates is not None or exclude is not None):
+            raise LlmrecError(
+                "coverage is of the whole catalog; leave out the candidates and what to exclude"
+            )
         sets = None if coverage is None else self._sets(coverage)
-        positions = [self._positions(name, h) for name, h in zip(names, histories, strict=True)]
-        among = None if candidates is None else self._candidates(names, candidates)
-        requests = Requests(positions, users, among)
-        rankings = self._answer(requests, top_k if sets is None else sets.list_length)
+        found = [
+            self._linked(f"user {name}", history, unknown)
+            for name, history in zip(names, histories, strict=True)
+        ]
+        among, closed = self._choices(names, candidates, exclude, unknown)
+        requests = Requests(found, names if users is not None else None, among, closed)
+        rankings = self.rank(requests, top_k if sets is None else sets.list_length)
         if sets is None:
-            return self._table(names, rankings)
+            return self.table(names, rankings)
         if sets.guaranteed:
             lengths = sets.sizes([r.scores for r in rankings]).tolist()
         else:
@@ -131,13 +157,60 @@ class Recommender:
         cut = [
             Ranking(r.positions[:n], r.scores[:n]) for r, n in zip(rankings, lengths, strict=True)
         ]
-        table = self._table(names, cut)
+        table = self.table(names, cut)
         guaranteed = pa.array([sets.guaranteed] * table.num_rows, pa.bool_())
         return table.append_column(GUARANTEED, guaranteed)
+
+    def rank(self, requests: Requests, top_k: int) -> list[Ranking]:
+        """The `top_k` best items for requests of positions, as `recommend` has them."""
+        return self._answer(requests, top_k)
 
     def _sets(self, coverage: float) -> PredictionSets:
         settings = artifact_of(self._resources, self.system, "test").key
         return prediction_sets(self.folder, self.system.name, coverage, settings)
+
+    def _linked(self, name: str, entries: Sequence[Entry], unknown: Unknown) -> Items:
+        found, notices = self.linker.positions(name, entries, unknown)
+        for notice in notices:
+            self._tell(notice)
+        return found
+
+    def _tell(self, notice: Notice) -> None:
+        self._told += 1
+        if self._told <= TOLD:
+            log.warning("%s", notice)
+        if self._told == TOLD:
+            log.warning("further entries that are no ids or titles to the letter are counted alone")
+
+    def _choices(
+        self,
+        names: Sequence[str],
+        candidates: Sequence[Sequence[Entry]] | Sequence[Entry] | None,
+        exclude: Sequence[Entry] | None,
+        unknown: Unknown,
+    ) -> tuple[np.ndarray | None, Items | None]:
+        """Candidates of each history (U, C) and items closed to all (M,), None where none are."""
+        among, closed = None, None
+        if candidates is not None and len(candidates) and _is_entry(candidates[0]):
+            if self.recipe.data.candidates is None:
+                stock = self._linked("candidates", candidates, unknown)
+                if not len(stock):
+                    raise DataError("none of the candidates is an item of the catalog")
+                closed = np.setdiff1d(np.arange(len(self.catalog), dtype=np.int32), stock)
+            else:  # the prompt shows them
+                among = self._candidates(names, [candidates] * len(names))
+        elif candidates is not None:
+            among = self._candidates(names, candidates)
+        if exclude is not None:
+            if among is not None:
+                raise LlmrecError(
+                    "what to exclude is of the catalog; take it out of every history's candidates"
+                )
+            more = self._linked("exclude", exclude, unknown)
+            closed = more if closed is None else np.union1d(closed, more)
+        if closed is not None and len(np.unique(closed)) == len(self.catalog):
+            raise DataError("every item is excluded or no candidate; nothing is left to recommend")
+        return among, closed
 
     def _candidates(
         self, names: Sequence[str], candidates: Sequence[Sequence[Entry]]
@@ -145,7 +218,10 @@ class Recommender:
         """(U, C) positions."""
         if self.system.wants_catalog:
             raise LlmrecError(f"{self.system.name} answers from the whole catalog, not candidates")
-        found = [self._positions(name, c) for name, c in zip(names, candidates, strict=False)]
+        found = [
+            self._linked(f"user {name}", some, "raise")
+            for name, some in zip(names, candidates, strict=False)
+        ]
         counts = {len(row) for row in found}
         if len(candidates) != len(names) or len(counts) > 1 or 0 in counts:
             raise DataError(
@@ -157,35 +233,8 @@ class Recommender:
             raise DataError(f"user {twice}: a candidate is named twice")
         return np.array(found, np.int32).reshape(len(found), -1)
 
-    def _positions(self, user: str, history: Sequence[Entry]) -> np.ndarray:
-        if isinstance(history, (str, bytes, dict)):  # else its letters would be the entries
-            raise DataError(
-                f"user {user}: {history!r} is no list of item ids or titles; write [{history!r}]"
-            )
-        entries = [entry if isinstance(entry, dict) else str(entry) for entry in history]
-        found = self.grounder.ground(entries)
-        for entry, hit in zip(entries, found, strict=True):
-            if hit.positions is not None:
-                ids = [self.catalog.item_ids[p] for p in hit.positions]
-                raise DataError(
-                    f"user {user}: {entry!r} is the id of one item "
-                    f"({self.catalog.titles[hit.positions[0]]!r}) and the title of another (item "
-                    f"{ids[1]!r}); write {json.dumps({'id': entry})} for the one, "
-                    f"{json.dumps({'title': entry})} for the other"
-                )
-        unknown = [
-            (entry, hit) for entry, hit in zip(history, found, strict=True) if hit.position < 0
-        ]
-        if unknown:
-            entry, hit = unknown[0]
-            near = f"; the nearest title is {hit.nearest!r}" if hit.nearest else ""
-            raise DataError(
-                f"user {user}: {entry!r} is neither an item id nor a title of the catalog{near}"
-                + (f" ({len(unknown)} unknown entries in all)" if len(unknown) > 1 else "")
-            )
-        return np.array([hit.position for hit in found], np.int32)
-
-    def _table(self, names: Sequence[str], rankings: Sequence[Ranking]) -> pa.Table:
+    def table(self, names: Sequence[str], rankings: Sequence[Ranking]) -> pa.Table:
+        """Rankings of named users as `recommend` gives them."""
         positions = np.concatenate([r.positions for r in rankings] or [np.zeros(0, int)])
         counts = [len(r.positions) for r in rankings]
         score = pa.field("score", pa.float32(), metadata={"is": self.system.scored_by})
@@ -199,6 +248,10 @@ class Recommender:
         table = pa.table(values)
         at = table.schema.get_field_index("score")
         return table.cast(table.schema.set(at, score))
+
+
+def _is_entry(value: Any) -> bool:
+    return isinstance(value, (str, int, float, Mapping))
 
 
 def _require_run(folder: RunFolder, given: str | Path, file: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from llmrec.baselines.ranking import WithoutItems, without_items
 from llmrec.data import sealed
 from llmrec.data.records import Examples, concatenated, offsets_of
 from llmrec.decoding.beam import Ranking
@@ -38,11 +39,12 @@ Items = npt.NDArray[np.int32]
 @dataclass(frozen=True)
 class Requests:
     """U histories; `users`, their names, where they have some; `candidates` (U, C) to choose from,
-    where not from the whole catalog."""
+    where not from the whole catalog; `closed` (M,), what of the catalog nobody is given."""
 
     histories: Sequence[Items]
     users: Sequence[str] | None = None
     candidates: Items | None = None
+    closed: Items | None = None
 
     def __len__(self) -> int:
         return len(self.histories)
@@ -113,8 +115,11 @@ class _Scored:
         self.filter_seen = resources.recipe.decode.filter_seen
 
     def __call__(self, requests: Requests, k: int) -> list[Ranking]:
+        scorer, closed = self.scorer, requests.closed
+        if closed is not None:
+            scorer = WithoutItems(scorer, closed)
         return baselines.ranked(
-            self.scorer, requests.histories, self.size, k, self.filter_seen, requests.candidates
+            scorer, requests.histories, self.size, k, self.filter_seen, requests.candidates
         )
 
 
@@ -134,10 +139,12 @@ class _Ranked:
             rankings = self.engine.choose(prompts, requests.candidates).rankings
             return [Ranking(r.positions[:k], r.scores[:k], r.certified) for r in rankings]
         filter_seen = self.resources.recipe.decode.filter_seen
-        closed = closed_items(requests.histories, filter_seen)
+        closed = closed_items(requests.histories, filter_seen, requests.closed)
         if self.guidance is None:
             return self.engine.rank(prompts, closed, k).rankings
         q = self.guidance.probabilities(self.resources, requests.histories)
+        if requests.closed is not None:
+            q = without_items(q, requests.closed)
         weight = self.guidance.weight
         return self.engine.rank(prompts, closed, k, probabilities=q, weight=weight).rankings
 
@@ -156,7 +163,13 @@ class _Grounded:
         texts = grounded.written(self.engine, self.prompts.of(requests, self.engine))
         q = self.fusion.probabilities(self.resources, requests.histories)
         return grounded.rankings(
-            self.engine.model, texts, requests.histories, k, q, self.fusion.gamma
+            self.engine.model,
+            texts,
+            requests.histories,
+            k,
+            q,
+            self.fusion.gamma,
+            closed=requests.closed,
         )
 
 

@@ -8,10 +8,10 @@ import pytest
 from llmrec import Recommender
 from llmrec.data.catalog import Catalog
 from llmrec.data.records import Examples
-from llmrec.decoding.grounding import Grounder
 from llmrec.errors import DataError, LlmrecError
 from llmrec.evaluation.predictions import Predictions
-from llmrec.stages import evaluate, recommend, train
+from llmrec.stages import evaluate, recommend, recommend_histories, train
+from llmrec.systems.linking import Linker
 from llmrec.systems.raw_histories import read_histories
 
 
@@ -133,23 +133,30 @@ def test_the_recommender_takes_ids_and_titles_and_gives_a_table(finished):
     assert scores == sorted(scores, reverse=True)
     assert recommender.recommend([[]], top_k=20).num_rows == 12
     both = Catalog(("i0", "i1"), ("Love", "i0"), ("Love", "i0"))
-    recommender.grounder = Grounder(both)
+    recommender.linker = Linker(both)
     with pytest.raises(DataError, match=r"id of one item .* write \{\"id\": \"i0\"\} for the one"):
         recommender.recommend([["i0"]])
-    recommender.grounder = Grounder(recommender.catalog)
+    recommender.linker = Linker(recommender.catalog)
     with pytest.raises(DataError, match="'Unheard of' is neither"):
         recommender.recommend([["i0", "Unheard of"]])
     with pytest.raises(LlmrecError, match="no run of llmrec"):
         Recommender.from_pretrained(folder.root.parent)
 
 
+def answered(recipe, folder, lines, top_k):
+    batches = recommend_histories.of_lines(recipe, lines)
+    wanted = recommend_histories.Wanted(top_k)
+    found = recommend_histories.tables(recipe, folder, batches, wanted)
+    return [row for table in found for row in table.to_pylist()]
+
+
 def test_raw_histories_come_as_json_lines(finished):
     recipe, folder = finished
     lines = ['["i0", "i1"]\n', "\n", json.dumps({"user": "me", "history": ["Love"]})]
-    rows = list(recommend.raw(recipe, folder, lines, top_k=2))
+    rows = answered(recipe, folder, lines, 2)
     assert [r["user"] for r in rows] == ["1", "1", "me", "me"]
     said = ['[{"id": "i0"}, {"title": "Love"}]', '["i0", "Love"]']
-    rows = list(recommend.raw(recipe, folder, said, top_k=3))
+    rows = answered(recipe, folder, said, 3)
     assert [r["item_id"] for r in rows[:3]] == [r["item_id"] for r in rows[3:]]
     for bad in (
         "{",

@@ -1,6 +1,7 @@
 """Every row of the table answers raw histories with the very lists that it has in the table."""
 
 import json
+import math
 import shutil
 
 import pytest
@@ -143,6 +144,56 @@ def test_the_candidate_that_is_named_is_served(runs, tmp_path, system, monkeypat
     table = recommender.recommend(histories, 4, users, candidates=candidates)
     assert served_rows(table) == rows_of(folder, system)
     assert 0 < table.num_rows < len(users)
+
+
+@pytest.mark.parametrize("system", [name for kind, name in EVERY if kind == "catalog"])
+def test_what_is_excluded_or_out_of_stock_is_never_given(runs, system):
+    recommender = Recommender.from_pretrained(runs("catalog").root, system)
+    histories, ids = [["i1", "i2"], []], set(recommender.catalog.item_ids)
+    before = recommender.recommend(histories, 12)
+    shut = {"i5", "i11"}
+    stock = [{"id": one} for one in sorted(ids - shut)]
+    for settings in ({"exclude": ["i5", {"id": "i11"}]}, {"candidates": stock}):
+        table = recommender.recommend(histories, 12, **settings)
+        rows = table.to_pylist()
+        assert {r["item_id"] for r in rows if r["user"] == "0"} == ids - shut - {"i1", "i2"}
+        assert {r["item_id"] for r in rows if r["user"] == "1"} == ids - shut
+        if recommender.system.gives_probabilities:
+            total = sum(math.exp(r["score"]) for r in rows)
+            assert total == pytest.approx(2, abs=1e-4)
+        if recommender.system.kind == "baseline":  # whose items know nothing of each other
+            kept = [r["item_id"] for r in before.to_pylist() if r["item_id"] not in shut]
+            assert [r["item_id"] for r in rows] == kept
+    with pytest.raises(DataError, match="nothing is left"):
+        recommender.recommend(histories, exclude=sorted(ids))
+
+
+def test_networks_give_nothing_that_is_excluded(runs):
+    network = Recommender.from_pretrained(runs("networks").root)
+    rows = network.recommend([["i1"]], 12, candidates=["i1", "i3", "i4"], exclude=["i4"])
+    assert rows["item_id"].to_pylist() == ["i3"]
+    assert rows["score"].to_pylist() == [pytest.approx(0, abs=1e-6)]
+
+
+def test_items_in_stock_are_the_candidates_of_every_history_where_prompts_show_them(runs):
+    among = Recommender.from_pretrained(runs("candidates").root, "tuned")
+    each = among.recommend([["i1"], ["i2"]], candidates=[["i3", "i4", "i5"]] * 2)
+    assert among.recommend([["i1"], ["i2"]], candidates=["i3", "i4", "i5"]).equals(each)
+    with pytest.raises(LlmrecError, match="take it out of every history's candidates"):
+        among.recommend([["i1"]], candidates=["i3", "i4"], exclude=["i4"])
+
+
+def test_another_row_of_the_table_shares_what_is_loaded(runs):
+    folder = runs("catalog")
+    tuned = Recommender.from_pretrained(folder.root, "tuned")
+    for name in ("untuned", "tuned_guided", "popularity"):
+        other = tuned.with_system(name)
+        assert other._resources is tuned._resources
+        alone = Recommender.from_pretrained(folder.root, name)
+        assert other.recommend([["i1"]], 5).equals(alone.recommend([["i1"]], 5))
+    assert tuned.system.name == "tuned"
+    with pytest.raises(RecipeError, match=r"did you mean tuned\?"):
+        tuned.with_system("tuned_")
 
 
 def test_every_kind_of_system_is_among_those_served():

@@ -1,0 +1,100 @@
+"""The verbs that answer: recommend. Like `llmrec.cli`, imports a stage when it is called."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal, Optional
+
+import typer
+
+from llmrec import terminal
+from llmrec.cli_shipped import Json, Overrides, RecipeName, opened
+from llmrec.errors import RecipeError
+
+
+def recommend(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    histories: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            metavar="FILE", help="JSON lines (-: stdin), [id, ...] or {user, history}; or Parquet."
+        ),
+    ] = None,
+    all_users: Annotated[
+        bool,
+        typer.Option("--all-users", help="Everybody in the data, by all they did; needs --out."),
+    ] = False,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="FILE", help="Write these answers here, .parquet or .csv."),
+    ] = None,
+    top_k: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Items for each of these histories; else 10."),
+    ] = None,
+    coverage: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="Not top-k but sets that hold the next item for this share of users."),
+    ] = None,
+    system: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Which row of the table answers them; else what is trained furthest."),
+    ] = None,
+    candidates: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="FILE", help="The items that may be recommended, as those in stock."),
+    ] = None,
+    exclude: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="FILE", help="Items that may not be recommended."),
+    ] = None,
+    unknown: Annotated[
+        Literal["skip", "raise"],
+        typer.Option(help="What to do with entries that are no item: count them, or stop."),
+    ] = "skip",
+    as_json: Json = False,
+) -> None:
+    """Recommend for the test split, for histories of ids or titles (one JSON line per item), or for
+    everybody.
+
+    Files of items: Parquet or CSV with a column item_id or title, JSON lines, or one a line.
+    """
+    outside = histories is not None or all_users
+    if histories is not None and all_users:
+        raise RecipeError("--all-users has the histories of the data; leave out --histories")
+    if all_users and out is None:
+        raise RecipeError("--all-users writes one file for everybody: name it with --out")
+    settings, folder = opened(recipe, overrides, None if outside else "recommend")
+    if outside:
+        from llmrec.stages import recommend_histories as stage
+
+        wanted = stage.Wanted(top_k or 10, coverage, system, candidates, exclude, unknown)
+        stdout = sys.stdout
+        with terminal.stdout_for_data():
+            if all_users:
+                batches = stage.of_everybody(settings, folder)
+            else:
+                stdin = histories == "-"
+                lines = open(0, encoding="utf-8") if stdin else Path(str(histories))  # noqa: SIM115
+                batches = stage.of_lines(settings, lines)
+            found = stage.tables(settings, folder, batches, wanted)
+            if out is None:
+                rows = (row for table in found for row in table.to_pylist())
+                terminal.show_lines(rows, stdout)
+                return
+            result = stage.write(found, out)
+        terminal.show(result, as_json)
+        return
+    given = (top_k, coverage, system, candidates, exclude, out)
+    if any(value is not None for value in given):
+        raise RecipeError(
+            "--top-k, --coverage, --system, --candidates, --exclude and --out are for histories of "
+            "your own (--histories) or of everybody (--all-users); of the test split decode.top_k "
+            "items are kept, for each of the recipe's systems"
+        )
+    from llmrec.stages import recommend as test_split
+
+    with terminal.stdout_for_data():
+        result = test_split.run(settings, folder)
+    folder.keep(settings)
+    terminal.show(result, as_json)

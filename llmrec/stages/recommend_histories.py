@@ -1,0 +1,161 @@
+"""Recommend for histories from outside, or for everybody of the run's own log, nothing withheld.
+
+Answers as they come, batch by batch, as rows or into a file. The test split is `recommend`'s.
+"""
+
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from llmrec import stopping
+from llmrec.data.files import replacing
+from llmrec.errors import DataError, RecipeError
+from llmrec.recipe import Recipe
+from llmrec.recipe.data import Data
+from llmrec.runs.folder import RunFolder
+from llmrec.stages import prepare
+from llmrec.systems.linking import Unknown
+from llmrec.systems.raw_histories import (
+    RawRequest,
+    as_they_come,
+    in_batches,
+    read_file,
+    read_histories,
+    read_items,
+)
+
+if TYPE_CHECKING:
+    from llmrec.systems.recommender import Recommender
+
+log = logging.getLogger("llmrec")
+Batches = Iterable[list[RawRequest]]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked of each history: see `Recommender.recommend`; `candidates` and `exclude` are
+    files that `raw_histories.read_items` reads."""
+
+    top_k: int = 10
+    coverage: float | None = None
+    system: str | None = None
+    candidates: Path | None = None
+    exclude: Path | None = None
+    unknown: Unknown = "raise"
+
+
+def of_lines(recipe: Recipe, lines: Iterable[str] | Path) -> Batches:
+    """Histories of a file, Parquet or JSON lines, or of lines of JSON from a pipe.
+
+    A line is a list of item ids or titles, or {"user": ..., "history": [...]}, with "candidates"
+    where the answer is to be one of some.
+    """
+    if isinstance(lines, Path):
+        return in_batches(read_file(lines), recipe.decode.batch_size)
+    return as_they_come(read_histories(lines), recipe.decode.batch_size)
+
+
+def of_everybody(recipe: Recipe, folder: RunFolder) -> Batches:
+    """Everybody's whole history in the log that the run was prepared from, targets included.
+
+    The log is read from its source again, as not every split keeps all of it. Raises DataError
+    where that is gone or was changed, and for a run that is not prepared.
+    """
+    manifest = prepare.verified_manifest(folder.data)
+    if manifest is None:
+        raise DataError(f"{folder.data} holds no prepared data; run `llmrec prepare` first")
+    said = manifest["settings"]
+    data = Data.model_validate(said["data"])
+    rows, catalog = prepare.ordered_log(data, said["seed"], manifest["sources"])
+    bounds = np.flatnonzero(np.diff(rows.user, prepend=-1, append=-1))
+    ids = catalog.item_ids
+
+    def requests() -> Iterator[RawRequest]:
+        for first, end in pairwise(bounds.tolist()):
+            history = [{"id": ids[position]} for position in rows.position[first:end]]
+            yield RawRequest(rows.user_ids[rows.user[first]], history, [])
+
+    return in_batches(requests(), recipe.decode.batch_size)
+
+
+def tables(
+    recipe: Recipe, folder: RunFolder, batches: Batches, wanted: Wanted
+) -> Iterator[pa.Table]:
+    """Recommendations for each batch of histories; what stands before a bad line is answered."""
+    recommender = None
+    candidates, exclude = (
+        None if path is None else read_items(path, flag)
+        for path, flag in ((wanted.candidates, "--candidates"), (wanted.exclude, "--exclude"))
+    )
+    try:
+        for batch in batches:
+            stopping.check()
+            if recommender is None:
+                # Once there is a request: a file that is not there is told before torch is loaded.
+                from llmrec.systems.recommender import Recommender
+
+                recommender = Recommender(recipe, folder, wanted.system)
+            own = [request.candidates for request in batch] if batch[0].candidates else None
+            if own is not None and candidates is not None:
+                raise RecipeError(
+                    "--candidates is for histories without candidates; these have their own"
+                )
+            yield recommender.recommend(
+                [request.history for request in batch],
+                wanted.top_k,
+                [request.user for request in batch],
+                wanted.coverage,
+                own or candidates,
+                exclude=exclude,
+                unknown=wanted.unknown,
+            )
+    finally:
+        if recommender is not None:
+            _tell(recommender)
+
+
+def write(found: Iterable[pa.Table], out: Path) -> dict[str, Any]:
+    """Write tables into one file, Parquet or CSV by its name, and put it in place as a whole.
+
+    Raises RecipeError for another name.
+    """
+    if out.suffix.lower() not in (".parquet", ".pq", ".csv"):
+        raise RecipeError(f"--out {out}: written as .parquet or .csv; give it such a name")
+    begun, count, users, writer = time.monotonic(), 0, 0, None
+    with replacing(out) as temporary:
+        try:
+            for table in found:
+                if writer is None:
+                    make = pa.csv.CSVWriter if out.suffix.lower() == ".csv" else pq.ParquetWriter
+                    writer = make(temporary, table.schema)
+                writer.write_table(table)
+                count += table.num_rows
+                users += len(table["user"].unique())
+        finally:
+            if writer is not None:
+                writer.close()
+        if writer is None:
+            raise DataError("there is no history to answer")
+    seconds = round(time.monotonic() - begun, 1)
+    return {"file": str(out), "users": users, "rows": count, "seconds": seconds}
+
+
+def _tell(recommender: "Recommender") -> None:
+    counts = recommender.linker.counts
+    if counts["unknown"] or counts["fuzzy"]:
+        log.warning(
+            "recommend: of %d entries %d are unknown and were left out, %d were taken for the "
+            "title most like them",
+            counts.total(),
+            counts["unknown"],
+            counts["fuzzy"],
+        )
