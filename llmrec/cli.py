@@ -222,6 +222,12 @@ def study(
         Optional[Path],  # noqa: UP045
         typer.Option(metavar="FILE.md", help="Write the page's Markdown here."),
     ] = None,
+    jobs: Annotated[
+        int, typer.Option("--jobs", "-j", min=1, metavar="N", help="Processes that share it.")
+    ] = 1,
+    no_page: Annotated[
+        bool, typer.Option("--no-page", help="Run cells only, beside another that writes the page.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the cells and what stands; run nothing.")
     ] = False,
@@ -238,8 +244,9 @@ def study(
         terminal.show(stage.described(planned(study, overrides or [])), as_json)
         return
     with terminal.stdout_for_data():
-        result = stage.run(study, overrides or [], only or [], out)
-    terminal.show(result if as_json else f"{result['tables']}\n{result['page']}", as_json)
+        result = stage.run(study, overrides or [], only or [], out, jobs, not no_page)
+    if not no_page:
+        terminal.show(result if as_json else f"{result['tables']}\n{result['page']}", as_json)
     if result["failed"]:
         raise typer.Exit(1)
 

@@ -195,11 +195,11 @@ class TreeTrainer(Trainer):
         loss = -(values * inputs["weights"]).sum() / num_items_in_batch
         if "offset" in inputs:
             loss = loss + inputs["offset"]
-        # Nothing here waits for a GPU; whether the losses are numbers is asked once a step.
-        counted = inputs["counted"]
+        counted = inputs["counted"]  # nothing waits for a GPU; see `Finite`
         losses = torch.where(counted, -values.detach(), 0.0).double()
         self._loss_sums = self._loss_sums.to(loss.device)
-        self._loss_sums.index_add_(1, inputs["kinds"], torch.stack([losses, counted.double()]))
+        kinds = inputs["kinds"].clamp(max=len(KINDS) - 1)  # others are never counted
+        self._loss_sums.index_add_(1, kinds, torch.stack([losses, counted.double()]))
         self._step_losses.append((loss.detach(), inputs["row_numbers"]))
         # Gradients are averaged over processes, the loss is a sum over them.
         return loss * self.accelerator.num_processes
@@ -219,8 +219,8 @@ class TreeTrainer(Trainer):
         if better or checkpoints.newest(self.root, BEST)[0] is None:
             self._keep_best(step, measured)
         metrics = {f"eval_{name}": value for name, value in measured.figures.items()}
-        told = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        self.control = told
+        handler = self.callback_handler
+        self.control = handler.on_evaluate(self.args, self.state, self.control, metrics)
         if self._has_stalled():
             logger.info(
                 "train: no better validation in %s, stopping at step %d", self.patience, step

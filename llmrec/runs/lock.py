@@ -52,6 +52,24 @@ def hold(root: Path, verb: str) -> None:
     write_json(place / HOLDER, holder)
 
 
+def holder_of(root: Path) -> str | None:
+    """Who else holds the run folder `root`, in words; None where nobody does."""
+    from filelock import FileLock, Timeout
+
+    place = root.resolve()
+    if place in _held or not (place / LOCK).exists():
+        return None
+    try:
+        with FileLock(place / LOCK).acquire(timeout=0):
+            return None
+    except Timeout:
+        return _holder(place)
+    except OSError as error:
+        if not is_read_only(error):
+            raise
+        return None
+
+
 def _holder(place: Path) -> str:
     """Who holds the lock, in words; who took it just now may not have said so yet."""
     deadline = time.monotonic() + _WAIT

@@ -2,7 +2,8 @@
 
 The study's folder keeps a record of each cell: what it was made from, its hours, how often it was
 made. A run folder that is lost is made again, and the record says so. Hours are those of finished
-stages; what an interruption cost is not in them.
+stages; what an interruption cost is not in them. The same command may run several times at once:
+each process takes cells that no other works on, and waits for what its next cell needs.
 """
 
 import hashlib
@@ -12,39 +13,51 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from llmrec import stopping
 from llmrec.data.files import write_json
-from llmrec.errors import LlmrecError
+from llmrec.errors import LlmrecError, RecipeError
 from llmrec.runs.folder import recipe_hash
-from llmrec.runs.lock import hold
+from llmrec.runs.lock import hold, holder_of
 from llmrec.studies.cells import Cell, Plan
 from llmrec.studies.sharing import share
 from llmrec.terminal import by_main, is_main_process
 
 log = logging.getLogger("llmrec")
-RECORD = "study.json"
-VERSION = 1
+RECORDS = "cells"  # folder with a file for each cell, so that processes may write at once
+VERSION = 2
+PAUSE = 1.0  # seconds between looks at what others work on
 
 
 @dataclass
 class Record:
-    """What is known of the cells of a study, by name; written after every change."""
+    """What is known of the cells of a study, by name; a cell's is written after every change."""
 
     plan: Plan
     cells: dict[str, dict[str, Any]] = field(default_factory=dict)
+    begun: float = field(default_factory=time.time)  # of this process's part in it
 
     @staticmethod
     def of(plan: Plan) -> "Record":
-        """The record that stands, or an empty one where there is none that can be read."""
-        try:
-            said = json.loads((plan.root / RECORD).read_text("utf-8"))
-            if said["version"] == VERSION:
-                return Record(plan, dict(said["cells"]))
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
-        return Record(plan)
+        """The record that stands; of a cell whose own cannot be read nothing is known."""
+        record = Record(plan)
+        record.refresh()
+        return record
+
+    def refresh(self) -> None:
+        """Read again what other processes may have written."""
+        for cell in self.plan.cells:
+            try:
+                said = json.loads(self._file(cell).read_text("utf-8"))
+                if said.pop("version") == VERSION:
+                    self.cells[cell.name] = said
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                pass
+
+    def _file(self, cell: Cell) -> Path:
+        return self.plan.root / RECORDS / f"{cell.name}.json"
 
     def key(self, cell: Cell) -> str:
         """What a cell was made from: its recipe, and the cells that this names."""
@@ -67,6 +80,11 @@ class Record:
         wanted = self.cells if names is None else [n for n in names if n in self.cells]
         return sum(self.cells[name]["seconds"] for name in wanted) / 3600
 
+    def failed_since(self, cell: Cell) -> bool:
+        """Whether a process tried a cell in vain since this one began."""
+        known = self.cells.get(cell.name, {})
+        return bool(known.get("failed")) and known.get("ended", 0.0) >= self.begun
+
     def failed(self) -> dict[str, str]:
         """Why cells of the plan failed the last time they were tried, by name."""
         known = {cell.name: self.cells.get(cell.name, {}) for cell in self.plan.cells}
@@ -88,7 +106,7 @@ class Record:
         known |= said
         known["seconds"] = round(known["seconds"] + seconds, 1)
         if is_main_process():
-            write_json(self.plan.root / RECORD, {"version": VERSION, "cells": self.cells})
+            write_json(self._file(cell), {"version": VERSION, **known})
 
 
 def results_of(plan: Plan, cell: Cell) -> list[Any]:
@@ -101,48 +119,71 @@ def results_of(plan: Plan, cell: Cell) -> list[Any]:
 def run(plan: Plan, wanted: Callable[[Cell], bool] = lambda _: True) -> Record:
     """Run every cell that does not stand and that is wanted, until the budget is spent.
 
-    What fails is told in the record, and what needs it is left out; the others go on. Of several
-    processes the main one decides and keeps the record.
+    What fails is told in the record, and what needs it is left out; the others go on. Cells that
+    another process works on are left to it, and waited for. Of several processes of one launch the
+    main one decides and keeps the record.
     """
     record = Record.of(plan)
-    for cell in plan.cells:
-        if not wanted(cell):
-            continue
+    waiting = [number for number, cell in enumerate(plan.cells) if wanted(cell)]
+    while waiting:
         stopping.check()
-        what, why = by_main(partial(_decided, plan, cell, record))
+        number, what, why = by_main(partial(_next, plan, waiting, record))
         if what == "stop":
             log.warning("study: %s", why)
             break
+        if what == "wait":
+            time.sleep(PAUSE)
+            continue
+        waiting.remove(number)
+        cell = plan.cells[number]
         if what == "leave out":
-            record.add(cell, 0.0, finished=False, failed=why)
+            record.add(cell, 0.0, finished=False, failed=why, ended=time.time())
             log.warning("study: %s %s and is left out", cell.name, why)
         if what == "run":
             _make(plan, cell, record)
     return record
 
 
-def _decided(plan: Plan, cell: Cell, record: Record) -> tuple[str, str]:
-    """What is to be done about a cell, and why."""
-    if record.stands(cell):
+def _next(plan: Plan, waiting: Sequence[int], record: Record) -> tuple[int, str, str]:
+    """The first cell about which something can be done, what, and why; else wait."""
+    record.refresh()
+    for number in waiting:
+        what, why = _decided(plan, plan.cells[number], record, [plan.cells[n] for n in waiting])
+        if what != "wait":
+            return number, what, why
+    return -1, "wait", ""
+
+
+def _decided(plan: Plan, cell: Cell, record: Record, waiting: Sequence[Cell]) -> tuple[str, str]:
+    """What is to be done about a cell, and why. Where it is to run, its folder is held."""
+    if record.stands(cell) or record.failed_since(cell):
         return "nothing", ""
     needed = [c for c in plan.cells if c.seed == cell.seed and c.line.name in cell.needs]
-    lacking = [c.name for c in needed if not record.stands(c)]
+    lacking = [c for c in needed if not record.stands(c)]
+    if any(holder_of(c.folder.root) or c in waiting for c in lacking):
+        return "wait", ""
     if lacking:
-        return "leave out", f"needs {', '.join(lacking)}"
+        return "leave out", f"needs {', '.join(c.name for c in lacking)}"
     budget, spent, more = plan.study.budget, record.hours(), record.expected(cell)
     if budget is not None and (spent >= budget or spent + more > budget):
         return "stop", (
             f"{spent:.2f} of {budget:g} hours are spent and {cell.name} would take about "
             f"{more:.2f}; stopping here, raise it with study.budget=HOURS to go on"
         )
-    return "run", ""
+    if holder_of(cell.folder.root):
+        return "wait", ""
+    try:
+        hold(cell.folder.root, "study")
+    except RecipeError:  # taken this moment
+        return "wait", ""
+    record.refresh()  # it may have been finished, and let go, in between
+    return ("nothing", "") if record.stands(cell) else ("run", "")
 
 
 def _make(plan: Plan, cell: Cell, record: Record) -> None:
     from llmrec.stages import pipeline  # brings torch
 
     log.info("study: %s", cell.name)
-    by_main(partial(hold, cell.folder.root, "study"))
     before = record.cells.get(cell.name, {})
     again = before.get("finished") and before.get("key") == record.key(cell)
     if again:
@@ -157,7 +198,7 @@ def _make(plan: Plan, cell: Cell, record: Record) -> None:
         else:
             reached = pipeline.run(cell.recipe, cell.folder)
     except LlmrecError as error:
-        record.add(cell, time.monotonic() - begun, failed=str(error))
+        record.add(cell, time.monotonic() - begun, failed=str(error), ended=time.time())
         log.warning("study: %s failed: %s", cell.name, error)
         return
     made = record.cells[cell.name]["made"] + 1

@@ -11,6 +11,7 @@ from llmrec.errors import RecipeError
 from llmrec.evaluation.layout import as_json, laid_out
 from llmrec.evaluation.study_page import StudyPage, html, markdown
 from llmrec.studies import running
+from llmrec.studies.beside import helped
 from llmrec.studies.cells import Cell, Plan, planned
 from llmrec.studies.findings import Group, gates_of, groups_of, key_of
 from llmrec.studies.page import page_of
@@ -27,15 +28,23 @@ def run(
     overrides: Sequence[str] = (),
     only: Sequence[str] = (),
     out: Path | None = None,
+    jobs: int = 1,
+    page: bool = True,
 ) -> dict[str, Any]:
     """Run what does not stand and write the page; returns tables, verdict and files.
 
     `only`: names of cells, lines, or seeds as s0; the page is of all that stands. `out`: where the
-    Markdown goes instead of the study's folder, its drawings beside it. Raises RecipeError for a
-    study that cannot run.
+    Markdown goes instead of the study's folder, its drawings beside it. `jobs`: processes that
+    share the cells. Without a `page` what failed is returned alone. Raises RecipeError for a study
+    that cannot run.
     """
     plan = planned(reference, overrides)
-    record = running.run(plan, _wanted(plan, only))
+    wanted = _wanted(plan, only)
+    with helped(jobs - 1, reference, overrides, only):
+        record = running.run(plan, wanted)
+    record.refresh()
+    if not page:
+        return {"failed": list(record.failed())}
     return by_main(partial(written, plan, record, out))
 
 

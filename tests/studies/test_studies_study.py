@@ -311,5 +311,20 @@ def test_under_a_launcher_the_main_process_decides_and_writes(study_of, tmp_path
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["standing"] == ["one-s0", "two-s0"]
-    record = json.loads((tmp_path / "runs/small_study/study.json").read_text("utf-8"))
-    assert [said["made"] for said in record["cells"].values()] == [1, 1]
+    assert made(tmp_path) == {"one-s0": 1, "two-s0": 1}
+
+
+def made(folder):
+    """How often each cell was made, by its record."""
+    records = sorted((folder / "runs/small_study/cells").glob("*.json"))
+    return {path.stem: json.loads(path.read_text("utf-8"))["made"] for path in records}
+
+
+def test_several_processes_share_the_cells(study_of, tmp_path):
+    text = BASELINES.replace("two: {set: {", "two: {set: {data.min_rating: null, ")
+    path = study_of(text)
+    result = study.run(path, jobs=3)
+    names = ["one-s0", "two-s0", "one-s1", "two-s1"]
+    assert result["standing"] == names
+    assert made(tmp_path) == dict.fromkeys(sorted(names), 1)
+    assert not result["failed"]
