@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from llmrec.baselines.sasrec import SASRec
 from llmrec.baselines.sequential import FittedNetwork, Sequential, default_device
 from llmrec.data import sealed
 from llmrec.data.records import Examples, Interactions
+from llmrec.workers import as_they_end, workers
 
 log = logging.getLogger("llmrec")
 WEIGHTS = "model.safetensors"
@@ -112,47 +113,74 @@ def settings_to_try(start: Sequential, trials: int) -> list[Sequential]:
     return list(dict.fromkeys([start, *changed]))[:trials]
 
 
-def tune(
-    start: Sequential,
-    trials: int,
-    train: Interactions,
-    items: int,
-    valid: Examples,
-    filter_seen: bool,
-    seed: int,
-    store: Store | None = None,
-) -> TunedNetwork:
-    """Train `trials` settings and keep the one that ranks `valid` best, the first of equals.
+@dataclass(frozen=True)
+class Task:
+    """What settings are trained on and judged by, and where what they gave is kept."""
 
-    Without a validation example there is nothing to choose by, so `start` alone is trained.
-    """
-    content = content_of(train, items, valid)
-    tried, best = [], None
-    for settings in settings_to_try(start, trials if len(valid) else 1):
-        key = {
+    train: Interactions
+    items: int
+    valid: Examples
+    filter_seen: bool
+    seed: int
+    store: Store | None = None
+
+    def key(self, settings: Sequential) -> dict[str, Any]:
+        """What makes the weights of a setting what they are."""
+        return {
             "version": VERSION,
             "kind": type(settings).__name__,
             "settings": asdict(replace(settings, temperature=1.0)),
-            "filter_seen": filter_seen,
-            "seed": seed,
-            **content,
+            "filter_seen": self.filter_seen,
+            "seed": self.seed,
+            **content_of(self.train, self.items, self.valid),
         }
-        known = store.read(key, settings, items) if store is not None else None
+
+    def known(self, settings: Sequential) -> Any:
+        """(network, facts) of a setting that is kept, or None."""
+        return self.store and self.store.read(self.key(settings), settings, self.items)
+
+    def trained(self, settings: Sequential) -> tuple[FittedNetwork, dict[str, Any]]:
+        """(network, facts) of a setting, trained unless it is kept, and kept where it can be."""
+        known = self.known(settings)
         if known is not None:
             fitted, facts = known
-            ndcg, seconds = facts["ndcg"], facts["seconds"]
         else:
             begun = time.monotonic()
-            fitted = settings.fit(train, items, valid, filter_seen, seed)
-            ndcg, seconds = fitted.ndcg(valid, filter_seen), round(time.monotonic() - begun, 2)
-            if store is not None:
-                store.keep(key, fitted, ndcg=ndcg, seconds=seconds)
-        log.info("%s: valid NDCG@10 %.4f at epoch %d", settings, ndcg, fitted.epoch)
-        tried.append((settings, ndcg, fitted.epoch, seconds))
-        if best is None or ndcg > best[1]:
-            best = (fitted, ndcg, settings)
+            fitted = settings.fit(self.train, self.items, self.valid, self.filter_seen, self.seed)
+            ndcg = fitted.ndcg(self.valid, self.filter_seen)
+            facts = {"ndcg": ndcg, "seconds": round(time.monotonic() - begun, 2)}
+            if self.store is not None:
+                self.store.keep(self.key(settings), fitted, **facts)
+        log.info("%s: valid NDCG@10 %.4f at epoch %d", settings, facts["ndcg"], fitted.epoch)
+        return fitted, facts
+
+
+def tune(tries: Sequence[Sequential], task: Task, at_once: int = 1) -> TunedNetwork:
+    """Train each setting and keep the one that ranks validation best, the first of equals.
+
+    With a store `at_once` of those it does not have are trained at the same time, each in a process
+    of its own, to the same weights. Without a validation example there is nothing to choose by, so
+    the first alone is trained.
+    """
+    tries = list(dict.fromkeys(tries))[: None if len(task.valid) else 1]
+    new = [] if task.store is None or at_once == 1 else [s for s in tries if not task.known(s)]
+    if len(new) > 1:
+        with workers(min(at_once, len(new))) as pool:
+            for future in as_they_end([pool.submit(_train_apart, task, one) for one in new]):
+                future.result()
+    tried, best = [], None
+    for settings in tries:
+        fitted, facts = task.trained(settings)
+        tried.append((settings, facts["ndcg"], fitted.epoch, facts["seconds"]))
+        if best is None or facts["ndcg"] > best[1]:
+            best = (fitted, facts["ndcg"], settings)
     assert best is not None  # noqa: S101  there is always a first setting
     return TunedNetwork(best[0], best[2], tried)
+
+
+def _train_apart(task: Task, settings: Sequential) -> None:
+    """Leave what a setting gives in the store."""
+    task.trained(settings)
 
 
 def content_of(train: Interactions, items: int, valid: Examples) -> dict[str, Any]:

@@ -362,9 +362,7 @@ def _network(task: _Task, kind: str) -> _Choice:
     store, start, trials = task.search.store, network_tuning.KINDS[kind](), task.search.trials
     if task.chosen is not None:
         start, trials = replace(_as_chosen(start, task.chosen), temperature=1.0), 1
-    found = network_tuning.tune(
-        start,
-        trials,
+    to_train = network_tuning.Task(
         task.train,
         len(task.catalog),
         task.every_valid,
@@ -372,6 +370,7 @@ def _network(task: _Task, kind: str) -> _Choice:
         task.seed,
         None if store is None else network_tuning.Store(store),
     )
+    found = network_tuning.tune(network_tuning.settings_to_try(start, trials), to_train)
 
     def fit(model: Any) -> Distribution:
         return replace(found.fitted, temperature=model.temperature)

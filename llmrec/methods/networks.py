@@ -9,7 +9,7 @@ with. A step that was interrupted begins afresh.
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from llmrec.baselines.fine_tuning import FineTuning, following_items
-from llmrec.baselines.network_tuning import KINDS, WEIGHTS, Store, tune
+from llmrec.baselines.network_tuning import KINDS, WEIGHTS, Store, Task, settings_to_try, tune
 from llmrec.baselines.rows import spans
 from llmrec.baselines.sequential import FittedNetwork, Sequential, default_device, sequences_of
 from llmrec.data import sealed as checkpoints
@@ -44,8 +44,9 @@ def preview(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     rows = len(spans(lengths, sizes.max_length, np.random.default_rng(recipe.seed)))
     network = sizes.network(len(Catalog.read(folder.items)))
     steps = steps_of(recipe)
-    trials = recipe.network.trials if recipe.network is not None else 0
-    at_most = {"base": -(-rows // sizes.batch_size) * sizes.max_epochs * trials}
+    at_most = {
+        "base": sum(-(-rows // tried.batch_size) * tried.max_epochs for tried in _tries(recipe))
+    }
     if recipe.conformal is not None:
         batches = -(-int((lengths - 1).sum()) // recipe.conformal.batch_size)
         epochs = recipe.conformal.max_epochs * len(_rates(recipe.conformal))
@@ -100,16 +101,9 @@ def _step(recipe: Recipe, folder: RunFolder, step: str) -> dict[str, Any]:
     filter_seen = recipe.decode.filter_seen
     if step == "base":
         assert recipe.network is not None  # noqa: S101  _sizes asked
-        found = tune(
-            _sizes(recipe),
-            recipe.network.trials,
-            data,
-            len(Catalog.read(folder.items)),
-            valid,
-            filter_seen,
-            recipe.seed,
-            Store(cache.networks_root()),
-        )
+        items, store = len(Catalog.read(folder.items)), Store(cache.networks_root())
+        task = Task(data, items, valid, filter_seen, recipe.seed, store)
+        found = tune(_tries(recipe), task, recipe.network.at_once)
         network, known = (
             found.fitted,
             {
@@ -192,6 +186,19 @@ def _sizes(recipe: Recipe) -> Sequential:
     kind, network = _kind(recipe), recipe.network
     given = network.model_dump(include={f.name for f in fields(kind)}) if network else {}
     return kind(**given)
+
+
+def _tries(recipe: Recipe) -> list[Sequential]:
+    """The settings of the search, the recipe's own first."""
+    start, network = _sizes(recipe), recipe.network
+    if network is None or network.settings is None:
+        return settings_to_try(start, network.trials if network else 1)
+    changes = (change.model_dump(exclude_none=True) for change in network.settings)
+    changed = (
+        replace(start, **{k: v for k, v in change.items() if hasattr(start, k)})
+        for change in changes
+    )
+    return list(dict.fromkeys([start, *changed]))[: network.trials]
 
 
 def _steps(recipe: Recipe) -> dict[str, Step]:

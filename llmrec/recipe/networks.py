@@ -8,9 +8,8 @@ from llmrec.recipe.section import Count, NotNegative, Positive, Section, Word
 
 Dropout = Annotated[float, Field(ge=0, lt=1)]
 
-
-# As many as `llmrec.baselines.network_tuning` has.
-Trials = Annotated[int, Field(ge=1, le=11)]
+HOUSE = 11  # settings that `llmrec.baselines.network_tuning` has of its own
+Trials = Annotated[int, Field(ge=1, le=HOUSE)]
 
 
 class Baselines(Section):
@@ -20,6 +19,25 @@ class Baselines(Section):
     """Settings of sasrec and gru4rec, each, that are trained and compared in validation."""
     encoder: Word = "all-minilm-l6-v2"
     """The sentence encoder of text_knn_sentences: a name, a Hub id or a folder."""
+
+
+class Change(Section):
+    """What one setting of a search has otherwise; null: as the section says."""
+
+    hidden: Count | None = None
+    """Width."""
+    layers: Count | None = None
+    """Layers."""
+    heads: Count | None = None
+    """Attention heads of sasrec."""
+    dropout: Dropout | None = None
+    """Dropout."""
+    learning_rate: Positive | None = None
+    """Learning rate."""
+    weight_decay: NotNegative | None = None
+    """Decay of the weights."""
+    batch_size: Count | None = None
+    """Sequences of an optimiser step."""
 
 
 class NetworkSection(Section):
@@ -48,11 +66,25 @@ class NetworkSection(Section):
     patience: Count = 5
     """Epochs in a row without a better validation NDCG@10 after which training stops."""
 
-    trials: Trials = 3
-    """Settings tried in validation: this one, then others of dropout, learning rate and width."""
+    trials: Count = 3
+    """Settings tried in validation: this one, then others, each until patience ends it."""
+    settings: Annotated[list[Change], Field(min_length=1)] | None = None
+    """The others; null: those of the house, which differ in dropout, learning rate and width."""
+    at_once: Count = 1
+    """Settings trained at the same time, each in a process of its own; they may share a GPU."""
 
     @model_validator(mode="after")
     def _divisible(self) -> "NetworkSection":
-        if self.kind == "sasrec" and self.hidden % self.heads:
-            raise ValueError(f"hidden = {self.hidden} must be a multiple of heads = {self.heads}")
+        for change in (None, *(self.settings or [])):
+            hidden = (change and change.hidden) or self.hidden
+            heads = (change and change.heads) or self.heads
+            if self.kind == "sasrec" and hidden % heads:
+                raise ValueError(f"hidden = {hidden} must be a multiple of heads = {heads}")
+        return self
+
+    @model_validator(mode="after")
+    def _enough(self) -> "NetworkSection":
+        known = HOUSE if self.settings is None else 1 + len(self.settings)
+        if self.trials > known:
+            raise ValueError(f"trials = {self.trials}, but the settings are {known}, this one too")
         return self

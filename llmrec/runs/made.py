@@ -189,7 +189,7 @@ def network(recipe: Recipe, folder: RunFolder, step: str, to_use: bool = False) 
         folder.network(step),
         recipe,
         ("seed", "network", *further),
-        ("conformal.candidates",),
+        ("conformal.candidates", "network.at_once"),
         data_content(folder, *TRAINING_DATA),
         costly=True,
         to_use=to_use,

@@ -1,13 +1,13 @@
 """Tuning a network: which settings are tried, the best of them kept, nothing trained twice."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
 
 from llmrec.baselines import network_tuning
-from llmrec.baselines.network_tuning import CHANGES, Store, settings_to_try, tune
+from llmrec.baselines.network_tuning import CHANGES, Store, Task, settings_to_try, tune
 from llmrec.baselines.sasrec import SASRec
 from llmrec.baselines.sequential import Sequential
 from llmrec.data.records import Examples, Interactions, concatenated, offsets_of
@@ -65,10 +65,10 @@ def fits(monkeypatch):
 
 def test_the_best_in_validation_is_kept_and_a_longer_search_goes_on(tmp_path, fits):
     train, valid = cycles(6)
-    given = (train, CYCLE, valid, False, 0, Store(tmp_path))
-    two = tune(START, 2, *given)
+    task = Task(train, CYCLE, valid, False, 0, Store(tmp_path))
+    two = tune(settings_to_try(START, 2), task)
     assert fits == settings_to_try(START, 2)
-    three = tune(START, 3, *given)
+    three = tune(settings_to_try(START, 3), task)
     assert fits == settings_to_try(START, 3)  # only the third was new
     assert [t[:3] for t in three.trials[:2]] == [t[:3] for t in two.trials]
     for found in (two, three):
@@ -78,31 +78,31 @@ def test_the_best_in_validation_is_kept_and_a_longer_search_goes_on(tmp_path, fi
         assert found.fitted.epoch == best[2]
 
 
-@pytest.mark.parametrize("change", ["seed", "filter_seen", "train", "valid", "catalog"])
+@pytest.mark.parametrize("change", ["seed", "filter_seen", "train", "valid", "items"])
 def test_other_content_is_another_network(tmp_path, fits, change):
     train, valid = cycles(6)
-    given = {"train": train, "catalog": CYCLE, "valid": valid, "filter_seen": False, "seed": 0}
+    given = {"train": train, "items": CYCLE, "valid": valid, "filter_seen": False, "seed": 0}
     others = {
         "seed": 1,
         "filter_seen": True,
         "train": train.take(np.arange(len(train) - 1)),
         "valid": valid.take(np.arange(len(valid) - 1)),
-        "catalog": CYCLE + 1,
+        "items": CYCLE + 1,
     }
-    tune(START, 1, *given.values(), Store(tmp_path))
-    tune(START, 1, *given.values(), Store(tmp_path))
+    tune([START], Task(**given, store=Store(tmp_path)))
+    tune([START], Task(**given, store=Store(tmp_path)))
     assert len(fits) == 1
-    tune(START, 1, *(given | {change: others[change]}).values(), Store(tmp_path))
+    tune([START], Task(**given | {change: others[change]}, store=Store(tmp_path)))
     assert len(fits) == 2
 
 
 def test_a_damaged_network_is_trained_again(tmp_path, fits):
     train, valid = cycles(6)
-    given = (train, CYCLE, valid, False, 0, Store(tmp_path))
-    before = tune(START, 1, *given)
+    task = Task(train, CYCLE, valid, False, 0, Store(tmp_path))
+    before = tune([START], task)
     [weights] = tmp_path.glob(f"*/{network_tuning.WEIGHTS}")
     weights.write_bytes(weights.read_bytes()[:-3])
-    after = tune(START, 1, *given)
+    after = tune([START], task)
     assert len(fits) == 2
     history = [np.array([3, 4], np.int32)]
     assert before.fitted.probabilities(history).tobytes() == (
@@ -112,6 +112,21 @@ def test_a_damaged_network_is_trained_again(tmp_path, fits):
 
 def test_without_validation_the_start_alone_is_trained(fits):
     train, valid = cycles(6)
-    found = tune(START, 3, train, CYCLE, valid.take(np.arange(0)), False, 0)
+    nobody = valid.take(np.arange(0))
+    found = tune(settings_to_try(START, 3), Task(train, CYCLE, nobody, False, 0))
     assert fits == [START]
     assert found.fitted.epoch == START.max_epochs
+
+
+def test_settings_trained_at_the_same_time_are_those_trained_one_by_one(tmp_path, fits, caplog):
+    train, valid = cycles(6)
+    tries, task = settings_to_try(START, 3), Task(train, CYCLE, valid, False, 0)
+    one_by_one = tune(tries, replace(task, store=Store(tmp_path / "one")))
+    fits.clear()
+    with caplog.at_level("INFO", "llmrec"):
+        together = tune(tries, replace(task, store=Store(tmp_path / "two")), at_once=2)
+    assert not fits  # all of it elsewhere
+    assert "sasrec epoch 2" in caplog.text
+    assert [t[:3] for t in together.trials] == [t[:3] for t in one_by_one.trials]
+    for name, weight in one_by_one.fitted.network.state_dict().items():
+        assert torch.equal(together.fitted.network.state_dict()[name], weight), name

@@ -161,6 +161,19 @@ def test_the_base_is_the_best_of_the_settings_tried_and_its_width_is_known(recip
         assert fitted.network.items.weight.shape[1] == best["hidden"]
 
 
+def test_a_recipe_may_name_the_settings_that_are_tried(recipe_of):
+    told = "network.settings=[{dropout: 0.5, heads: 1}, {hidden: 4, batch_size: 3}]"
+    recipe, folder = recipe_of(*ALL, "network.trials=3", told)
+    trained = pipeline.train(recipe, folder, "base")["base"]["trained"]
+    names = ("hidden", "dropout", "heads", "batch_size")
+    start = (8, 0.3, 2, recipe.network.batch_size)
+    expected = [start, (8, 0.5, 1, start[3]), (4, 0.3, 2, 3)]
+    assert [tuple(t[name] for name in names) for t in trained] == expected
+    for wrong in ("network.trials=4", "network.settings=[{hidden: 7}, {}]"):
+        with pytest.raises(RecipeError, match=r"trials = 4, but|multiple of heads"):
+            recipe_of(*ALL, "network.trials=3", told, wrong)
+
+
 def test_a_network_trained_before_is_taken_by_any_run_of_the_same_data(recipe_of, monkeypatch):
     recipe, folder = recipe_of(*ALL)
     pipeline.train(recipe, folder, "base")

@@ -11,6 +11,8 @@ import json
 import random
 import shlex
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from typer.testing import CliRunner
@@ -38,7 +40,7 @@ SMALL_SECTIONS = {
     "rows": {"count": 8},
     "soft": {"probe": 4, "distill": {"beams": 2, "max_new_tokens": 4}},
     "demonstrations": {"selection": {"refresh": 1}},
-    "network": {"hidden": 8, "max_epochs": 2, "max_length": 10, "trials": 1},
+    "network": {"hidden": 8, "max_epochs": 2, "max_length": 10, "trials": 1, "at_once": 1},
     "conformal": {"max_epochs": 2},
     "decode": {"beams": 4, "top_k": 4, "grounding": {"beams": 1, "max_new_tokens": 4}},
 }
@@ -57,6 +59,15 @@ def write_csv(folder, name):
     rows = [f"u{u},i{i},{t},5,Star {i}" for u, i, t in log()]
     head = "user_id,item_id,timestamp,rating,title"
     (folder / name).write_text("\n".join([head, *rows]) + "\n", "utf-8")
+
+
+def write_parquet(folder, name, items):
+    users, chosen, _ = zip(*log(), strict=True)
+    order = [n % EACH for n in range(len(users))]
+    columns = {"user_id": users, "item_id": chosen, "order": order}
+    pq.write_table(pa.table(columns), folder / name)
+    titles = {"item_id": range(ITEMS), "title": [f"Star {n}" for n in range(ITEMS)]}
+    pq.write_table(pa.table({k: list(v) for k, v in titles.items()}), folder / items)
 
 
 def write_amazon(folder, name):
@@ -128,6 +139,8 @@ def small_recipes(tmp_path, tmp_path_factory, tiny_base, monkeypatch):
             recipe["data"]["source"] = str(place)
         elif source.endswith(".csv"):
             write_csv(data, source)
+        elif source.endswith(".parquet"):
+            write_parquet(data, source, recipe["data"]["items"])
         else:
             write_amazon(data, source.rpartition("/")[2])
         recipe["evaluate"]["k"] = [1, 4]

@@ -125,6 +125,7 @@ def another(place, key, now):
         "evaluate.k": [3],
         "evaluate.calibration.alpha": [0.2],
         "network.heads": 4,
+        "network.settings": [{"dropout": 0.5}, {"hidden": 32}],
         "conformal.grid": [0.5],
         "conformal.learning_rate": 0.25,
         "decode.guidance.grid": [0.5],
