@@ -96,10 +96,10 @@ def prepare(
 
 @app.command()
 def validate(recipe: RecipeName, overrides: Overrides = None, as_json: Json = False) -> None:
-    """Check a recipe: every error at once, without torch."""
-    from llmrec.recipe.loading import check
+    """Check a recipe, its names and its data's columns: every error at once, without torch."""
+    from llmrec.stages import validate as stage
 
-    terminal.show(check(recipe, overrides or []), as_json)
+    terminal.show(stage.run(recipe, overrides or []), as_json)
 
 
 @app.command()
@@ -205,7 +205,7 @@ def run(recipe: RecipeName, overrides: Overrides = None, as_json: Json = False) 
     settings, folder = opened(recipe, overrides, "run")
     with terminal.stdout_for_data():
         result = pipeline.run(settings, folder)
-    terminal.show(result, as_json)
+    terminal.show(result if as_json else pipeline.told(result), as_json)
 
 
 @app.command()

@@ -17,11 +17,12 @@ from typing import Any
 from llmrec.data.files import sha256_of, write_json
 from llmrec.errors import DataError, LlmrecError, RecipeError
 from llmrec.fetch import download, gguf
-from llmrec.fetch.known import DATA, MODELS, Archive, Entry, Hub, Source, Wheel
+from llmrec.fetch.known import DATA, MODELS, Archive, Entry, Hub, Source, Wheel, listed
 
 log = logging.getLogger("llmrec")
 MANIFEST = "source.json"
 KINDS = {"model": MODELS, "data": DATA}
+FOLDERS = {"model": "models", "data": "data"}
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,12 @@ def data_path(name: str, offline: bool = False) -> Path | None:
     return fetch("data", name, offline) if name in DATA else None
 
 
+def cached(kind: str, name: str) -> Path | None:
+    """Where `fetch` would put it, if something is there; not verified, which takes reading it."""
+    folder = cache_root() / FOLDERS[kind] / name
+    return folder if folder.is_dir() else None
+
+
 def source_of(folder: Path) -> dict[str, Any] | None:
     """The `source.json` of a cached folder, or None for a folder of other making."""
     manifest = folder / MANIFEST
@@ -96,11 +103,11 @@ def fetch(
 
     entry = _entry(kind, name)
     root = cache_root() if cache is None else cache
-    folder = root / {"model": "models", "data": "data"}[kind] / name
+    folder = root / FOLDERS[kind] / name
     if damage(folder) is None:
         return folder  # without a lock, so that a cache that is read-only serves too
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.parent / f".{name}.lock"):
+    with FileLock(folder.parent / f".{folder.name}.lock"):
         problem = damage(folder)
         if problem is None:
             return folder
@@ -149,7 +156,7 @@ def _entry(kind: str, name: str) -> Entry:
     if kind not in KINDS:
         raise RecipeError(f"llmrec fetch {kind}: what to fetch is one of {', '.join(KINDS)}")
     if name not in KINDS[kind]:
-        known = ", ".join(KINDS[kind])
+        known = listed(KINDS[kind])
         hint = "; a Hub id (owner/name) works too" if kind == "model" else ""
         raise RecipeError(f"llmrec fetch {kind} {name}: not known; known are: {known}{hint}")
     return KINDS[kind][name]

@@ -37,25 +37,50 @@ class Unreachable(Exception):
 
 
 def from_hub(source: Hub, staging: Path) -> Path:
-    """The pinned files of a Hub repository, by way of the Hub's own cache, which resumes."""
+    """The pinned files of a Hub repository, by way of the Hub's own cache, which resumes.
+
+    Their names in the folder that is returned are the names of `source.files`.
+    """
     from huggingface_hub import HfApi, snapshot_download
 
     names = [file.path for file in source.files]
-    wanted = {"repo_id": source.repository, "revision": source.revision, "allow_patterns": names}
+    wanted = {
+        "repo_id": source.repository,
+        "repo_type": source.of,
+        "revision": source.revision,
+        "allow_patterns": names,
+    }
     # Whatever goes wrong on that side (proxy, quota, format), the next source may still answer.
     try:
         snapshot = Path(snapshot_download(**wanted, local_files_only=True, token=False))
         if all((snapshot / name).is_file() for name in names):
-            return snapshot
+            return _by_name(source, snapshot, staging)
     except Exception:  # noqa: S110
         pass
     try:
-        HfApi().model_info(
-            source.repository, revision=source.revision, timeout=CONNECT_SECONDS, token=False
+        HfApi().repo_info(
+            source.repository,
+            repo_type=source.of,
+            revision=source.revision,
+            timeout=CONNECT_SECONDS,
+            token=False,
         )
-        return Path(snapshot_download(**wanted, etag_timeout=CONNECT_SECONDS, token=False))
+        snapshot = Path(snapshot_download(**wanted, etag_timeout=CONNECT_SECONDS, token=False))
     except Exception as error:
         raise Unreachable(_first_line(error)) from error
+    return _by_name(source, snapshot, staging)
+
+
+def _by_name(source: Hub, snapshot: Path, staging: Path) -> Path:
+    """The snapshot, or a folder of links where files are to be called otherwise than there."""
+    if all(file.path == file.name for file in source.files):
+        return snapshot
+    links = staging / "links"
+    shutil.rmtree(links, ignore_errors=True)
+    links.mkdir(parents=True)
+    for file in source.files:
+        (links / file.name).symlink_to((snapshot / file.path).resolve())
+    return links
 
 
 def repository(name: str, offline: bool) -> Path:

@@ -3,6 +3,7 @@
 A table and its words. Knows how nothing is fetched; `llmrec.fetch.cache` does that.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -20,12 +21,13 @@ class File:
 
 @dataclass(frozen=True)
 class Hub:
-    """Files of a model repository on the Hugging Face Hub, at one commit."""
+    """Files of a repository on the Hugging Face Hub, at one commit; `of`: model or dataset."""
 
     repository: str
     revision: str
     files: tuple[File, ...]
     kind: str = "hub"
+    of: str = "model"
 
 
 @dataclass(frozen=True)
@@ -235,5 +237,43 @@ ML_1M = Entry(
     ),
 )
 
+# Of a category the reviews and what the items are called, unfiltered, as the makers give them. The
+# commit says which bytes; their SHA-256 are written down when they are first fetched, not here.
+_CATEGORIES = """
+    All_Beauty Amazon_Fashion Appliances Arts_Crafts_and_Sewing Automotive Baby_Products
+    Beauty_and_Personal_Care Books CDs_and_Vinyl Cell_Phones_and_Accessories
+    Clothing_Shoes_and_Jewelry Digital_Music Electronics Gift_Cards Grocery_and_Gourmet_Food
+    Handmade_Products Health_and_Household Health_and_Personal_Care Home_and_Kitchen
+    Industrial_and_Scientific Kindle_Store Magazine_Subscriptions Movies_and_TV
+    Musical_Instruments Office_Products Patio_Lawn_and_Garden Pet_Supplies Software
+    Sports_and_Outdoors Subscription_Boxes Tools_and_Home_Improvement Toys_and_Games Video_Games
+    Unknown"""
+AMAZON_2023 = tuple(
+    Entry(
+        f"amazon2023/{category}",
+        f"Amazon Reviews 2023, category {category}",
+        "no licence is stated; see https://amazon-reviews-2023.github.io",
+        (
+            Hub(
+                "McAuley-Lab/Amazon-Reviews-2023",
+                "2b6d039ed471f2ba5fd2acb718bf33b0a7e5598e",
+                (
+                    File(f"raw/review_categories/{category}.jsonl", f"{category}.jsonl"),
+                    File(f"raw/meta_categories/meta_{category}.jsonl", f"meta_{category}.jsonl"),
+                ),
+                of="dataset",
+            ),
+        ),
+    )
+    for category in _CATEGORIES.split()
+)
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names for a message, those of one family as one: amazon2023/CATEGORY."""
+    families = (f"{n.partition('/')[0]}/CATEGORY" if "/" in n else n for n in names)
+    return ", ".join(dict.fromkeys(families))
+
+
 MODELS = {entry.name: entry for entry in (SMOLLM2, MINILM)}
-DATA = {entry.name: entry for entry in (ML_100K, ML_1M)}
+DATA = {entry.name: entry for entry in (ML_100K, ML_1M, *AMAZON_2023)}

@@ -36,6 +36,15 @@ class ItemsColumns(Section):
     """Column of what tells items of one title apart; null: brand, where there is one."""
 
 
+class EventsSection(Section):
+    """Which rows of a log of several kinds of events are interactions."""
+
+    column: Word
+    """Column of the kind of event."""
+    keep: Annotated[list[Word], Field(min_length=1)]
+    """Kinds whose rows are read, as [buy, cart]; all others are left out."""
+
+
 class Subset(Section):
     """How many examples of each split are kept, drawn with the recipe's seed; null: all."""
 
@@ -51,8 +60,9 @@ class Data(Section):
     """Which interactions, how they are filtered, and how they are split."""
 
     source: Word
-    """A name that `llmrec fetch data` knows (ml-100k, ml-1m), a file or folder, or
-    hf://OWNER/NAME[/CONFIG][:SPLIT] of the Hugging Face Hub."""
+    """A name that `llmrec fetch data` knows (ml-100k, ml-1m, amazon2023/CATEGORY), a file or folder
+    (its part-* files too), a pattern of files, or hf://OWNER/NAME[/CONFIG][:SPLIT] of the Hugging
+    Face Hub."""
     format: Literal[
         "auto",
         "movielens",
@@ -90,6 +100,8 @@ class Data(Section):
     """Column names of the source."""
     items_columns: ItemsColumns = ItemsColumns()
     """Column names of the items file."""
+    events: EventsSection | None = None
+    """Which kinds of events are read; null: every row is an interaction."""
     min_rating: Annotated[float, Field(allow_inf_nan=False)] | None = None
     """Interactions with a lower rating are dropped; null: none are."""
     k_core: NotNegativeCount = 0

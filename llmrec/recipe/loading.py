@@ -4,6 +4,7 @@
 transformers.
 """
 
+import importlib.util
 import json
 import os
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from llmrec.recipe.experiment import Recipe
 from llmrec.recipe.keys import allowed, keys_in, meant, purpose, section_of
 from llmrec.recipe.plain_yaml import KeyPath
 from llmrec.recipe.reading import LAST, Reading, Setting, given_on_the_command_line
+from llmrec.recipe.systems import parsed
 
 # Keys that name a file or folder. The first two may be a name of something else instead.
 SOURCE, BASE = ("data", "source"), ("model", "base")
@@ -37,6 +39,8 @@ PATHS = (
 )
 # No file says that code of others is run: who calls does, each time.
 TRUST = ("model", "trust_remote_code")
+# How a source begins that is looked up elsewhere than on disk, although it has slashes.
+ELSEWHERE = ("hf://", "amazon2023/")
 SHOWN = 60
 
 
@@ -102,24 +106,49 @@ def check(reference: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any
         if (value := _get(recipe, path)) is not None
         and os.path.isabs(value)
         and not Path(value).exists()
+        and not (path == SOURCE and _is_pattern(value))
     ]
     if missing:
         raise RecipeError(f"{reference}: files are missing\n  " + "\n  ".join(missing))
-    longest = max(recipe.evaluate.k)
-    warnings = []
-    if longest > recipe.decode.top_k:
-        warnings.append(
-            f"evaluate.k goes to {longest}, decode.top_k is {recipe.decode.top_k}: the language "
-            "model's metrics beyond it count missing items as misses"
+    return {"recipe": str(locate(reference)), "name": recipe.name, "warnings": warnings(recipe)}
+
+
+def warnings(recipe: Recipe) -> list[str]:
+    """What a recipe says that goes together and yet is not what its writer will have meant, or
+    that this machine cannot do."""
+    longest, found = max(recipe.evaluate.k), []
+    if longest > recipe.decode.top_k and recipe.data.candidates is None:
+        found.append(
+            f"evaluate.k goes to {longest}, decode.top_k is {recipe.decode.top_k}: lists are not "
+            f"longer than that, so metrics beyond it are left out; set decode.top_k={longest}"
         )
     for key in ("optim", "report_to"):
         package = training_arguments.missing_package(key, recipe.train.get(key))
         if package is not None:
-            warnings.append(
-                f"train.{key} {recipe.train[key]} needs the package {package}, which is not "
-                "installed here; install it where you train, or choose another"
-            )
-    return {"recipe": str(locate(reference)), "name": recipe.name, "warnings": warnings}
+            found.append(_not_here(f"train.{key} {recipe.train[key]}", package))
+    sentences = _held(recipe.model_dump(), ("demonstrations", "similarity", "vectors"))
+    reads = {path for system in parsed(recipe.systems) for path in system.depends}
+    encodes = sentences == "sentences" or "baselines.encoder" in reads
+    needs = (
+        (recipe.model.quantization != "none", "model.quantization 4bit", "bitsandbytes", "gpu"),
+        (recipe.data.out_of_core, "data.out_of_core", "duckdb", "data"),
+        (encodes, "a sentence encoder", "sentence_transformers", "embed"),
+    )
+    for wanted, what, package, extra in needs:
+        if wanted and importlib.util.find_spec(package) is None:
+            found.append(_not_here(what, package, f" (pip install 'llmrec[{extra}]')"))
+    return found
+
+
+def _is_pattern(source: str) -> bool:
+    return any(mark in source for mark in "*?[")
+
+
+def _not_here(what: str, package: str, how: str = "") -> str:
+    return (
+        f"{what} needs the package {package}, which is not installed here; install it where you "
+        f"train{how}, or choose another"
+    )
 
 
 def dump(recipe: Recipe) -> str:
@@ -260,7 +289,9 @@ def _with_paths(recipe: Recipe, reading: Reading, folder: Path) -> Recipe:
         base = reading.given[place].folder if place in reading.given else folder
         path = Path(os.path.abspath(base / Path(value).expanduser()))
         if place == SOURCE:
-            is_path = path.exists() or "/" in value or os.sep in value
+            named = value.startswith(ELSEWHERE) and not path.exists()
+            spelt = "/" in value or os.sep in value or _is_pattern(value)
+            is_path = path.exists() or (spelt and not named)
         elif place in (BASE, ENCODER):
             # A Hub id holds a slash too, so a folder must be there or be spelt as a path.
             is_path = path.is_dir() or value.startswith((".", "~", "/")) or os.path.isabs(value)

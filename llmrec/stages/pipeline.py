@@ -16,6 +16,8 @@ from llmrec.recipe.systems import parsed
 from llmrec.runs.folder import RunFolder
 
 log = logging.getLogger("llmrec")
+# What `run` tells of what its stages found.
+FINDINGS = ("headline", "table", "gates", "findings", "metrics", "report")
 
 
 @dataclass(frozen=True)
@@ -50,22 +52,30 @@ def stages_of(recipe: Recipe) -> list[Stage]:
 
 
 def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
-    """Prepare, train, recommend, evaluate, report; the report's result and the seconds of each."""
+    """Prepare, train, recommend, evaluate, report; what they found and each one's seconds."""
     from llmrec.runs.processes import joined, staged
 
     state = joined(recipe.train.get("ddp_timeout"))
     seconds: dict[str, float] = {}
-    result: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for stage in stages_of(recipe):
         stopping.check()
         log.info("%s: %s", folder.root, stage.name)
         started = time.monotonic()
         result = staged(partial(stage.run, recipe, folder), everyone=stage.everyone)
+        found |= {name: result[name] for name in FINDINGS if result and name in result}
         if state.is_main_process:
             folder.keep(recipe)
         seconds[stage.name] = round(time.monotonic() - started, 1)
         log.info("%s: %s done in %.1f s", folder.root, stage.name, seconds[stage.name])
-    return {**result, "run": str(folder.root), "seconds": seconds}
+    return {**found, "run": str(folder.root), "seconds": seconds}
+
+
+def told(found: dict[str, Any]) -> str:
+    """What a person reads at the end of a run: was it worth it, the table, what differs, where."""
+    places = "\n".join(f"{name}: {found[name]}" for name in ("report", "run") if name in found)
+    parts = [found.get(name, "").rstrip() for name in ("headline", "table", "gates", "findings")]
+    return "\n\n".join([*(part for part in parts if part), places])
 
 
 def train(recipe: Recipe, folder: RunFolder, only: str | None = None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llmrec.data.candidates import draw_candidates, write_candidates
-from llmrec.data.catalog import UNTITLED, Catalog, duplicate_titles
+from llmrec.data.catalog import NUMBER_SUFFIX, UNTITLED, Catalog, duplicate_titles
 from llmrec.data.files import write_json
 from llmrec.data.filters import drawn_items, seeded_subset
 from llmrec.data.records import Bools, Examples, Interactions
@@ -50,6 +50,8 @@ log = logging.getLogger("llmrec")
 # Raised when the same settings and sources would give other files than before.
 VERSION = 3
 MANIFEST = "manifest.json"
+CONCERN = 0.05  # shares of items or targets from which it is said once
+SEEN = "seen"
 _LISTED_BAD_ROWS = 100
 _PARTS = ("train", "valid", "test")
 _TRAIN_USERS, _COLD_ITEMS = 3, 4  # purposes of draws; 0 to 2 are the parts
@@ -119,6 +121,8 @@ def run(recipe: "Recipe", folder: "RunFolder", offline: bool = False) -> dict[st
         "%(test_examples)d test examples",
         manifest["counts"],
     )
+    for concern in concerns(manifest, recipe.decode.filter_seen):
+        log.warning("prepare: %s", concern)
     return {**manifest, "skipped": False}
 
 
@@ -138,6 +142,24 @@ def summary(manifest: dict[str, Any]) -> dict[str, Any]:
         "notices": manifest["notices"],
         "skipped": manifest["skipped"],
     }
+
+
+def concerns(manifest: dict[str, Any], filter_seen: bool) -> list[str]:
+    """What of prepared data can make training worthless: shares above `CONCERN`, in words."""
+    items, rules = manifest["counts"]["items"], manifest["titles"]["rules"]
+    shares = {name: rules.get(name, 0) / items for name in (UNTITLED, NUMBER_SUFFIX)}
+    shares[SEEN] = manifest["shares"]["test"].get(SEEN, 0.0) if filter_seen else 0.0
+    what = {
+        UNTITLED: 'of the items have no title and are called "Untitled item ...", of which a '
+        "language model knows nothing: name the titles in data.columns.title, or their file in "
+        "data.items",
+        NUMBER_SUFFIX: "of the items share their title with others and are told apart by a number "
+        "alone: give them brands or years (data.items_columns.brand, data.items_columns.year) or "
+        "fuller titles",
+        SEEN: "of the test targets stand in the user's own history already and cannot be "
+        "recommended: where people choose the same again, set decode.filter_seen: false",
+    }
+    return [f"{share:.0%} {what[name]}" for name, share in shares.items() if share > CONCERN]
 
 
 def settings_of(recipe: "Recipe") -> dict[str, Any]:
@@ -268,8 +290,16 @@ def _sizes(kept: Interactions, catalog: Catalog, split: Split) -> dict[str, int]
 
 
 def _shares(examples: Examples) -> dict[str, float]:
-    """Shares of targets that tie with the history's last item, and that training never saw."""
-    return {"tied": float(examples.tied.mean()), "cold": float(examples.cold.mean())}
+    """Shares of targets that tie with the history's last item, that training never saw, and that
+    stand in the history itself."""
+    lengths = np.diff(examples.offsets)
+    owner = np.repeat(np.arange(len(examples)), lengths)
+    again = owner[examples.positions == examples.targets[owner]]
+    return {
+        "tied": float(examples.tied.mean()),
+        "cold": float(examples.cold.mean()),
+        SEEN: len(np.unique(again)) / max(len(examples), 1),
+    }
 
 
 def _titles(catalog: Catalog, raw: RawData) -> dict[str, Any]:

@@ -16,10 +16,12 @@ from llmrec.data.records import Interactions
 from llmrec.data.sources import (
     BadRows,
     Columns,
+    Events,
     ItemColumns,
     Layout,
     RawData,
     Reading,
+    is_pattern,
     read_layout,
     recognise,
 )
@@ -37,7 +39,7 @@ def source_path(source: str, offline: bool) -> Path:
     if is_hub_data(source):
         return as_parquet(source, cache_root(), offline)
     path = Path(source).expanduser()
-    if path.exists():
+    if path.exists() or is_pattern(path):
         return path
     fetched = data_path(source, offline)
     if fetched is None:
@@ -61,6 +63,9 @@ def recognised(path: Path, data: "Data") -> Layout:
             data.timestamp_format,
             ItemColumns(items.item_id, items.title, items.year, items.brand),
             rated=data.min_rating is not None,
+            events=None
+            if data.events is None
+            else Events(data.events.column, tuple(data.events.keep)),
         ),
     )
 

@@ -35,6 +35,7 @@ from llmrec.evaluation.page import (
     Trust,
     Visitor,
     render,
+    verdict,
 )
 from llmrec.evaluation.predictions import Predictions
 from llmrec.evaluation.table import MetricTable
@@ -60,11 +61,12 @@ def run(recipe: "Recipe", folder: "RunFolder") -> dict[str, Any]:
     """Write `folder.report`. Raises DataError where `evaluate` was not run on what is there."""
     metrics, split = read_metrics(folder.metrics), read_test_split(folder)
     predictions, _ = read_predictions(recipe, folder, split.examples)
-    page = render(_report(recipe, folder, metrics, split, predictions))
+    report = _report(recipe, folder, metrics, split, predictions)
+    page = render(report)
     with replacing(folder.report) as temporary:
         temporary.write_text(page, "utf-8")
     log.info("report: %s", folder.report)
-    return {"report": str(folder.report)}
+    return {"report": str(folder.report), "headline": verdict(report)[0]}
 
 
 def _report(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from llmrec.data.sources import read_source
 from llmrec.errors import DataError, LlmrecError, RecipeError
 from llmrec.fetch import cache as fetch
 from llmrec.fetch import download
@@ -250,7 +251,8 @@ def test_every_pin_is_a_whole_hash():
         for source in entry.sources:
             pins = [file.sha256 for file in source.files if file.sha256]
             pins += [] if isinstance(source, Hub) else [source.sha256]
-            assert pins
+            assert pins or source.of == "dataset"  # their bytes are pinned by the commit
+            assert not isinstance(source, Hub) or len(source.revision) == 40
             assert all(len(pin) == 64 and int(pin, 16) >= 0 for pin in pins)
             names = [Path(file.name) for file in source.files]
             assert not any(name.is_absolute() or ".." in name.parts for name in names)
@@ -390,3 +392,31 @@ def test_the_manifest_says_where_it_came_from():
     assert manifest["source"]["package"] == "toy-package"
     assert manifest["files"]["a.csv"] == {"bytes": 14, "sha256": sha256(GOOD["a.csv"])}
     assert fetch.run("data", "toy")["path"] == str(folder)
+
+
+def test_a_category_of_amazon_is_laid_out_as_its_reader_wants(tmp_path, monkeypatch):
+    """The files come from the snapshot of a commit, and their hashes are held from then on."""
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    [source] = DATA["amazon2023/Video_Games"].sources
+    review = '{"user_id": "u", "parent_asin": "i", "rating": 5.0, "timestamp": %d}\n'
+    asked = []
+
+    def snapshot_download(**wanted):
+        asked.append(wanted)
+        for file in source.files:
+            path = tmp_path / "snapshot" / file.path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            text = '{"parent_asin": "i", "title": "A Game", "store": "s"}\n'
+            path.write_text(text if file.name.startswith("meta_") else review % 1)
+        return str(tmp_path / "snapshot")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    folder = fetch.fetch("data", "amazon2023/Video_Games", cache=tmp_path / "cache")
+    assert (asked[0]["repo_type"], asked[0]["revision"]) == ("dataset", source.revision)
+    raw = read_source(folder)
+    assert (raw.format, raw.titles.tolist()) == ("amazon2023", ["A Game"])
+    held = json.loads((folder / fetch.MANIFEST).read_text())["files"]["Video_Games.jsonl"]
+    assert held["sha256"] == sha256((review % 1).encode())
+    (folder / "Video_Games.jsonl").write_text(review % 2)
+    with pytest.raises(LlmrecError, match="was changed after it was fetched"):
+        fetch.fetch("data", "amazon2023/Video_Games", offline=True, cache=tmp_path / "cache")

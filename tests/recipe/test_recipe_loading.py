@@ -82,8 +82,9 @@ def test_all_errors_come_at_once_in_the_order_of_the_lines(recipe):
         "decode: {beams: 2}\n"
     )
     assert errors(file, "seed=-1", "oops", "evaluate.kk=3") == [
-        "2: data.source is missing: A name that `llmrec fetch data` knows (ml-100k, ml-1m), a "
-        "file or folder, or hf://OWNER/NAME[/CONFIG][:SPLIT] of the Hugging Face Hub.",
+        "2: data.source is missing: A name that `llmrec fetch data` knows (ml-100k, ml-1m, "
+        "amazon2023/CATEGORY), a file or folder (its part-* files too), a pattern of files, or "
+        "hf://OWNER/NAME[/CONFIG][:SPLIT] of the Hugging Face Hub.",
         "3: unknown key data.sorce; did you mean data.source?",
         '4: data.k_core is "five"; allowed: a whole number, at least 0, at most 1000000000',
         "6: unknown key train.lr; did you mean train.learning_rate?",
@@ -195,5 +196,5 @@ def test_check_tells_missing_files_and_cut_offs_beyond_top_k(recipe, tmp_path):
         check(recipe(MINIMAL + "prompt: {file: nope.jinja}\n"))
     found = check(recipe(MINIMAL + "evaluate: {k: [1, 50]}\n"))
     assert found["name"] == "x"
-    assert "50" in found["warnings"][0]
+    assert "decode.top_k=50" in found["warnings"][0]
     assert check(recipe(MINIMAL + "evaluate: {k: [1]}\n"))["warnings"] == []

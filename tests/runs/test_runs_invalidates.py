@@ -27,6 +27,7 @@ TABLE = Path(__file__).with_name("invalidates.yaml")
 # Experiments that together read every section of a recipe.
 EXPERIMENTS = {
     "plain": {
+        "data": {"events": {"column": "kind", "keep": ["buy"]}},
         "evaluate": {"calibration": {}},
         "systems": ["sasrec", "untuned"],
         "decode": {"grounding": {"fusion": "sasrec"}},
@@ -108,6 +109,7 @@ def another(place, key, now):
         "data.source": str(place / "other.csv"),
         "data.ratios": [0.6, 0.2, 0.2],
         "data.max_title_chars": 90,
+        "data.events.keep": ["cart"],
         "data.delimiter": ";",
         "data.encoding": "cp1252",
         "data.timestamp_format": "%d/%m/%Y",

@@ -98,7 +98,7 @@ def test_what_is_written_can_be_read_and_is_described(source: Path, folder: RunF
         "valid_examples": 6,
         "test_examples": 6,
     }
-    assert manifest["shares"]["test"] == {"tied": pytest.approx(1 / 6), "cold": 0.0}
+    assert manifest["shares"]["test"] == {"tied": pytest.approx(1 / 6), "cold": 0.0, "seen": 0.0}
     assert manifest["titles"]["duplicates"] == 5
     assert manifest["titles"]["rules"] == {"cleaned": 5, "number_suffix": 5}
     assert manifest["settings"]["seed"] == 0

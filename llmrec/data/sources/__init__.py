@@ -5,7 +5,8 @@ Knows nothing of filters, splits or recipes.
 """
 
 from llmrec.data.sources.formats import FORMATS, recognise
-from llmrec.data.sources.layouts import Columns, ItemColumns, Layout, Reading, described
+from llmrec.data.sources.layouts import Columns, Events, ItemColumns, Layout, Reading, described
+from llmrec.data.sources.parts import is_pattern
 from llmrec.data.sources.reading import RawData, read_layout, read_source
 from llmrec.data.sources.rows import BadRow, BadRows
 
@@ -14,11 +15,13 @@ __all__ = [
     "BadRow",
     "BadRows",
     "Columns",
+    "Events",
     "ItemColumns",
     "Layout",
     "RawData",
     "Reading",
     "described",
+    "is_pattern",
     "read_layout",
     "read_source",
     "recognise",

@@ -4,6 +4,7 @@ Asks the published layouts (`published`) and knows plain CSV, TSV, JSON and Parq
 to match: two are an error, and a column that is missing is named with what there is instead.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,18 +12,22 @@ from llmrec.data.records import ITEM_ID, RATING, TIMESTAMP, TITLE, USER_ID
 from llmrec.data.sources.delimited import Delimited
 from llmrec.data.sources.layouts import (
     BRAND,
+    EVENT,
     JSONL,
     PARQUET,
     YEAR,
     Columns,
+    Events,
     ItemColumns,
     Layout,
     Reading,
     TableFile,
+    available,
     missing_columns,
     names_in,
 )
 from llmrec.data.sources.opening import AUTO
+from llmrec.data.sources.parts import is_pattern, matching, parts_in
 from llmrec.data.sources.published import CSV, TSV, first_of, recognisers, suffix_of
 from llmrec.errors import DataError
 
@@ -32,6 +37,7 @@ _KINDS: dict[str, tuple[Delimited | str, tuple[str, ...]]] = {
     "tsv": (TSV, (".tsv",)),
     "jsonl": (JSONL, (".jsonl", ".json")),
 }
+PART = "part-"
 FORMATS = (AUTO, *recognisers(), *_KINDS)
 
 
@@ -46,6 +52,8 @@ def recognise(
     columns, reading = columns or Columns(), reading or Reading()
     if format_name not in FORMATS:
         raise DataError(f"data.format is {format_name!r}; allowed: {', '.join(FORMATS)}")
+    named = matching(path) if is_pattern(path) else ()
+    path = named[0] if named else path
     if not path.exists():
         raise DataError(f"data.source {path} does not exist")
     folder = _inner(path) if path.is_dir() else path.parent
@@ -55,10 +63,10 @@ def recognise(
     own = file is not None and not plain and suffix_of(file) in _all_suffixes()
     found = []
     for name, several in recognisers().items():
-        if format_name == name or (format_name == AUTO and not own):
+        if len(named) < 2 and (format_name == name or (format_name == AUTO and not own)):
             layouts = (recognised(folder, file, columns) for recognised in several)
             found += [layout for layout in layouts if layout is not None]
-    if format_name in (AUTO, *_KINDS) and not (file and found):
+    if (format_name in (AUTO, *_KINDS) or named) and not (file and found):
         found += _plain(folder, file, format_name, columns, reading, items is not None)
     if len(found) > 1:
         both = " and ".join(f"{one.interactions.path.name} ({one.format})" for one in found[:2])
@@ -72,7 +80,7 @@ def recognise(
             f"its files ({_listing(folder)}). Name the file in data.source and its kind in "
             "data.format; columns are mapped in data.columns."
         )
-    layout = found[0]
+    layout = _with_parts(found[0], named or _parts_of(found[0]), reading)
     if items is not None:
         layout = replace(layout, items=_items_file(items, layout, columns, reading))
     return _as_said(layout, reading)
@@ -81,14 +89,49 @@ def recognise(
 def _as_said(layout: Layout, reading: Reading) -> Layout:
     """With the encoding, the form of times and the need of ratings that the recipe gives."""
 
-    def told(file: TableFile) -> TableFile:
+    def told(file: TableFile, events: Events | None = None) -> TableFile:
         encoding = file.encoding if reading.encoding == AUTO else reading.encoding
         times = reading.timestamp_format
         times = file.timestamp_format if times == AUTO else times
-        return replace(file, encoding=encoding, timestamp_format=times, rated=reading.rated)
+        file = replace(file, encoding=encoding, timestamp_format=times, rated=reading.rated)
+        if events is None:
+            return file
+        return replace(file, columns={**file.columns, EVENT: events.column}, keep=events.keep)
 
     items = None if layout.items is None else told(layout.items)
-    return Layout(layout.format, told(layout.interactions), items)
+    if reading.events is not None:
+        names = available(layout.interactions)
+        if names and reading.events.column not in names:
+            missing = [f"{EVENT} ({reading.events.column!r})"]
+            raise missing_columns(layout.interactions.path, names, missing, "data.events.column")
+    return Layout(layout.format, told(layout.interactions, reading.events), items)
+
+
+def _parts_of(layout: Layout) -> tuple[Path, ...]:
+    """The other part-* files beside the first."""
+    path = layout.interactions.path
+    named = layout.format in _KINDS and path.name.startswith(PART)
+    return _parts(path.parent, _KINDS[layout.format][1]) if named else ()
+
+
+def _parts(folder: Path, suffixes: tuple[str, ...]) -> tuple[Path, ...]:
+    return tuple(path for path in parts_in(folder) if suffix_of(path) in suffixes)
+
+
+def _with_parts(layout: Layout, parts: Sequence[Path], reading: Reading) -> Layout:
+    """All the files of the interactions; DataError where one has other columns than the first."""
+    if len(parts) < 2:
+        return layout
+    first = layout.interactions
+    names = names_in(first.path, first.layout, reading.encoding)
+    for path in parts[1:]:
+        others = names_in(path, first.layout, reading.encoding)
+        if first.layout != JSONL and set(others) != set(names):
+            raise DataError(
+                f"{path} has the columns {', '.join(others)} and {first.path.name} has "
+                f"{', '.join(names)}; files that are read as one table need the same columns."
+            )
+    return replace(layout, interactions=replace(first, more=tuple(parts[1:])))
 
 
 def _inner(folder: Path) -> Path:
@@ -110,7 +153,8 @@ def _plain(
     reading: Reading,
     has_items: bool,
 ) -> list[Layout]:
-    """Tables of one's own: the file named, or `interactions.*` (and `items.*`) in a folder.
+    """Tables of one's own: the file named, or `interactions.*` or `part-*` (and `items.*`) in a
+    folder.
 
     Where there is a file of items (`has_items`: one that the recipe names), it has the titles.
     """
@@ -119,7 +163,9 @@ def _plain(
         if format_name not in (AUTO, name):
             continue
         if file is None:
+            parts = _parts(folder, suffixes)
             interactions = first_of(folder, "interactions", suffixes)
+            interactions = interactions or (parts[0] if parts else None)
         else:
             interactions = file if format_name == name or suffix_of(file) in suffixes else None
         if interactions is None:

@@ -15,6 +15,7 @@ from llmrec.data.sources.parquet import parquet_columns
 from llmrec.errors import DataError
 
 YEAR, BRAND = "year", "brand"  # roles that only some items files fill
+EVENT = "event"  # a role that only a filter of events fills
 PARQUET, JSONL, NETFLIX, MIND = "parquet", "jsonl", "netflix", "mind"
 
 
@@ -51,21 +52,32 @@ class ItemColumns:
 
 
 @dataclass(frozen=True)
+class Events:
+    """The column that says what kind of event a row is, and the kinds that are interactions."""
+
+    column: str
+    keep: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Reading:
-    """How files are written, where it is not to be found out, and whether every row is rated."""
+    """How files are written, where it is not to be found out, whether every row is rated, and
+    which rows are read."""
 
     delimiter: str | None = None
     encoding: str = AUTO
     timestamp_format: str = AUTO
     items: ItemColumns = ItemColumns()
     rated: bool = False
+    events: Events | None = None
 
 
 @dataclass(frozen=True)
 class TableFile:
     """One file, how to read it, and which of its columns plays which role.
 
-    `more` are further files of the same layout, read after it.
+    `more` are further files of the same layout, read after it. `keep`: the values of the EVENT
+    column whose rows are read; empty: all rows are.
     """
 
     path: Path
@@ -75,6 +87,7 @@ class TableFile:
     timestamp_format: str = AUTO
     rated: bool = False
     more: tuple[Path, ...] = ()
+    keep: tuple[str, ...] = ()
 
     @property
     def paths(self) -> tuple[Path, ...]:

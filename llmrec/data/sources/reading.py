@@ -4,13 +4,14 @@ Knows nothing of file layouts (see `formats`) or of what happens to the rows aft
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from llmrec.data.catalog import id_order
 from llmrec.data.records import (
@@ -26,14 +27,16 @@ from llmrec.data.records import (
     Longs,
 )
 from llmrec.data.sources.formats import recognise
-from llmrec.data.sources.layouts import Columns, Layout, Reading, TableFile
+from llmrec.data.sources.layouts import EVENT, Columns, Layout, Reading, TableFile
 from llmrec.data.sources.opening import AUTO
-from llmrec.data.sources.rows import BadRows
+from llmrec.data.sources.rows import BadRows, Block, printable
 from llmrec.data.sources.tables import blocks_of, kept_rows
 from llmrec.data.sources.times import Clock, Fractions
 from llmrec.data.sources.titles import item_titles
 from llmrec.data.sources.values import as_text, has_text, identifiers, ratings
 from llmrec.errors import DataError
+
+_TOLD_EVENTS = 8
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,8 @@ def good_rows(file: TableFile, bad: BadRows, clock: Clock) -> Iterator[GoodRows]
 
     Rows are numbered as a SOURCE_ROW column has it, else by their place in the file.
     """
-    for block in blocks_of(file, bad):
+    for whole in blocks_of(file, bad):
+        block = _of_events(whole, file.keep, bad)
         user, bad_users = identifiers(block.columns[USER_ID])
         item, bad_items = identifiers(block.columns[ITEM_ID])
         reasons = {USER_ID: bad_users, ITEM_ID: bad_items}
@@ -159,6 +163,37 @@ def good_rows(file: TableFile, bad: BadRows, clock: Clock) -> Iterator[GoodRows]
             None if score is None else score[keep],
             title,
         )
+    if file.keep:
+        _tell_events(file, bad)
+
+
+def _of_events(block: Block, keep: tuple[str, ...], bad: BadRows) -> Block:
+    """The rows of the events that are kept; what the others hold is not looked at."""
+    if not keep:
+        return block
+    kinds = pc.fill_null(pc.utf8_trim_whitespace(as_text(block.columns[EVENT])), "")
+    for found in pc.value_counts(kinds).to_pylist():
+        bad.events[found["values"]] += found["counts"]
+    rows = pc.is_in(kinds, pa.array(keep, pa.string()))
+    columns = {role: values.filter(rows) for role, values in block.columns.items()}
+    return replace(block, columns=columns, lines=block.lines[rows.to_numpy(False)])
+
+
+def _tell_events(file: TableFile, bad: BadRows) -> None:
+    """What was kept and left out; DataError where no row is of an event to keep."""
+    found = {True: "", False: ""}
+    for kept in found:
+        counts = [(n, kind) for kind, n in bad.events.most_common() if (kind in file.keep) == kept]
+        found[kept] = ", ".join(f"{n} {printable(kind)}" for n, kind in counts[:_TOLD_EVENTS])
+    if not found[True]:
+        raise DataError(
+            f"{file.path.name}: column {file.columns[EVENT]!r} has no event of data.events.keep "
+            f"({', '.join(file.keep)}); it has {found[False] or 'nothing'}."
+        )
+    bad.notice(
+        f"{file.path.name}: rows by {file.columns[EVENT]!r} kept: {found[True]}; left out: "
+        f"{found[False] or 'none'}"
+    )
 
 
 def _interactions(

@@ -3,6 +3,7 @@
 Knows nothing of what the columns mean.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,13 +34,15 @@ class BadRow:
 class BadRows:
     """The bad rows met so far: all counted, the first ten thousand remembered.
 
-    `notices`: what else a user should know of how the files were read, once each.
+    `notices`: what else a user should know of how the files were read, once each. `events`: rows of
+    each kind of event, where events are filtered.
     """
 
     limit: int = 0
     count: int = 0
     rows: list[BadRow] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
+    events: Counter[str] = field(default_factory=Counter)
 
     def notice(self, text: str) -> None:
         """Note something that is no error and must not stay unsaid."""

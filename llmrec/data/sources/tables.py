@@ -15,6 +15,7 @@ from llmrec.data.sources.grouped import mind_blocks, netflix_blocks
 from llmrec.data.sources.jsonl import jsonl_blocks
 from llmrec.data.sources.layouts import (
     BRAND,
+    EVENT,
     JSONL,
     MIND,
     NETFLIX,
@@ -28,7 +29,7 @@ from llmrec.data.sources.rows import BadRows, Block
 from llmrec.data.sources.values import Reasons, is_readable
 from llmrec.errors import DataError
 
-_OPTIONAL = frozenset({TITLE, YEAR, BRAND})
+_OPTIONAL = frozenset({TITLE, YEAR, BRAND, EVENT})
 
 
 def blocks_of(file: TableFile, bad: BadRows) -> Iterator[Block]:
