@@ -235,7 +235,8 @@ def test_the_run_verb_does_the_stages_in_order(call, monkeypatch):
         def run(recipe, folder):
             done.append(name)
             print("a library talks")
-            return {"stage": name}
+            found = {"evaluate": {"table": "a | table"}, "report": {"headline": "Worth it."}}
+            return {"stage": name, **found.get(name, {})}
 
         return type(sys)(name), run
 
@@ -249,7 +250,13 @@ def test_the_run_verb_does_the_stages_in_order(call, monkeypatch):
     code, out, errors = call("run", "good.yaml", "--json")
     assert code == 0, errors
     assert list(dict.fromkeys(done)) == ["prepare", "train", "recommend", "evaluate", "report"]
-    assert json.loads(out)["stage"] == "report"
+    told = json.loads(out)
+    assert (told["headline"], told["table"]) == ("Worth it.", "a | table")
+    assert "stage" not in told
+    code, out, errors = call("run", "good.yaml")
+    assert out.splitlines()[:3] == ["Worth it.", "", "a | table"]
+    assert out.splitlines()[-1].startswith("run: ")
+    done.clear()
     assert "a library talks" in errors
     done.clear()
     assert call("run", "good.yaml", "systems=[markov, untuned]")[0] == 0
