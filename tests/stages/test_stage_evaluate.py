@@ -368,7 +368,8 @@ def test_report(evaluated, tmp_path):
     folder.train_log.write_text("\n".join(map(json.dumps, log)) + "\n{broken\n", "utf-8")
     result = report.run(recipe(), folder)
     page = folder.report.read_text("utf-8")
-    assert result == {"report": str(folder.report)}
+    assert result["report"] == str(folder.report)
+    assert result["headline"] in folder.report.read_text("utf-8")
     assert "By NLL, untuned and tuned stand below the best baseline, markov." in page
     assert page.count("<svg ") == 2
     assert page.count('<div class="visitor">') == 3
