@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -35,6 +36,20 @@ Trees = Sequence[TokenTree]
 Curriculum = Callable[[nn.Module, int, int], Mixture]
 Train = Callable[[Recipe, RunFolder], dict[str, Any]]  # a language model, into the folder's adapter
 Step = Callable[[Recipe, RunFolder, Train], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Trained weights in a folder `place` that may be kept instead of those that training gives.
+
+    `score` as in `Validated`: they are kept where theirs is lower. `name`: a word for them.
+    """
+
+    name: str
+    place: Path
+    step: int
+    score: tuple[float, ...]
+    figures: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -109,8 +124,9 @@ class Method:
     steps: `rows` and the `loss` over them; `refresh`: what the trainer calls before each optimiser
     step; `curriculum`: what it calls before each epoch; `shown`: rows to look at before there is a
     model to ask (None: `rows`); `compared`: the kinds of branches that are candidates, beside the
-    title that is learned; `asks`: whether the live model is searched meanwhile. A method that
-    trains no language model has no rows; `preview` says what it needs.
+    title that is learned; `asks`: whether the live model is searched meanwhile; `rival`: weights
+    that training has to beat in validation. A method that trains no language model has no rows;
+    `preview` says what it needs.
     """
 
     steps: Callable[[Recipe], Mapping[str, Step]]
@@ -122,6 +138,7 @@ class Method:
     compared: tuple[int, ...] = ()
     main: str | None = "train"
     asks: bool = False
+    rival: Callable[[Job], Kept | None] = nothing
     preview: Callable[[Recipe, RunFolder], dict[str, Any]] | None = None
 
     def train(

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from accelerate.utils import is_compiled_module
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from llmrec.errors import RecipeError
 
@@ -45,3 +46,11 @@ def of_any_size(batch: dict[str, Any]) -> None:
     for name, dimensions in sizes.items():
         for dimension in dimensions:
             torch._dynamo.maybe_mark_dynamic(batch[name], dimension)
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The module to search with, out of the wrappers of training."""
+    # What searches reads many shapes, and a compiled model is compiled again for each. The forward
+    # of DDP is a collective, and processes that search do not do equally many.
+    model = uncompiled(model)
+    return model.module if isinstance(model, DistributedDataParallel) else model

@@ -18,16 +18,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch.nn.parallel import DistributedDataParallel
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from llmrec import stopping
 from llmrec.data import sealed as checkpoints
 from llmrec.errors import LlmrecError, RecipeError
 from llmrec.model.callbacks import Epochs, Finite, Stopping
-from llmrec.model.compiling import of_any_size, require_compiler, uncompiled
+from llmrec.model.compiling import bare, of_any_size, require_compiler
 from llmrec.model.curriculum import Mixture
+from llmrec.model.epoch_losses import EpochLosses, means
 from llmrec.model.graphed import launch_as_graphs, padded
 from llmrec.model.kept_weights import BEST, CHECKPOINT, read_log
 from llmrec.model.losses import Loss
@@ -35,7 +36,6 @@ from llmrec.model.row_order import FILLER, RowOrder, Rows, Weights
 from llmrec.model.trust import require_safe_checkpoint
 from llmrec.text.tree import TokenTree
 
-KINDS = ("real", "self")  # what the kinds of targets are called in the log
 PROGRESS_SECONDS = 30.0
 logger = logging.getLogger("llmrec")
 
@@ -59,9 +59,9 @@ class TreeTrainer(Trainer):
     """Trains on TokenTrees. `args.output_dir` is the folder of checkpoints.
 
     `validate(model)` is called by every process. `log_path`: one JSON line for each logged step,
-    validation and epoch. `curriculum(model, epoch, epochs)`, called before each epoch with the live
-    model, says what the kinds of targets weigh in it; without one every target weighs 1.
-    `patience`: training stops after so many validations in a row that were no better.
+    validation and epoch. `curriculum(model, number, count)`, called before each period (an epoch,
+    or `period` steps) with the live model, says what the kinds of targets weigh in it; without one
+    every target weighs 1. `patience`: training stops after so many validations that were no better.
     `refresh(model, step, coming)`, called before each optimiser step with the live model, may give
     other trees for all rows, and what it has to say for the log; `coming(n)` are the numbers of the
     rows that the next n steps read. A loss over the whole step is read twice (see `losses`).
@@ -82,6 +82,7 @@ class TreeTrainer(Trainer):
         refresh: Refresh | None = None,
         settings: Mapping[str, Any] | None = None,
         cuda_graphs: bool = False,
+        period: int | None = None,
     ) -> None:
         if args.n_gpu > 1:
             raise RecipeError(
@@ -92,7 +93,7 @@ class TreeTrainer(Trainer):
             require_compiler(args.device, args.torch_compile_backend)
         self.loss, self.validate, self.log_path = loss, validate, log_path
         self.curriculum, self.patience, self.refresh = curriculum, patience, refresh
-        self.root, self.settings = Path(args.output_dir), settings
+        self.root, self.settings, self.period = Path(args.output_dir), settings, period
         self.cuda_graphs = cuda_graphs
         if cuda_graphs:
             launch_as_graphs(model)
@@ -101,7 +102,8 @@ class TreeTrainer(Trainer):
         self._logged = read_log(log_path)
         self._scores = [tuple(x["score"]) for x in self._logged if "score" in x]
         self._parts: list[dict[str, float]] = []  # of the losses since the last log line
-        self._loss_sums = torch.zeros(2, len(KINDS), dtype=torch.float64)  # losses; targets
+        self._losses = EpochLosses()
+        self._weights: Weights | None = None  # of a period of steps
         self._step_losses: list[tuple[torch.Tensor, torch.Tensor]] = []  # with the rows' numbers
         super().__init__(
             model=model,
@@ -126,7 +128,8 @@ class TreeTrainer(Trainer):
 
     def _batch(self, fetched: dict[str, Any]) -> dict[str, Any]:
         """The rows of a fetched batch, as they are now, as tensors."""
-        numbers, of_kind = fetched["row_numbers"].cpu(), fetched["of_kind"][0].cpu()
+        numbers, held = fetched["row_numbers"].cpu(), self._weights
+        of_kind = fetched["of_kind"][0].cpu() if held is None else torch.tensor(held)
         # What the whole step's loss compares is weighed by it, so nothing is left out.
         weights = () if self.loss.whole_step else tuple(of_kind.tolist())
         rows = [self.train_dataset.flat(number, weights) for number in numbers.tolist()]
@@ -136,7 +139,9 @@ class TreeTrainer(Trainer):
         counts = torch.tensor([row.branch_count for row in rows])
         counted = (numbers != FILLER).float().repeat_interleave(counts)
         told = of_kind[batch["kinds"]] * counted
-        return {**batch, "weights": told, "counted": told > 0, "row_numbers": numbers}
+        lengths = np.concatenate([np.bincount(row.branches) for row in rows])
+        seen = {"row_numbers": numbers, "lengths": torch.from_numpy(lengths)}
+        return {**batch, "weights": told, "counted": told > 0, **seen}
 
     def _coming(self, steps: int) -> list[int]:
         step = self.state.global_step
@@ -169,6 +174,7 @@ class TreeTrainer(Trainer):
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         """The micro-batches of one optimiser step and their summed weights, over all processes."""
         self._refresh_rows()
+        self._begin_period()  # the weights are of now, not of when a batch was fetched
         fetched, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         batches = [self._batch(one) for one in fetched]
         targets = torch.tensor(sum(float(b["weights"].sum()) for b in batches), device=device)
@@ -195,11 +201,7 @@ class TreeTrainer(Trainer):
         loss = -(values * inputs["weights"]).sum() / num_items_in_batch
         if "offset" in inputs:
             loss = loss + inputs["offset"]
-        counted = inputs["counted"]  # nothing waits for a GPU; see `Finite`
-        losses = torch.where(counted, -values.detach(), 0.0).double()
-        self._loss_sums = self._loss_sums.to(loss.device)
-        kinds = inputs["kinds"].clamp(max=len(KINDS) - 1)  # others are never counted
-        self._loss_sums.index_add_(1, kinds, torch.stack([losses, counted.double()]))
+        self._losses.add(values, inputs)  # nothing waits for a GPU; see `Finite`
         self._step_losses.append((loss.detach(), inputs["row_numbers"]))
         # Gradients are averaged over processes, the loss is a sum over them.
         return loss * self.accelerator.num_processes
@@ -238,35 +240,39 @@ class TreeTrainer(Trainer):
             validated = any("score" in x and x["step"] == step for x in self._logged)
             if self.args.eval_strategy == "epoch" and not validated:
                 self.evaluate()
-            self._loss_sums.zero_()
+            self._losses.sums.zero_()
         self._order.epoch = epoch
-        if self.curriculum is None:
-            return
-        known = [x for x in self._logged if "weights" in x and x["epoch"] == epoch]
+        if self.curriculum is not None and self.period is None:
+            self._order.weights = self._mixed("epoch", epoch, int(self.state.num_train_epochs))
+
+    def _begin_period(self) -> None:
+        """Weigh the kinds of targets for the steps that begin, where a period is some steps."""
+        if self.curriculum is not None and self.period is not None:
+            count = math.ceil(self.state.max_steps / self.period)
+            self._weights = self._mixed("period", self.state.global_step // self.period, count)
+
+    def _mixed(self, unit: str, number: int, count: int) -> Weights:
+        """The weights of an epoch or period; measured and logged when they are first asked for."""
+        known = [x for x in self._logged if "weights" in x and x.get(unit) == number]
         if known:
-            self._order.weights = tuple(known[-1]["weights"])
-            return
+            return tuple(known[-1]["weights"])
+        assert self.curriculum is not None  # noqa: S101  callers ask first
         with self._measuring() as model:
-            mixture = self.curriculum(model, epoch, int(self.state.num_train_epochs))
-        self._order.weights = mixture.weights
-        self._write_log(
-            {"step": step, "epoch": epoch, "weights": list(mixture.weights), **mixture.facts}
-        )
+            mixture = self.curriculum(model, number, count)
+        at = {"epoch": round(self.state.epoch, 4), unit: number, "weights": list(mixture.weights)}
+        self._write_log({"step": self.state.global_step, **at, **mixture.facts})
+        return mixture.weights
 
     def end_epoch(self) -> None:
         """Log the mean loss of each kind of target over the epoch."""
         sums = self._loss_sums_of_all()
-        self._loss_sums.zero_()
-        losses = {
-            name: float(loss / count) if count else None
-            for name, loss, count in zip(KINDS, *sums, strict=True)
-        }
+        self._losses.sums.zero_()
         epoch = math.ceil(self.state.epoch - 1e-6) - 1
-        self._write_log({"step": self.state.global_step, "epoch": epoch, "losses": losses})
+        self._write_log({"step": self.state.global_step, "epoch": epoch, **means(sums)})
 
     def _loss_sums_of_all(self) -> torch.Tensor:
-        """(2, kinds) summed losses and numbers of targets of the epoch so far."""
-        return self.accelerator.reduce(self._loss_sums.to(self.args.device)).cpu()
+        """(3, kinds) what `EpochLosses` counted in the epoch so far."""
+        return self.accelerator.reduce(self._losses.sums.to(self.args.device)).cpu()
 
     @contextmanager
     def _measuring(self) -> Iterator[torch.nn.Module]:
@@ -275,7 +281,7 @@ class TreeTrainer(Trainer):
         self.model.eval()
         try:
             with torch.no_grad():
-                yield _bare(self.model_wrapped)
+                yield bare(self.model_wrapped)
         finally:
             self.model.train(training)
 
@@ -322,7 +328,7 @@ class TreeTrainer(Trainer):
             self.started -= known["seconds"]
             self._resumed_at = int(known["step"])
             if self.args.process_index == 0:  # they are those of all processes
-                self._loss_sums = torch.tensor(known["loss_sums"], dtype=torch.float64)
+                self._losses.restore(known["loss_sums"])
             if self._has_stalled():
                 return self._resumed_at
         self.accelerator.wait_for_everyone()  # all have read the log before one writes
@@ -391,10 +397,3 @@ class TreeTrainer(Trainer):
             checkpoints.prune(self.root, CHECKPOINT, keep=self.args.save_total_limit or 1)
             shutil.rmtree(staging, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-
-
-def _bare(model: torch.nn.Module) -> torch.nn.Module:
-    # What searches reads many shapes, and a compiled model is compiled again for each. The forward
-    # of DDP is a collective, and processes that search do not do equally many.
-    model = uncompiled(model)
-    return model.module if isinstance(model, DistributedDataParallel) else model

@@ -11,8 +11,9 @@ from llmrec.recipe.section import MOST, Count, Section, Word
 class Prompt(Section):
     """How a history becomes text."""
 
-    task: Literal["next_item", "similar_users"] = "next_item"
-    """Which shipped template. next_item: the history alone; similar_users: also demonstrations and
+    task: Literal["next_item", "next_item_quoted", "similar_users"] = "next_item"
+    """Which shipped template. next_item: the history alone, a title a line; next_item_quoted: the
+    same in one sentence, titles in double quotes; similar_users: also demonstrations, votes and
     candidates, where there are any."""
     domain: Literal["movie", "book", "game", "music", "product"] = "movie"
     """Which shipped template: its words for items."""

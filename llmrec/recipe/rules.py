@@ -107,6 +107,11 @@ RULES = (
     ),
     Rule(
         "soft",
+        lambda r: r.soft.alpha == "auto" and r.soft.schedule != "adaptive",
+        "soft.alpha is of schedule adaptive alone; drop alpha: auto or set schedule: adaptive",
+    ),
+    Rule(
+        "soft",
         _beside("demonstrations"),
         "demonstrations and soft cannot be combined; drop one of them",
     ),

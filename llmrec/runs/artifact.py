@@ -136,6 +136,12 @@ class Artifact:
         seal = sealed.seal if staged.is_dir() else sealed.seal_file
         seal(staged, self.place, **{SETTINGS: self.key}, **facts)
 
+    def adopt(self, folder: Path, **facts: Any) -> None:
+        """Put a copy of `folder` in place, whole, with its key and `facts`."""
+        staged = self.staged()
+        shutil.copytree(folder, staged, ignore=shutil.ignore_patterns(sealed.MANIFEST))
+        self.seal(staged, **facts)
+
     def write(self, write: Callable[[Path], None], **facts: Any) -> None:
         """Put in place what `write` writes to the path that it is given, with its key."""
         staged = self.staged()

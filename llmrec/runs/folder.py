@@ -115,6 +115,10 @@ class RunFolder:
         """The same run's fine-tuned adapter, whose answers SOFT distils."""
         return RunFolder(self.root, "sft")
 
+    def alpha(self, value: float) -> "RunFolder":
+        """The same run's training with one of the alphas that SOFT tries."""
+        return RunFolder(self.root, f"alpha/{value:g}")
+
     @property
     def answers(self) -> Path:
         """What the fine-tuned model answered to the training prompts."""
@@ -173,7 +177,8 @@ class RunFolder:
 
     def trained(self) -> dict[str, Any]:
         """The seals of all trained weights of the run, by place."""
-        places = [self.root / "adapter", self.sft.adapter, *(self.root / "network").glob("[!.]*")]
+        places = [self.root / "adapter", self.sft.adapter, *self.root.glob("alpha/*/adapter")]
+        places += self.root.glob("network/[!.]*")
         return {
             place.relative_to(self.root).as_posix(): sealed.facts(place).get("seal")
             for place in places

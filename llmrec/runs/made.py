@@ -78,6 +78,8 @@ def adapter(recipe: Recipe, folder: RunFolder, to_use: bool = False) -> Artifact
         reads += ["decode.grounding.beams", "decode.grounding.max_new_tokens"]
     without = [f"train.{name}" for name in HARMLESS_TRAIN]
     without += ["soft.sft_adapter", "soft.answers"]
+    if soft is not None and soft.alpha != "auto":
+        without.append("soft.grid")
     without += [f"conformal.{name}" for name in _OF_NETWORKS]
     if not ranks:
         without += ["validation.k", "validation.answer"]

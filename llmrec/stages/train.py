@@ -20,7 +20,7 @@ from llmrec.data import sealed as checkpoints
 from llmrec.data.records import Examples
 from llmrec.errors import LlmrecError, RecipeError
 from llmrec.inference.from_recipe import base_of
-from llmrec.methods.method import Job
+from llmrec.methods.method import Job, Kept
 from llmrec.methods.table import method_of
 from llmrec.methods.validation import validation_of
 from llmrec.model.forward import require_tree_support
@@ -72,13 +72,15 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
         method.refresh(job, rows),
         made.key,
         recipe.model.cuda_graphs,
+        recipe.soft.period if recipe.soft is not None else None,
     )
     if method.asks or recipe.validation.metric != "nll":
         _require_whole_weights(trainer.accelerator)
     log.info("train: %d rows of shape %s", len(rows), recipe.rows.shape)
     steps = trainer.go(resume)
+    rival = method.rival(job)
     if state.is_main_process:
-        _publish(folder, made)
+        _publish(folder, made, rival)
     state.wait_for_everyone()
     known = _described(checkpoints.facts(folder.adapter))
     return {"adapter": str(folder.adapter), **known, "steps": steps, "skipped": False}
@@ -158,21 +160,31 @@ def _real_targets(row: TokenTree) -> int:
     return sum(segment.target >= 0 and segment.kind == 0 for segment in row.segments)
 
 
-def _publish(folder: RunFolder, made: Artifact) -> None:
-    """Put the weights that did best in validation in place."""
+def _publish(folder: RunFolder, made: Artifact, rival: Kept | None = None) -> None:
+    """Put the weights that did best in validation in place, or the rival's if those are better."""
     best, skipped = checkpoints.newest(folder.checkpoints, BEST)
     if best is None:
         raise LlmrecError(
             f"{folder.checkpoints}: no weights that verify ({'; '.join(skipped) or 'none saved'})"
         )
-    known, staged = checkpoints.facts(best), made.staged()
-    shutil.copytree(best, staged)
-    made.seal(staged, step=known["step"], score=known["score"], figures=known["figures"])
+    known = checkpoints.facts(best)
+    own = {name: known[name] for name in ("step", "score", "figures")}
+    if rival is None or tuple(known["score"]) <= rival.score:
+        made.adopt(best, **own)
+        return
+    log.warning(
+        "train: the best validation is worse than the %s's (score %s at step %s against %s; lower "
+        "is better): the %s's weights are kept as %s",
+        *(rival.name, known["score"], known["step"], list(rival.score), rival.name, folder.adapter),
+    )
+    of_rival = {"step": rival.step, "score": list(rival.score), "figures": dict(rival.figures)}
+    made.adopt(rival.place, **of_rival, kept=rival.name, trained=own)
 
 
 def _described(facts: dict[str, Any]) -> dict[str, Any]:
     """What an adapter's manifest says of training."""
-    return {"step": facts["step"], **facts["figures"]}
+    kept = {"kept": facts["kept"]} if "kept" in facts else {}
+    return {"step": facts["step"], **facts["figures"], **kept}
 
 
 def _resume_point(folder: RunFolder, made: Artifact, state: PartialState) -> Path | None:

@@ -129,7 +129,12 @@ def test_the_probe_changes_nothing_in_the_training(distilled):
     losses, adapters = [], []
     for name, probe in (("with", 16), ("without", 0)):
         soft = recipe.soft.model_copy(
-            update={"schedule": "fixed", "probe": probe, "answers": str(folder.answers)}
+            update={
+                "schedule": "fixed",
+                "probe": probe,
+                "answers": str(folder.answers),
+                "keep_teacher": False,
+            }
         )
         lora = recipe.model.lora.model_copy(update={"dropout": 0.1})  # draws random numbers
         own = recipe.model_copy(

@@ -41,7 +41,7 @@ EXPERIMENTS = {
     "grounding": {"validation": {"metric": "hr", "answer": "grounding"}, "soft": {}},
     "repository": {
         "model": {"base": "owner/name", "revision": "b" * 40},
-        "soft": {"distill": {"decode": "free"}},
+        "soft": {"distill": {"decode": "free"}, "alpha": "auto"},
     },
     "candidates": {
         "data": {"candidates": 4},
@@ -123,6 +123,8 @@ def another(place, key, now):
         "soft.sft_adapter": str(place / "other-adapter"),
         "soft.answers": str(place / "other-answers"),
         "soft.weight": 0.25,
+        "soft.alpha": 3.0,
+        "soft.grid": [0.5],
         "systems": ["untuned"],
         "evaluate.k": [3],
         "evaluate.calibration.alpha": [0.2],

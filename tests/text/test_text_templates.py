@@ -20,7 +20,18 @@ def test_titles_come_back_as_spans_of_their_own():
     assert spans[0] == Span("Seen:\n")
 
 
-@pytest.mark.parametrize("name", shipped.prompt_names())
+UNQUOTED = [name for name in shipped.prompt_names() if not name.startswith("next_item_quoted/")]
+
+
+def test_the_quoted_template_says_a_sentence_with_titles_in_quotes():
+    template = PromptTemplate(shipped.prompt_text("next_item_quoted/movie"), "quoted")
+    text = "".join(s.text for s in template.prompt(["First", "Second"]))
+    assert text.splitlines()[0].endswith(' watched these movies: "First", "Second".')
+    assert text.endswith("\n")
+    assert "".join(s.text for s in template.completion("Third")) == '"Third"'
+
+
+@pytest.mark.parametrize("name", UNQUOTED)
 def test_every_shipped_template_keeps_titles_on_lines_of_their_own(name):
     template = PromptTemplate(shipped.prompt_text(name), name)
     text = "".join(s.text for s in template.prompt(["First", "Second"]))

@@ -10,6 +10,7 @@ from llmrec.methods import plain
 from llmrec.methods.method import Curriculum, Job, Method, Step, Train, Trees, alone
 from llmrec.methods.soft import distill
 from llmrec.methods.soft.answer_file import Answers
+from llmrec.methods.soft.choosing import best_alpha, teacher
 from llmrec.methods.soft.curriculum import curriculum_of
 from llmrec.methods.soft.pairs import completions_with, questions_of, with_answers
 from llmrec.methods.windows import training_rows
@@ -67,7 +68,7 @@ def steps(recipe: Recipe) -> Mapping[str, Step]:
         if soft.sft_adapter is None:
             made["sft"] = _fine_tuned
         made["distill"] = _distilled
-    return {**made, "soft": alone}
+    return {**made, "soft": best_alpha if soft is not None and soft.alpha == "auto" else alone}
 
 
 def _fine_tuned(recipe: Recipe, folder: RunFolder, train: Train) -> dict[str, Any]:
@@ -78,4 +79,6 @@ def _distilled(recipe: Recipe, folder: RunFolder, train: Train) -> dict[str, Any
     return distill.run(recipe, folder)
 
 
-SOFT = Method(steps, rows, loss, curriculum=curriculum, shown=shown, main="soft", asks=True)
+SOFT = Method(
+    steps, rows, loss, curriculum=curriculum, shown=shown, main="soft", asks=True, rival=teacher
+)
