@@ -11,6 +11,7 @@ import socket
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from llmrec.data.files import is_read_only, write_json
 from llmrec.errors import RecipeError
@@ -18,7 +19,7 @@ from llmrec.errors import RecipeError
 log = logging.getLogger("llmrec")
 LOCK, HOLDER = ".lock", ".holder.json"
 _WAIT = 2.0  # seconds within which a new holder has said who it is
-_held: dict[Path, object] = {}
+_held: dict[Path, Any] = {}
 
 
 def hold(root: Path, verb: str) -> None:
@@ -50,6 +51,13 @@ def hold(root: Path, verb: str) -> None:
     since = datetime.now(UTC).isoformat(timespec="seconds")
     holder = {"host": socket.gethostname(), "pid": os.getpid(), "verb": verb, "since": since}
     write_json(place / HOLDER, holder)
+
+
+def release(root: Path) -> None:
+    """Let go of a run folder that this process holds and has not touched."""
+    lock = _held.pop(root.resolve(), None)
+    if lock is not None:
+        lock.release()
 
 
 def holder_of(root: Path) -> str | None:

@@ -3,7 +3,8 @@
 The study's folder keeps a record of each cell: what it was made from, its hours, how often it was
 made. A run folder that is lost is made again, and the record says so. Hours are those of finished
 stages; what an interruption cost is not in them. The same command may run several times at once:
-each process takes cells that no other works on, and waits for what its next cell needs.
+each process takes cells that no other works on, and waits for what its next cell needs or has in
+common with one that is being made.
 """
 
 import hashlib
@@ -20,9 +21,9 @@ from llmrec import stopping
 from llmrec.data.files import write_json
 from llmrec.errors import LlmrecError, RecipeError
 from llmrec.runs.folder import recipe_hash
-from llmrec.runs.lock import hold, holder_of
+from llmrec.runs.lock import hold, holder_of, release
 from llmrec.studies.cells import Cell, Plan
-from llmrec.studies.sharing import share
+from llmrec.studies.sharing import Shared, share
 from llmrec.terminal import by_main, is_main_process
 
 log = logging.getLogger("llmrec")
@@ -123,11 +124,11 @@ def run(plan: Plan, wanted: Callable[[Cell], bool] = lambda _: True) -> Record:
     another process works on are left to it, and waited for. Of several processes of one launch the
     main one decides and keeps the record.
     """
-    record = Record.of(plan)
+    record, shared = Record.of(plan), Shared.of(plan.cells)
     waiting = [number for number, cell in enumerate(plan.cells) if wanted(cell)]
     while waiting:
         stopping.check()
-        number, what, why = by_main(partial(_next, plan, waiting, record))
+        number, what, why = by_main(partial(_next, plan, waiting, record, shared))
         if what == "stop":
             log.warning("study: %s", why)
             break
@@ -144,17 +145,22 @@ def run(plan: Plan, wanted: Callable[[Cell], bool] = lambda _: True) -> Record:
     return record
 
 
-def _next(plan: Plan, waiting: Sequence[int], record: Record) -> tuple[int, str, str]:
+def _next(
+    plan: Plan, waiting: Sequence[int], record: Record, shared: Shared
+) -> tuple[int, str, str]:
     """The first cell about which something can be done, what, and why; else wait."""
     record.refresh()
     for number in waiting:
-        what, why = _decided(plan, plan.cells[number], record, [plan.cells[n] for n in waiting])
+        left = [plan.cells[n] for n in waiting]
+        what, why = _decided(plan, plan.cells[number], record, left, shared)
         if what != "wait":
             return number, what, why
     return -1, "wait", ""
 
 
-def _decided(plan: Plan, cell: Cell, record: Record, waiting: Sequence[Cell]) -> tuple[str, str]:
+def _decided(
+    plan: Plan, cell: Cell, record: Record, waiting: Sequence[Cell], shared: Shared
+) -> tuple[str, str]:
     """What is to be done about a cell, and why. Where it is to run, its folder is held."""
     if record.stands(cell) or record.failed_since(cell):
         return "nothing", ""
@@ -170,14 +176,27 @@ def _decided(plan: Plan, cell: Cell, record: Record, waiting: Sequence[Cell]) ->
             f"{spent:.2f} of {budget:g} hours are spent and {cell.name} would take about "
             f"{more:.2f}; stopping here, raise it with study.budget=HOURS to go on"
         )
-    if holder_of(cell.folder.root):
+    others = [c for c in plan.cells if c.name != cell.name]
+    makers = [c for c in others if shared.awaits(cell, c, plan.cells)]
+    if holder_of(cell.folder.root) or _at_work(makers, record):
         return "wait", ""
     try:
         hold(cell.folder.root, "study")
     except RecipeError:  # taken this moment
         return "wait", ""
     record.refresh()  # it may have been finished, and let go, in between
+    order = [c.name for c in plan.cells]
+    earlier = [c for c in makers if order.index(c.name) < order.index(cell.name)]
+    if _at_work(earlier, record):
+        release(cell.folder.root)  # begun this moment too, and before this one in the plan
+        return "wait", ""
     return ("nothing", "") if record.stands(cell) else ("run", "")
+
+
+def _at_work(cells: Sequence[Cell], record: Record) -> bool:
+    """Whether another process works on one of the cells."""
+    failed = {name for name, said in record.cells.items() if said.get("failed")}
+    return any(c.name not in failed and holder_of(c.folder.root) for c in cells)
 
 
 def _make(plan: Plan, cell: Cell, record: Record) -> None:

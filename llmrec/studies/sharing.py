@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,32 @@ PARTS = (
     Part(lambda folder: folder.sft.adapter, _sft, "manifest.json"),
     Part(lambda folder: folder.answers, _answers, "answers.parquet"),
 )
+
+
+@dataclass(frozen=True)
+class Shared:
+    """By cell, what each of its `PARTS` is made from."""
+
+    keys: Mapping[str, Sequence[str | None]]
+
+    @staticmethod
+    def of(cells: Iterable[Cell]) -> "Shared":
+        """Of all cells of a study."""
+        return Shared({cell.name: [_key(part, cell) for part in PARTS] for cell in cells})
+
+    def awaits(self, cell: Cell, other: Cell, cells: Sequence[Cell]) -> bool:
+        """Whether `other`, at work, has yet to make a part that `cell` could copy from it."""
+        return any(
+            wanted is not None
+            and wanted == made
+            and not any(
+                wanted == self.keys[c.name][n] and (part.where(c.folder) / part.holds).is_file()
+                for c in cells
+            )
+            for n, (part, wanted, made) in enumerate(
+                zip(PARTS, self.keys[cell.name], self.keys[other.name], strict=True)
+            )
+        )
 
 
 def share(cell: Cell, others: Iterable[Cell]) -> list[str]:

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -12,9 +13,10 @@ import pytest
 
 from llmrec.errors import RecipeError
 from llmrec.recipe.loading import dump
-from llmrec.stages import pipeline
-from llmrec.studies import study
-from llmrec.studies.cells import planned
+from llmrec.stages import pipeline, prepare
+from llmrec.studies import running, study
+from llmrec.studies.cells import Cell, Line, planned
+from llmrec.studies.sharing import Shared
 
 TUNED = """
 seeds: [0, 1]
@@ -318,6 +320,32 @@ def made(folder):
     """How often each cell was made, by its record."""
     records = sorted((folder / "runs/small_study/cells").glob("*.json"))
     return {path.stem: json.loads(path.read_text("utf-8"))["made"] for path in records}
+
+
+def test_what_another_process_is_making_for_a_cell_is_waited_for(study_of, monkeypatch):
+    plan = planned(study_of(BASELINES))
+    one, two = [cell for cell in plan.cells if cell.seed == 0]  # other data, by their ties
+    same = Cell(Line("again", "again", "again", "markov"), 0, one.recipe, two.folder)
+    plan = replace(plan, cells=(one, same))
+    record, shared, held = running.Record(plan), Shared.of(plan.cells), []
+    monkeypatch.setattr(running, "holder_of", lambda root: root in held)
+
+    def decided(cell):
+        said = running._decided(plan, cell, record, [cell], shared)[0]
+        if said == "run":
+            running.release(cell.folder.root)
+        return said
+
+    assert decided(same) == "run"
+    held.append(one.folder.root)
+    assert decided(same) == "wait"
+    record.cells[one.name] = {"seconds": 0.0, "failed": "no matter"}
+    assert decided(same) == "run"  # it was given up, though its process lives
+    del record.cells[one.name]
+    assert decided(same) == "wait"
+    prepare.run(one.recipe, one.folder)
+    assert decided(same) == "run"  # it can be copied now
+    assert not Shared.of([one, two]).awaits(two, one, [])
 
 
 def test_several_processes_share_the_cells(study_of, tmp_path):
