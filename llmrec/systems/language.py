@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from llmrec.data import sealed
 from llmrec.data.batching import Batch
 from llmrec.data.files import write_json
 from llmrec.evaluation.predictions import Predictions, SystemInfo
@@ -17,6 +18,7 @@ from llmrec.recipe.systems import System
 from llmrec.runs.batch_files import answer_in_parts, collected, discard
 from llmrec.systems.cold_items import asked_among, asks, cold_items, places_said
 from llmrec.systems.guidance import chosen_guidance, served_guidance
+from llmrec.systems.language_models import adapter_of_system
 from llmrec.systems.resources import Resources
 
 AnswerBatch = Callable[[Engine, Prompting, Batch, list[Selected]], list[dict[str, Any]]]
@@ -75,6 +77,7 @@ def predictions_of(resources: Resources, system: System, split: str) -> Predicti
         hyperparameters["proven"] = float(np.mean([a["proven"] for a in answers]))
     if split == "test":
         hyperparameters |= demonstrated(resources, system, answers)
+        hyperparameters |= _kept(resources, system)
     info = SystemInfo(
         system.name,
         system.kind,
@@ -93,6 +96,15 @@ def predictions_of(resources: Resources, system: System, split: str) -> Predicti
     )
     discard(resources.batch_files(system, split))
     return predictions
+
+
+def _kept(resources: Resources, system: System) -> dict[str, Any]:
+    """What training chose in validation, where it chose: SOFT's alpha, or its teacher's weights."""
+    if not system.has_adapter:
+        return {}
+    place = adapter_of_system(resources.recipe, resources.folder, system)
+    facts = sealed.facts(place) if sealed.manifest_of(place).is_file() else {}
+    return {name: facts[name] for name in ("alpha", "kept") if name in facts}
 
 
 def answered(

@@ -11,6 +11,7 @@ from llmrec.data import sealed
 from llmrec.data.catalog import Catalog
 from llmrec.data.records import Examples
 from llmrec.errors import RecipeError
+from llmrec.evaluation.predictions import Predictions
 from llmrec.inference.from_recipe import encoder_of
 from llmrec.methods.method import Job
 from llmrec.methods.soft.choosing import teacher
@@ -19,7 +20,7 @@ from llmrec.methods.soft.pairs import questions_of
 from llmrec.methods.windows import training_windows
 from llmrec.model.kept_weights import read_log
 from llmrec.model.trainer import TreeTrainer
-from llmrec.stages import pipeline, train
+from llmrec.stages import pipeline, recommend, train
 
 ALL = ("rows.shape=all_targets", "objective.name=msl", "soft.probe=8")
 WEIGHTS = "adapter_model.safetensors"
@@ -197,6 +198,8 @@ def test_alpha_is_the_best_of_its_grid_in_validation(distilled, recipe_of, monke
     train.run(one, alone)  # as if that alpha had been given
     assert (alone.adapter / WEIGHTS).read_bytes() == weights
     assert untimed(alone.train_log) == untimed(folder.train_log)
+    recommend.run(own.model_copy(update={"systems": ["tuned"]}), folder)
+    assert Predictions.read(folder.predictions("tuned")).info.hyperparameters["alpha"] == best
     monkeypatch.setattr(TreeTrainer, "train", None)
     assert pipeline.train(own, folder, "soft")["skipped"]
     with pytest.raises(RecipeError, match="schedule adaptive alone"):

@@ -24,7 +24,7 @@ SMALL = {
 }
 OF_LANGUAGE = {"rows.count": 6}
 CASES = {
-    "soft": (OF_LANGUAGE, ["sft", "none", "soft-alpha-10"]),
+    "soft": (OF_LANGUAGE, ["sft", "none", "soft"]),
     "adaptrec": (
         OF_LANGUAGE | {"data.candidates": 4, "data.ratios": [0.5, 0.25, 0.25]},
         ["nobody", "retrieved-count-3", "selected"],
