@@ -2,7 +2,8 @@
 
 A model that has not learned to read histories says nothing about what a method adds to it. So: its
 target NLL is below popularity's; another user's history in the prompt costs it at least 0.2 nats;
-and at least 20 % of its first answers are different items. Knows no files.
+and of its first answers to 250 users, as expected of users drawn at random, at least 20 % are
+different items (among more users every system has a smaller share). Knows no files.
 """
 
 from collections.abc import Sequence
@@ -19,13 +20,14 @@ POPULARITY = "popularity"  # the system whose NLL a model is to stand below
 SENSITIVITY = "sensitivity"
 LEAST_SENSITIVITY = 0.2  # nats
 LEAST_DISTINCT = 0.2
+ASKED = 250  # users among whom different answers are counted, or all where there are fewer
 
 
 @dataclass(frozen=True)
 class Gates:
     """`over_popularity`: NLL minus popularity's; `sensitivity`: NLL with another user's history
-    minus NLL with one's own; both in nats, None where not measured. `distinct`: different first
-    answers over the `answers` there are."""
+    minus NLL with one's own; both in nats, None where not measured. `distinct`: the share of different
+    items among `answers` first answers."""
 
     over_popularity: Interval | None
     sensitivity: Interval | None
@@ -65,10 +67,23 @@ class Gates:
         }
 
 
-def distinct_share(rankings: Sequence[npt.NDArray[np.integer[Any]]]) -> tuple[float, int]:
-    """Different first answers over all of them, and how many there are; NaN for none."""
-    first = [int(items[0]) for items in rankings if len(items)]
-    return (len(set(first)) / len(first) if first else float("nan")), len(first)
+def distinct_share(
+    rankings: Sequence[npt.NDArray[np.integer[Any]]], asked: int = ASKED
+) -> tuple[float, int]:
+    """The share of different items among the first answers to `asked` users, and of how many.
+
+    That is what is expected of so many drawn without replacement from all who got an answer
+    (rarefaction); NaN for none.
+    """
+    first = np.array([int(items[0]) for items in rankings if len(items)], np.int64)
+    drawn = min(asked, len(first))
+    if drawn == 0:
+        return float("nan"), 0
+    # An item is missed when all that are drawn are among those who got another one.
+    others = len(first) - np.unique(first, return_counts=True)[1]
+    steps = np.arange(drawn)
+    left = np.maximum(others[:, None] - steps, 0) / (len(first) - steps)
+    return float((1 - left.prod(axis=1)).sum() / drawn), drawn
 
 
 def another_user(user_ids: npt.NDArray[np.object_], seed: int) -> npt.NDArray[np.int64]:

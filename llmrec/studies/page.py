@@ -6,7 +6,7 @@ Everything on it is computed in `llmrec.studies.findings`.
 import math
 from collections.abc import Mapping, Sequence
 
-from llmrec.evaluation.gates import LEAST_DISTINCT, LEAST_SENSITIVITY, Gates
+from llmrec.evaluation.gates import ASKED, LEAST_DISTINCT, LEAST_SENSITIVITY, Gates
 from llmrec.evaluation.intervals import Interval
 from llmrec.evaluation.layout import UNDEFINED, number
 from llmrec.evaluation.page import Sheet
@@ -113,8 +113,9 @@ def _gates_part(plan: Plan, gates: Mapping[Side, Gates]) -> Part:
         "Gates",
         "A model that has not learned to read histories says nothing about a method: its NLL is to "
         f"stand below popularity's, another user's history is to cost at least {LEAST_SENSITIVITY} "
-        f"nats, and at least {LEAST_DISTINCT:.0%} of the first answers are to be distinct, on the "
-        "mean of the seeds.",
+        f"nats, and of the first answers to {ASKED} users at least {LEAST_DISTINCT:.0%} are to be "
+        "distinct (expected of a random draw, or of all where there are fewer), on the mean of "
+        "the seeds.",
         Sheet(
             ["", "", "NLL less popularity's", "another's history costs", "distinct", "gates"], rows
         ),

@@ -1,5 +1,7 @@
 """The three gates, and whose history stands in for whose."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -33,6 +35,12 @@ def test_seeds_draw_other_histories():
 def test_distinct_first_answers_are_counted_over_the_lists_there_are():
     lists = [np.array(one, np.int32) for one in ([3, 1], [3, 2], [1], [], [2])]
     assert distinct_share(lists) == (0.75, 4)
+    # Of 4 lists 3 users at a time: every subset by hand.
+    firsts = [3, 3, 1, 2]
+    subsets = [len(set(one)) / 3 for one in itertools.combinations(firsts, 3)]
+    share, answers = distinct_share(lists, asked=3)
+    assert answers == 3
+    assert share == pytest.approx(sum(subsets) / len(subsets))
     share, answers = distinct_share([])
     assert np.isnan(share)
     assert answers == 0
