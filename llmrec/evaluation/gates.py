@@ -26,8 +26,8 @@ ASKED = 250  # users among whom different answers are counted, or all where ther
 @dataclass(frozen=True)
 class Gates:
     """`over_popularity`: NLL minus popularity's; `sensitivity`: NLL with another user's history
-    minus NLL with one's own; both in nats, None where not measured. `distinct`: the share of different
-    items among `answers` first answers."""
+    minus NLL with one's own; both in nats, None where not measured. `distinct`: the share of
+    different items among `answers` first answers."""
 
     over_popularity: Interval | None
     sensitivity: Interval | None
