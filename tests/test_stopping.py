@@ -121,7 +121,6 @@ def test_a_wish_is_raised_where_it_is_looked_at():
 
 def test_batches_stop_between_two_and_go_on(tmp_path):
     import numpy as np
-    from accelerate import PartialState
 
     from llmrec.runs.batch_files import answer_in_parts, collected
 
@@ -133,10 +132,9 @@ def test_batches_stop_between_two_and_go_on(tmp_path):
             stopping.request(75)
         return [int(i) for i in batch]
 
-    state = PartialState(cpu=True)
     with pytest.raises(stopping.Stopped):
-        answer_in_parts(tmp_path, plan, lambda: answer, state, "test")
+        answer_in_parts(tmp_path, plan, lambda: answer, "test")
     stopping.withdraw()
-    answer_in_parts(tmp_path, plan, lambda: answer, state, "test")
+    answer_in_parts(tmp_path, plan, lambda: answer, "test")
     assert asked == [[0, 1], [2], [3]]
     assert collected(tmp_path)[0] == [0, 1, 2, 3]

@@ -9,7 +9,6 @@ Knows no recipe and no place for the store. Importing this module imports torch.
 import hashlib
 import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from llmrec.baselines.gru4rec import GRU4Rec
 from llmrec.baselines.sasrec import SASRec
 from llmrec.baselines.sequential import FittedNetwork, Sequential, default_device
 from llmrec.data import sealed
+from llmrec.data.files import unique
 from llmrec.data.records import Examples, Interactions
 from llmrec.workers import as_they_end, workers
 
@@ -87,7 +87,7 @@ class Store:
     def keep(self, key: Mapping[str, Any], fitted: FittedNetwork, **facts: Any) -> None:
         """Write a network and what is known of it."""
         place = self._place(key)
-        staged = place.with_name(f".{place.name}.{os.getpid()}")
+        staged = place.with_name(f".{place.name}.{unique()}")
         shutil.rmtree(staged, ignore_errors=True)
         staged.mkdir(parents=True)
         state = fitted.network.state_dict()

@@ -4,6 +4,9 @@ import errno
 import hashlib
 import json
 import os
+import re
+import secrets
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +22,15 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def unique() -> str:
+    """A part of a file's name that no other process makes, on any host.
+
+    Containers have numbers of processes of their own, so a part of it is random.
+    """
+    host = re.sub(r"[^A-Za-z0-9]+", "-", socket.gethostname())[:24]
+    return f"{host}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it takes `path`'s place in one rename.
@@ -26,7 +38,7 @@ def replacing(path: Path) -> Iterator[Path]:
     On an exception the temporary file is removed and `path` is left as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{unique()}.tmp")
     try:
         yield temporary
         sync(temporary)

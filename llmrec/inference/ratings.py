@@ -75,7 +75,8 @@ class Selecting:
             if ratings is None:
                 selected[i] = Selected(selected[i].shown, (), failed=True)
                 continue
-            best = np.argsort(-ratings, kind="stable")[: self.wanted.count]
+            # Users of one history are rated alike, but for what is lost in rounding.
+            best = np.argsort(-ratings.round(5), kind="stable")[: self.wanted.count]
             selected[i] = Selected(tuple(best.tolist()), tuple(ratings.tolist()))
         return selected
 

@@ -22,7 +22,7 @@ from llmrec.methods.windows import Window, training_rows
 from llmrec.model.trainer import Refresh
 from llmrec.recipe import Recipe
 from llmrec.runs.folder import RunFolder
-from llmrec.runs.processes import processes
+from llmrec.runs.processes import main_only, processes
 from llmrec.text.tree import TokenTree
 
 log = logging.getLogger("llmrec")
@@ -44,7 +44,7 @@ class Reselecting:
     ) -> tuple[Sequence[TokenTree], dict[str, Any]] | None:
         """The rows from `step` on and how much of the selection changed; None: as they were."""
         begun, self._begun = self._begun, True
-        known = None if begun else self._newest(step)
+        known = None if begun else main_only(lambda: self._newest(step))
         if known is not None:
             self._shown = self._on_file(known)
         if not self._due(step):

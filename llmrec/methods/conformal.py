@@ -34,7 +34,7 @@ from llmrec.model.trainer import Coming
 from llmrec.recipe import Recipe
 from llmrec.recipe.conformal import Conformal
 from llmrec.runs.folder import RunFolder
-from llmrec.runs.processes import processes
+from llmrec.runs.processes import main_only, processes
 from llmrec.text.encoding import PromptEncoder
 from llmrec.text.rows import Views, two_views, widened, with_candidates
 from llmrec.text.tree import TokenTree
@@ -160,10 +160,9 @@ class LiveCandidates:
         path = self.folder.candidate_sets / f"{newest}.json"
         if begun and newest != step:
             return None
-        if not path.exists():
+        if not main_only(path.exists):
             self._find(model, path, coming(every))
-            processes().wait_for_everyone()
-        said = json.loads(path.read_text("utf-8"))
+        said = main_only(lambda: json.loads(path.read_text("utf-8")))
         self.rows.step = newest
         self.rows.beams = {one["row"]: (one["first"], one["second"]) for one in said}
         if newest != step:

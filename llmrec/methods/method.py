@@ -26,7 +26,7 @@ from llmrec.model.losses import Loss
 from llmrec.model.trainer import Refresh
 from llmrec.recipe import Recipe
 from llmrec.runs.folder import RunFolder
-from llmrec.runs.processes import processes
+from llmrec.runs.processes import main_first
 from llmrec.text.encoding import Context, PromptEncoder
 from llmrec.text.tree import TokenTree
 
@@ -95,7 +95,7 @@ class Job:
             candidates = draw_candidates(
                 asked, len(self.encoder.titles), recipe.data.candidates, recipe.seed, purpose=0
             )
-        with processes().main_process_first():
+        with main_first():
             return prompting_of(
                 recipe, folder, self.encoder, "train", asked, candidates, self.chosen is None
             )

@@ -17,7 +17,7 @@ from llmrec.inference.prompting import prompting_of
 from llmrec.model.trainer import Validated
 from llmrec.recipe import Recipe
 from llmrec.runs.folder import RunFolder
-from llmrec.runs.processes import processes
+from llmrec.runs.processes import main_first
 from llmrec.text.encoding import Ids, PromptEncoder
 
 
@@ -32,7 +32,7 @@ def validation_of(
     wanted = recipe.validation
     # A ranking is as long as the cut-off, whatever the table's will be.
     decode = recipe.decode.model_copy(update={"top_k": wanted.k})
-    with processes().main_process_first():
+    with main_first():
         prompting = prompting_of(recipe, folder, encoder, "valid", valid)
     histories = valid.histories()
     closed = closed_items(histories, decode.filter_seen)

@@ -7,7 +7,6 @@ make it again or refuse, naming what differs. Knows no model and no stage.
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llmrec.data import sealed
+from llmrec.data.files import unique
 from llmrec.errors import LlmrecError
 from llmrec.recipe import Recipe
 from llmrec.runs.folder import leaves
@@ -125,7 +125,7 @@ class Artifact:
 
     def staged(self) -> Path:
         """Where to make it: a path beside `place` at which nothing stands."""
-        staged = self.place.with_name(f".{os.getpid()}.{self.place.name}")
+        staged = self.place.with_name(f".{unique()}.{self.place.name}")
         staged.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(staged, ignore_errors=True)
         staged.unlink(missing_ok=True)

@@ -1,8 +1,9 @@
 """Answers made batch by batch, each batch a file, so that an interrupted stage goes on by batch.
 
-Processes share the batches. The batches are cut from the whole list, never from what is left, so
-that neither an interruption nor the number of processes changes an answer. Where it is cut anew,
-because users are to be read otherwise together, a batch that was never answered is answered.
+Processes take the batches from one queue. The batches are cut from the whole list, never from what
+is left, so that neither an interruption nor the number of processes changes an answer. Where it is
+cut anew, because users are to be read otherwise together, a batch that was never answered is
+answered.
 """
 
 import hashlib
@@ -12,48 +13,43 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmrec import stopping
 from llmrec.data.batching import Batch
 from llmrec.data.files import write_json
-
-if TYPE_CHECKING:
-    from accelerate import PartialState
 
 log = logging.getLogger("llmrec")
 PROGRESS_SECONDS = 30.0
 
 
 def answer_in_parts(
-    parts: Path,
-    plan: Sequence[Batch],
-    begin: Callable[[], Callable[[Batch], list[Any]]],
-    state: "PartialState",
-    what: str,
+    parts: Path, plan: Sequence[Batch], begin: Callable[[], Callable[[Batch], list[Any]]], what: str
 ) -> None:
     """Answer every batch of `plan` that has no file under `parts`.
 
-    `begin()` is called if there is anything to do, and gives the function that answers a batch: one
-    JSON value for each index in it. Returns when all processes are done.
+    `begin()` is called by who has anything to do, and gives the function that answers a batch: one
+    JSON value for each index in it. Processes take the next batch when they are done with one.
+    Returns when all processes are.
     """
-    mine = [
-        batch
-        for number, batch in enumerate(plan)
-        if number % state.num_processes == state.process_index and not _part(parts, batch).exists()
-    ]
-    answer = begin() if mine else None
+    from llmrec.runs.processes import main_only, taken, together  # brings torch
+
+    # One looks, for all: files of another host may be seen later.
+    left = main_only(
+        lambda: [n for n, batch in enumerate(plan) if not _part(parts, batch).exists()]
+    )
+    answer: Callable[[Batch], list[Any]] | None = None
     told = time.monotonic()
-    for done, batch in enumerate(mine):
-        assert answer is not None  # noqa: S101  there is something to do
+    for done in taken(len(left)):
+        batch, answer = plan[left[done]], answer or begin()
         stopping.check()
         started = time.monotonic()
         answers = {str(i): a for i, a in zip(batch.tolist(), answer(batch), strict=True)}
         write_json(_part(parts, batch), {"seconds": time.monotonic() - started, "answers": answers})
         if time.monotonic() - told > PROGRESS_SECONDS:
             told = time.monotonic()
-            log.info("%s, %d of %d batches", what, done + 1, len(mine))
-    state.wait_for_everyone()
+            log.info("%s, %d of %d batches", what, done + 1, len(left))
+    together()
 
 
 def collected(parts: Path) -> tuple[list[Any], float]:

@@ -33,6 +33,7 @@ class Stage:
 def stages_of(recipe: Recipe) -> list[Stage]:
     """The stages of a run in their order."""
     # Imported late: `train` and `recommend` bring torch.
+    from llmrec.methods.table import method_of
     from llmrec.stages import calibrate, evaluate, prepare, recommend, report
 
     trains = any(system.is_trained for system in parsed(recipe.systems))
@@ -40,7 +41,8 @@ def stages_of(recipe: Recipe) -> list[Stage]:
     return [
         Stage("prepare", prepare.run, everyone=False),
         *(
-            [Stage("train", train, everyone=True)]
+            # A network is trained by one process.
+            [Stage("train", train, everyone=method_of(recipe).rows is not None)]
             if trains and recipe.model.adapter is None
             else []
         ),
@@ -53,9 +55,9 @@ def stages_of(recipe: Recipe) -> list[Stage]:
 
 def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     """Prepare, train, recommend, evaluate, report; what they found and each one's seconds."""
-    from llmrec.runs.processes import joined, staged
+    from llmrec.runs.processes import begun, staged
 
-    state = joined(recipe.train.get("ddp_timeout"))
+    state = begun(recipe, folder.root)
     seconds: dict[str, float] = {}
     found: dict[str, Any] = {}
     for stage in stages_of(recipe):
@@ -85,11 +87,12 @@ def train(recipe: Recipe, folder: RunFolder, only: str | None = None) -> dict[st
     soft (the run's adapter); those of a network are told in `networks`.
     """
     from llmrec.methods.table import method_of
-    from llmrec.runs.processes import joined, staged
+    from llmrec.runs.processes import begun, main_first, staged
     from llmrec.stages import prepare
     from llmrec.stages import train as training
 
-    with joined(recipe.train.get("ddp_timeout")).main_process_first():
+    begun(recipe, folder.root)
+    with main_first():
         prepare.run(recipe, folder)
     method = method_of(recipe)
     steps = partial(method.train, recipe, folder, training.run, only)

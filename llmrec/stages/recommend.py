@@ -6,49 +6,56 @@ by batch, so that an interrupted run goes on where it stopped, and processes sha
 """
 
 import logging
-from contextlib import nullcontext
 from typing import Any
 
 from llmrec.recipe import Recipe
-from llmrec.recipe.systems import parsed
+from llmrec.recipe.systems import System, parsed
 from llmrec.runs.folder import RunFolder
 from llmrec.stages import prepare
-from llmrec.systems.calibrated_lists import write_lists
+from llmrec.systems.calibrated_lists import MainOnly, write_lists
 from llmrec.systems.other_histories import write_other_histories
 from llmrec.systems.resources import Resources
 from llmrec.systems.table_rows import predictions_of
+from llmrec.terminal import by_main
 
 log = logging.getLogger("llmrec")
 
 
 def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     """Write `predictions/<system>.parquet` for each system that has none of these settings yet."""
-    with _main_process_first(recipe):
-        prepare.run(recipe, folder)
+    if not any(system.kind == "language_model" for system in parsed(recipe.systems)):
+        return by_main(lambda: _answered(recipe, folder, lambda do: do()))
+    from llmrec.runs.processes import begun, main_only  # brings torch
+
+    begun(recipe, folder.root)
+    return _answered(recipe, folder, main_only)
+
+
+def _answered(recipe: Recipe, folder: RunFolder, main_only: MainOnly) -> dict[str, Any]:
+    """The same; `main_only` has the main process do what is not shared and decide for all."""
+    main_only(lambda: prepare.run(recipe, folder))
     resources, systems = Resources(recipe, folder), parsed(recipe.systems)
     written, standing = [], []
     for system in systems:
         artifact = resources.artifact(system)
-        if artifact.facts_or_none() is not None:
+        if main_only(lambda: artifact.facts_or_none() is not None):  # noqa: B023
             standing.append(system.name)
             continue
-        predictions = predictions_of(resources, system)
-        if predictions is not None:
-            artifact.write(predictions.write)
+        if system.kind != "language_model":
+            main_only(lambda: _write(resources, system))  # noqa: B023
+        else:
+            _write(resources, system)
         written.append(system.name)
         log.info("recommend: %s done", system.name)
     if recipe.evaluate.calibration is not None:
-        written += [f"lists of {s.name}" for s in systems if write_lists(resources, s)]
+        written += [f"lists of {s.name}" for s in systems if write_lists(resources, s, main_only)]
     if recipe.evaluate.gates:
         others = [s.name for s in systems if write_other_histories(resources, s)]
         written += [f"{name} with other histories" for name in others]
     return {"written": written, "standing": standing, "folder": str(folder.predictions("x").parent)}
 
 
-def _main_process_first(recipe: Recipe) -> Any:
-    """Lets one process prepare before the others look; without a language model there is one."""
-    if not any(system.kind == "language_model" for system in parsed(recipe.systems)):
-        return nullcontext()
-    from llmrec.runs.processes import processes
-
-    return processes().main_process_first()
+def _write(resources: Resources, system: System) -> None:
+    predictions = predictions_of(resources, system)
+    if predictions is not None:
+        resources.artifact(system).write(predictions.write)

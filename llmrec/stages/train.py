@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import DistributedType, PartialState
+from accelerate import DistributedType
 from transformers import TrainingArguments
 
 from llmrec.data import sealed as checkpoints
@@ -31,7 +31,7 @@ from llmrec.recipe import Recipe
 from llmrec.runs.artifact import Artifact
 from llmrec.runs.folder import RunFolder
 from llmrec.runs.made import adapter, start_of
-from llmrec.runs.processes import processes
+from llmrec.runs.processes import begun, main_first, main_only, processes, together
 from llmrec.stages import prepare, prompts
 from llmrec.text.tree import TokenTree
 
@@ -43,11 +43,11 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
 
     Where its method has several steps this is the last one alone.
     """
-    state = processes()
+    state = begun(recipe, folder.root)
     method, job = method_of(recipe), _prepared(recipe, folder)
     rows = method.rows(job)
     made = adapter(recipe, folder)
-    done = made.facts_or_none()
+    done = main_only(made.facts_or_none)
     if done is not None:
         log.info(
             "train: %s stands already (best at step %s), nothing to do",
@@ -59,7 +59,7 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     model = _model(recipe)
     _require_graphs(recipe, model)
     require_tree_support(model, recipe.prompt.max_tokens)
-    resume = _resume_point(folder, made, state)
+    resume = _resume_point(folder, made)
     trainer = TreeTrainer(
         model,
         _arguments(recipe, folder),
@@ -81,7 +81,7 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     rival = method.rival(job)
     if state.is_main_process:
         _publish(folder, made, rival)
-    state.wait_for_everyone()
+    together()
     known = _described(checkpoints.facts(folder.adapter))
     return {"adapter": str(folder.adapter), **known, "steps": steps, "skipped": False}
 
@@ -109,7 +109,7 @@ def _require_whole_weights(accelerator: Any) -> None:
 
 
 def _prepared(recipe: Recipe, folder: RunFolder) -> Job:
-    with processes().main_process_first():
+    with main_first():
         prepare.run(recipe, folder)
         return Job.of(recipe, folder)
 
@@ -187,10 +187,14 @@ def _described(facts: dict[str, Any]) -> dict[str, Any]:
     return {"step": facts["step"], **facts["figures"], **kept}
 
 
-def _resume_point(folder: RunFolder, made: Artifact, state: PartialState) -> Path | None:
-    """The newest whole checkpoint, if it is on the way to `made`; begins afresh without one."""
+def _resume_point(folder: RunFolder, made: Artifact) -> Path | None:
+    """The newest whole checkpoint, if it is on the way to `made`; begins afresh without one.
+
+    The main process chooses it, for all.
+    """
     root = folder.checkpoints
-    with state.main_process_first():
+
+    def chosen() -> str | None:
         newest, skipped = checkpoints.newest(root, CHECKPOINT)
         for reason in skipped:
             log.warning("train: skipped a damaged checkpoint, %s", reason)
@@ -199,13 +203,15 @@ def _resume_point(folder: RunFolder, made: Artifact, state: PartialState) -> Pat
             facts = checkpoints.facts(newest)
             made.resumes(facts, newest)
             step = facts["step"]
-        if state.is_main_process:
-            root.mkdir(parents=True, exist_ok=True)
-            checkpoints.clear_staging(root)
-            _forget_after(folder, step)
-    if newest:
-        log.info("train: going on from %s", newest.name)
-    return newest
+        root.mkdir(parents=True, exist_ok=True)
+        checkpoints.clear_staging(root)
+        _forget_after(folder, step)
+        return None if newest is None else newest.name
+
+    name = main_only(chosen)
+    if name is not None:
+        log.info("train: going on from %s", name)
+    return None if name is None else root / name
 
 
 def _forget_after(folder: RunFolder, step: int) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmrec.data.files import unique
 from llmrec.recipe import Recipe
 from llmrec.runs.folder import RunFolder
 from llmrec.studies.cells import Cell
@@ -117,7 +118,7 @@ def _key(part: Part, cell: Cell) -> str | None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    staged = target.with_name(f".{target.name}.{os.getpid()}")
+    staged = target.with_name(f".{target.name}.{unique()}")
     shutil.rmtree(staged, ignore_errors=True)
     staged.parent.mkdir(parents=True, exist_ok=True)
     shutil.copytree(source, staged, ignore=shutil.ignore_patterns(".parts*"))

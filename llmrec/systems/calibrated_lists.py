@@ -5,6 +5,7 @@ items probabilities. A language model's lists are as long as its Rankings, those
 networks `evaluate.calibration.listed` items.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,25 +20,39 @@ from llmrec.systems.resources import Resources
 
 # Validation examples that a temperature is fitted to, drawn by seed where there are more.
 MAX_EXAMPLES = 2000
+MainOnly = Callable[[Callable[[], Any]], Any]
 
 
-def write_lists(resources: Resources, system: System) -> bool:
+def write_lists(
+    resources: Resources, system: System, main_only: MainOnly = lambda do: do()
+) -> bool:
     """Write the lists of the validation and the test examples; False where there is none to write.
 
     So where they stand, where a system gives no probabilities, or in a process that only helps.
+    `main_only` has the main process decide for all, and make what is not shared.
     """
     if not system.gives_probabilities:
         return False
     written = False
     for split in ("valid", "test"):
         artifact = artifact_of(resources, system, split)
-        if artifact.facts_or_none() is not None:
+        if main_only(lambda: artifact.facts_or_none() is not None):  # noqa: B023
             continue
-        found = _made(resources, system, split)
-        if found is not None:
-            artifact.write(_described(found, artifact.key, resources, system, split).write)
-            written = True
+        path = resources.folder.predictions(system.name)
+        is_language_model = system.kind == "language_model"
+        if is_language_model and (split == "valid" or not main_only(path.exists)):
+            written |= _write(resources, system, split)
+        else:
+            written |= main_only(lambda: _write(resources, system, split))  # noqa: B023
     return written
+
+
+def _write(resources: Resources, system: System, split: str) -> bool:
+    found = _made(resources, system, split)
+    if found is not None:
+        artifact = artifact_of(resources, system, split)
+        artifact.write(_described(found, artifact.key, resources, system, split).write)
+    return found is not None
 
 
 def artifact_of(resources: Resources, system: System, split: str) -> Artifact:

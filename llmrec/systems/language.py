@@ -126,7 +126,7 @@ def answered(
 
     files = resources.batch_files(system, split)
     plan = plan_of(prompting.ids(), resources.recipe.decode)
-    answer_in_parts(files, plan, begin, models.state, f"recommend: {system.name}")
+    answer_in_parts(files, plan, begin, f"recommend: {system.name}")
     return collected(files) if models.is_main_process else ([], 0.0)
 
 

@@ -16,7 +16,7 @@ from llmrec.model.loading import load_model, load_tuned
 from llmrec.recipe import Recipe
 from llmrec.recipe.systems import System
 from llmrec.runs.folder import RunFolder
-from llmrec.runs.processes import processes
+from llmrec.runs.processes import main_first, processes
 
 log = logging.getLogger("llmrec")
 
@@ -44,7 +44,7 @@ class LanguageModels:
     def prompting(self, split: str, examples: Examples) -> Prompting:
         """The prompts of a split."""
         if split not in self._prompting:
-            with self.state.main_process_first():
+            with main_first():
                 self._prompting[split] = prompting_of(
                     self.recipe, self.folder, self.encoder, split, examples
                 )

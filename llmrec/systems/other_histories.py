@@ -17,6 +17,7 @@ from llmrec.evaluation.predictions import Predictions, SystemInfo
 from llmrec.inference.engine import closed_items, plan_of
 from llmrec.recipe.systems import System
 from llmrec.runs.batch_files import answer_in_parts, collected, discard
+from llmrec.runs.processes import main_only
 from llmrec.systems.resources import Resources
 
 
@@ -29,7 +30,7 @@ def write_other_histories(resources: Resources, system: System) -> bool:
         return False
     place = resources.folder.other_history(system.name)
     artifact = replace(resources.artifact(system), place=place)
-    if artifact.facts_or_none() is not None:
+    if main_only(lambda: artifact.facts_or_none() is not None):
         return False
     language, test, decode = resources.language, resources.test, resources.recipe.decode
     own = language.prompting("test", test)
@@ -53,9 +54,7 @@ def write_other_histories(resources: Resources, system: System) -> bool:
 
     parts = resources.batch_files(system, "other-history")
     plan = plan_of(shown.ids(), decode)
-    answer_in_parts(
-        parts, plan, begin, language.state, f"recommend: {system.name}, other histories"
-    )
+    answer_in_parts(parts, plan, begin, f"recommend: {system.name}, other histories")
     if language.is_main_process:
         found, seconds = collected(parts)
         nll = np.array([np.inf if value is None else value for value in found])

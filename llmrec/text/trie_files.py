@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from llmrec.data.files import is_read_only, sha256_of, sync, write_json
+from llmrec.data.files import is_read_only, sha256_of, sync, unique, write_json
 from llmrec.errors import DataError
 from llmrec.text.trie import TitleTrie
 from llmrec.text.trie_building import Ints
@@ -39,8 +39,9 @@ def write(trie: TitleTrie, folder: Path, key: str) -> None:
             "new folder, or remove this one first"
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
-    staged = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    own = unique()
+    staged = folder.with_name(f".{folder.name}.{own}.tmp")
+    aside = folder.with_name(f".{folder.name}.{own}.old")
     shutil.rmtree(staged, ignore_errors=True)
     shutil.rmtree(aside, ignore_errors=True)
     staged.mkdir()

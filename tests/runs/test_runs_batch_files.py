@@ -1,7 +1,5 @@
 """Answers are kept by the batch; what was interrupted goes on, in the same batches or in others."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
@@ -9,7 +7,6 @@ from llmrec.data.batching import batches
 from llmrec.runs.batch_files import answer_in_parts, collected, discard
 
 LENGTHS = np.random.default_rng(0).integers(1, 40, 23).tolist()
-ALONE = {"num_processes": 1, "process_index": 0, "wait_for_everyone": lambda: None}
 
 
 def answering(asked, stop=None):
@@ -27,10 +24,9 @@ def answering(asked, stop=None):
 @pytest.mark.parametrize("size", [4, 3, 23])
 def test_an_interrupted_list_goes_on_with_the_same_batches_or_others(tmp_path, size):
     parts, before, after = tmp_path / "parts", [], []
-    state = SimpleNamespace(**ALONE)
     with pytest.raises(KeyboardInterrupt):
-        answer_in_parts(parts, batches(LENGTHS, 4), answering(before, stop=3), state, "test")
-    answer_in_parts(parts, batches(LENGTHS, size), answering(after), state, "test")
+        answer_in_parts(parts, batches(LENGTHS, 4), answering(before, stop=3), "test")
+    answer_in_parts(parts, batches(LENGTHS, size), answering(after), "test")
     answers, seconds = collected(parts)
     assert answers == [i * i for i in range(23)]
     assert seconds >= 0
@@ -41,16 +37,6 @@ def test_an_interrupted_list_goes_on_with_the_same_batches_or_others(tmp_path, s
 
 
 def test_nothing_is_begun_where_all_is_answered(tmp_path):
-    state, plan = SimpleNamespace(**ALONE), batches(LENGTHS, 5)
-    answer_in_parts(tmp_path / "parts", plan, answering([]), state, "test")
-    answer_in_parts(tmp_path / "parts", plan, lambda: pytest.fail("begun"), state, "test")
-
-
-def test_processes_share_the_batches(tmp_path):
-    shares = []
-    for rank in range(3):
-        shares.append([])
-        state = SimpleNamespace(**ALONE | {"num_processes": 3, "process_index": rank})
-        answer_in_parts(tmp_path, batches(LENGTHS, 4), answering(shares[-1]), state, "test")
-    assert [len(share) for share in shares] == [2, 2, 2]
-    assert collected(tmp_path)[0] == [i * i for i in range(23)]
+    plan = batches(LENGTHS, 5)
+    answer_in_parts(tmp_path / "parts", plan, answering([]), "test")
+    answer_in_parts(tmp_path / "parts", plan, lambda: pytest.fail("begun"), "test")

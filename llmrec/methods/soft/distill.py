@@ -26,7 +26,7 @@ from llmrec.recipe.soft import Distill
 from llmrec.runs import made
 from llmrec.runs.batch_files import answer_in_parts, collected, discard
 from llmrec.runs.folder import RunFolder
-from llmrec.runs.processes import processes
+from llmrec.runs.processes import begun, main_first, main_only, together
 
 log = logging.getLogger("llmrec")
 
@@ -39,14 +39,14 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     soft = recipe.soft
     if soft is None:
         raise RecipeError("the recipe has no section `soft`, so there is nothing to distill")
-    state = processes()
-    with state.main_process_first():
+    state = begun(recipe, folder.root)
+    with main_first():
         encoder = encoder_of(recipe, Catalog.read(folder.items), folder)
     windows = training_windows(recipe, Examples.read(folder.examples("train")))
     questions = questions_of(recipe, encoder, windows)
     adapter = sft_adapter_of(recipe, folder)
     artifact = made.answers(recipe, folder)
-    if artifact.facts_or_none() is not None:
+    if main_only(lambda: artifact.facts_or_none() is not None):
         standing = Answers.read(folder.answers)
         standing.require_questions(questions, folder.answers)
         log.info("distill: %s stands already, nothing to do", artifact.place)
@@ -70,7 +70,7 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
 
     prompts = [encoder.prompt(question.history).ids for question in questions]
     decode = by_beams(recipe.decode, soft.distill.beams)
-    answer_in_parts(parts, plan_of(prompts, decode), begin, state, "distill")
+    answer_in_parts(parts, plan_of(prompts, decode), begin, "distill")
     if state.is_main_process:
         beams, seconds = collected(parts)
         # All texts at once, in one order: a state's last bits depend on what it is read beside.
@@ -83,7 +83,7 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
         artifact.write(Answers(questions, *columns, measured).write)
         discard(parts)
         log.info("distill: %d answers in %.0f s", len(questions), seconds)
-    state.wait_for_everyone()
+    together()
     return {
         "answers": str(folder.answers),
         "skipped": False,
