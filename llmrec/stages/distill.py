@@ -5,12 +5,13 @@ from typing import Any
 from llmrec.methods.soft import distill
 from llmrec.recipe import Recipe
 from llmrec.runs.folder import RunFolder
-from llmrec.runs.processes import processes
+from llmrec.runs.processes import begun, main_first
 from llmrec.stages import prepare
 
 
 def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     """Prepare, then let the fine-tuned model answer its training prompts; see `soft.distill`."""
-    with processes().main_process_first():
+    begun(recipe, folder.root)
+    with main_first():
         prepare.run(recipe, folder)
     return distill.run(recipe, folder)

@@ -14,7 +14,7 @@ from llmrec.recipe import Recipe
 from llmrec.runs import made
 from llmrec.runs.artifact import SETTINGS
 from llmrec.runs.folder import RunFolder
-from llmrec.runs.processes import processes
+from llmrec.runs.processes import main_only, processes, together
 
 log = logging.getLogger("llmrec")
 # Names in an adapter's key that decide what a validation finds, for weights that are given.
@@ -58,7 +58,7 @@ def best_alpha(recipe: Recipe, folder: RunFolder, train: Train) -> dict[str, Any
     soft = recipe.soft
     assert soft is not None  # noqa: S101  callers ask first
     artifact = made.adapter(recipe, folder)
-    standing = artifact.facts_or_none()
+    standing = main_only(artifact.facts_or_none)
     if standing is not None:
         log.info("soft: %s stands already, nothing to do", folder.adapter)
         return {**_told(standing), "adapter": str(folder.adapter), "skipped": True}
@@ -78,7 +78,7 @@ def best_alpha(recipe: Recipe, folder: RunFolder, train: Train) -> dict[str, Any
         kept = {name: facts[name] for name in ("step", "figures")}
         more = {"kept": facts["kept"]} if "kept" in facts else {}
         artifact.adopt(part.adapter, score=score, alpha=alpha, alphas=values, **kept, **more)
-    processes().wait_for_everyone()
+    together()
     told = _told(sealed.facts(folder.adapter))
     return {**told, "adapter": str(folder.adapter), "skipped": False}
 
