@@ -18,8 +18,8 @@ from llmrec.evaluation.layout import from_json
 from llmrec.evaluation.over_seeds import seeded_comparisons, seeded_intervals
 from llmrec.evaluation.table import NLL
 from llmrec.model.kept_weights import read_log
-from llmrec.runs.evaluated import read_calibration
 from llmrec.studies.cells import Cell, Plan, Side
+from llmrec.studies.confidence import calibrations
 from llmrec.studies.pooled import Pooled, Row
 
 SAMPLES, CONFIDENCE = 2000, 0.95
@@ -148,12 +148,10 @@ def at_temperature(cells: Sequence[Cell], system: str) -> float:
 
     Of the half of the test users that `evaluate --calibration` measures on.
     """
-    found = []
-    for cell in cells:
-        data = cell.folder.provenance(cell.recipe)["data"]
-        said = (read_calibration(cell.folder.calibration, data) or {}).get("systems", {})
-        if system in said:
-            found.append(from_json(said[system][SCALED]["figures"][CALIBRATED_NLL]["mean"]))
+    found = [
+        from_json(said[SCALED]["figures"][CALIBRATED_NLL]["mean"])
+        for said in calibrations(cells, system)
+    ]
     return float(np.mean(found)) if found else float("nan")
 
 

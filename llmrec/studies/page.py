@@ -14,6 +14,7 @@ from llmrec.evaluation.study_curves import swept_curve, training_curves
 from llmrec.evaluation.study_page import Drawing, Part, StudyPage
 from llmrec.evaluation.table import NLL
 from llmrec.studies.cells import Line, Plan, Side
+from llmrec.studies.confidence import confidence_parts
 from llmrec.studies.findings import CONFIDENCE, Group, at_temperature, by_seed, trainings
 from llmrec.studies.pooled import Pooled
 from llmrec.studies.running import Record
@@ -42,6 +43,8 @@ def page_of(
         assert pooled is not None  # noqa: S101  there are groups
         parts += [_means_part(plan, pooled, group), *_tests_part(plan, group)]
         parts += _swept_parts(plan, group)
+    if pooled is not None:
+        parts += confidence_parts(plan, pooled)
     if plan.study.ends_with == "train":
         parts.append(_validation_part(plan, record))
     parts += [*_training_parts(plan, pooled), _hours_part(plan, record)]

@@ -35,7 +35,14 @@ CASES = {
             "network": {"hidden": 8, "max_epochs": 2, "max_length": 8, "trials": 1},
             "conformal": {"max_epochs": 1, "learning_rate": 1.0e-3},
         },
-        ["both-kind-sasrec", "size-kind-gru4rec"],
+        ["both-kind-sasrec", "size-kind-gru4rec-beta-1"],
+    ),
+    "cpft_settings": (
+        {
+            "network": {"hidden": 8, "max_epochs": 2, "max_length": 8, "trials": 1},
+            "conformal": {"max_epochs": 1, "learning_rate": 1.0e-3},
+        },
+        ["published", "euclidean-linkage-max"],
     ),
     "cpft_language": (OF_LANGUAGE, ["ce", "hard"]),
 }
@@ -91,10 +98,11 @@ def test_a_small_version_runs_to_its_page(name, tmp_path, tiny_base, small_log, 
     assert {test["metric"] for test in tests} <= set(
         tree.get("metrics", ["NLL", "HR@10", "NDCG@10"])
     )
-    assert bool(result["gates"]) == (name != "cpft")
+    assert bool(result["gates"]) == (name not in ("cpft", "cpft_settings"))
     assert {test["metric"] for test in tests} >= {"NLL", "HR@10"}
     told = [record.getMessage() for record in caplog.records]
     assert sum(text.startswith("prepare: reading") for text in told) == 1
     page = (tmp_path / f"runs/{name}/study.md").read_text("utf-8")
     assert page.startswith(f"# {tree['title']}\n")
     assert "## Paired differences" in page
+    assert ("## Confidence" in page) == (name in ("cpft", "cpft_language"))
