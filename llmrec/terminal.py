@@ -16,16 +16,20 @@ import warnings
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, redirect_stdout, suppress
 from threading import Thread
-from typing import Any, NoReturn, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
-from llmrec import stopping
+from llmrec import progress, stopping
 from llmrec.errors import LlmrecError
 from llmrec.known_errors import explained
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
 
 INTERRUPTED, CTRL_C, FAILED = 75, 130, 1
 # Seconds that a signal leaves: to what stops by itself, as a training that saves first, and to all
 # else, which leaves no part behind whenever it ends.
 GRACE, AT_ONCE = 120.0, 2.0
+DRAWN_EVERY = 0.2  # seconds between two drawings of a bar
 MAX_LINE, MAX_LINES = 2000, 100  # of an error or a log line
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _UNSEEN_BUT_COLOUR = re.compile(rf"(?!\x1b\[[0-9;]*m){_UNSEEN.pattern}")
@@ -203,11 +207,70 @@ def stdout_for_data() -> AbstractContextManager[Any]:
 def set_up_logging(quiet: bool) -> None:
     """Log lines of llmrec to stderr; warnings alone if `quiet` or not the main process."""
     logger = logging.getLogger("llmrec")
-    handler = logging.StreamHandler()
+    handler = _ToStderr()
     handler.setFormatter(_Harmless("%(message)s"))
     logger.handlers = [handler]
     logger.propagate = False
-    logger.setLevel(logging.WARNING if quiet or not is_main_process() else logging.INFO)
+    silent = quiet or not is_main_process()
+    logger.setLevel(logging.WARNING if silent else logging.INFO)
+    progress.draw_with(None if silent or not sys.stderr.isatty() else _Bars())
+
+
+class _ToStderr(logging.StreamHandler[TextIO]):
+    """Writes to what `sys.stderr` is now, which while bars are drawn is above them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
+class _Bars:
+    """Bars on a terminal's stderr, as many as there is work; drawn when it tells, by no thread."""
+
+    def __init__(self) -> None:
+        self._drawn: RichProgress | None = None
+
+    def bar(self, what: str) -> "_Bar":
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        if self._drawn is None:
+            fields = ("{task.description}", "{task.fields[count]}", "{task.fields[note]}")
+            name, count, note = (TextColumn(field, markup=False) for field in fields)
+            console = Console(file=sys.stderr)
+            self._drawn = Progress(
+                name, BarColumn(24), count, note, console=console, auto_refresh=False,
+                transient=True, redirect_stdout=False,
+            )  # fmt: skip
+            self._drawn.start()
+        task = self._drawn.add_task(what, total=None, count="", note="")
+        return _Bar(self, self._drawn, task)
+
+    def over(self, bars: "RichProgress") -> None:
+        """Leave the terminal as it was once nothing is drawn any more."""
+        if self._drawn is bars and not bars.tasks:
+            bars.stop()
+            self._drawn = None
+
+
+class _Bar:
+    def __init__(self, bars: _Bars, drawn: "RichProgress", task: Any) -> None:
+        self._bars, self._drawn, self._task, self._shown = bars, drawn, task, 0.0
+
+    def show(self, done: int, total: int | None, note: str, left: float | None) -> None:
+        if time.monotonic() - self._shown < DRAWN_EVERY and done != total:
+            return
+        self._shown = time.monotonic()
+        count = f"{done}/{total}" if total is not None else f"{done}"
+        rest = "" if left is None else f"{progress.words(left)} left"
+        said = harmless(", ".join(part for part in (note, rest) if part), False)
+        self._drawn.update(self._task, completed=done, total=total, count=count, note=said)
+        self._drawn.refresh()
+
+    def close(self) -> None:
+        self._drawn.remove_task(self._task)
+        self._drawn.refresh()
+        self._bars.over(self._drawn)
 
 
 def show(result: Any, as_json: bool) -> None:

@@ -10,6 +10,7 @@ from transformers import TrainerCallback
 
 from llmrec import stopping
 from llmrec.errors import LlmrecError
+from llmrec.progress import Progress
 
 
 class Finite(TrainerCallback):
@@ -61,6 +62,22 @@ class Epochs(TrainerCallback):
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.end()
+
+
+class Watched(TrainerCallback):
+    """Tells how far training is behind every step, once `told` is there, with the last loss."""
+
+    def __init__(self) -> None:
+        self.told: Progress | None = None
+        self._note = ""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        if logs and "loss" in logs:
+            self._note = f"loss {logs['loss']:.3f}"
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.told is not None:
+            self.told.at(state.global_step, state.max_steps, self._note)
 
 
 class Stopping(TrainerCallback):

@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from llmrec import stopping
+from llmrec import progress, stopping
 from llmrec.data import sealed as checkpoints
 from llmrec.errors import LlmrecError, RecipeError
-from llmrec.model.callbacks import Epochs, Finite, Stopping
+from llmrec.model.callbacks import Epochs, Finite, Stopping, Watched
 from llmrec.model.compiling import bare, of_any_size, require_compiler
 from llmrec.model.curriculum import Mixture
 from llmrec.model.epoch_losses import EpochLosses, means
@@ -36,7 +36,7 @@ from llmrec.model.row_order import FILLER, RowOrder, Rows, Weights
 from llmrec.model.trust import require_safe_checkpoint
 from llmrec.text.tree import TokenTree
 
-PROGRESS_SECONDS = 30.0
+LESS = "train.num_train_epochs, rows.count, data.subset.train"
 logger = logging.getLogger("llmrec")
 
 Coming = Callable[[int], list[int]]
@@ -97,7 +97,8 @@ class TreeTrainer(Trainer):
         self.cuda_graphs = cuda_graphs
         if cuda_graphs:
             launch_as_graphs(model)
-        self.started = self._told = time.monotonic()
+        self.started = time.monotonic()
+        self.watched = Watched()
         self.targets_seen, self._validated_at, self._resumed_at = 0.0, -1, -1
         self._logged = read_log(log_path)
         self._scores = [tuple(x["score"]) for x in self._logged if "score" in x]
@@ -114,6 +115,7 @@ class TreeTrainer(Trainer):
             callbacks=[
                 Finite(self._losses_of_step),
                 Epochs(self.begin_epoch, self.end_epoch),
+                self.watched,
                 Stopping(self._asked_to_stop),
             ],
         )
@@ -221,6 +223,7 @@ class TreeTrainer(Trainer):
         if better or checkpoints.newest(self.root, BEST)[0] is None:
             self._keep_best(step, measured)
         metrics = {f"eval_{name}": value for name, value in measured.figures.items()}
+        self.log(metrics)
         handler = self.callback_handler
         self.control = handler.on_evaluate(self.args, self.state, self.control, metrics)
         if self._has_stalled():
@@ -294,7 +297,6 @@ class TreeTrainer(Trainer):
         """Log as Hugging Face does, and one line to `log_path` for a training loss."""
         super().log(logs, *args, **kwargs)
         if "loss" in logs:
-            now = time.monotonic()
             parts, self._parts = self._parts, []
             names = parts[0] if parts else ()
             means = {name: sum(p[name] for p in parts) / len(parts) for name in names}
@@ -305,19 +307,9 @@ class TreeTrainer(Trainer):
                     **means,
                     "grad_norm": logs.get("grad_norm"),
                     "targets": round(self.targets_seen),
-                    "seconds": round(now - self.started, 1),
+                    "seconds": round(time.monotonic() - self.started, 1),
                 }
             )
-            if now - self._told > PROGRESS_SECONDS:
-                self._told = now
-                logger.info(
-                    "train: step %d of %d, loss %.3f, %d targets in %.0f s",
-                    self.state.global_step,
-                    self.state.max_steps,
-                    logs["loss"],
-                    self.targets_seen,
-                    now - self.started,
-                )
 
     def go(self, checkpoint: Path | None) -> int:
         """Train to the end, from `checkpoint` if there is one; returns the last step."""
@@ -332,7 +324,7 @@ class TreeTrainer(Trainer):
             if self._has_stalled():
                 return self._resumed_at
         self.accelerator.wait_for_everyone()  # all have read the log before one writes
-        with stopping.gracefully():
+        with stopping.gracefully(), progress.over("train: step", LESS) as self.watched.told:
             outcome = self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if self.state.global_step < self.state.max_steps and not self._has_stalled():
             stopping.check()

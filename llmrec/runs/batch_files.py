@@ -8,19 +8,15 @@ answered.
 
 import hashlib
 import json
-import logging
 import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from llmrec import stopping
+from llmrec import progress, stopping
 from llmrec.data.batching import Batch
 from llmrec.data.files import write_json
-
-log = logging.getLogger("llmrec")
-PROGRESS_SECONDS = 30.0
 
 
 def answer_in_parts(
@@ -39,16 +35,15 @@ def answer_in_parts(
         lambda: [n for n, batch in enumerate(plan) if not _part(parts, batch).exists()]
     )
     answer: Callable[[Batch], list[Any]] | None = None
-    told = time.monotonic()
-    for done in taken(len(left)):
-        batch, answer = plan[left[done]], answer or begin()
-        stopping.check()
-        started = time.monotonic()
-        answers = {str(i): a for i, a in zip(batch.tolist(), answer(batch), strict=True)}
-        write_json(_part(parts, batch), {"seconds": time.monotonic() - started, "answers": answers})
-        if time.monotonic() - told > PROGRESS_SECONDS:
-            told = time.monotonic()
-            log.info("%s, %d of %d batches", what, done + 1, len(left))
+    with progress.over(f"{what}, batch") as told:
+        for done in taken(len(left)):
+            batch, answer = plan[left[done]], answer or begin()
+            stopping.check()
+            started = time.monotonic()
+            answers = {str(i): a for i, a in zip(batch.tolist(), answer(batch), strict=True)}
+            seconds = time.monotonic() - started
+            write_json(_part(parts, batch), {"seconds": seconds, "answers": answers})
+            told.at(done + 1, len(left))
     together()
 
 

@@ -111,6 +111,11 @@ class RunFolder:
         return self.root / self.part / "train_log.jsonl"
 
     @property
+    def tracking(self) -> Path:
+        """What trackers of experiments keep here."""
+        return self.root / self.part / "tracking"
+
+    @property
     def sft(self) -> "RunFolder":
         """The same run's fine-tuned adapter, whose answers SOFT distils."""
         return RunFolder(self.root, "sft")

@@ -33,6 +33,7 @@ from llmrec.runs.folder import RunFolder
 from llmrec.runs.made import adapter, start_of
 from llmrec.runs.processes import begun, main_first, main_only, processes, together
 from llmrec.stages import prepare, prompts
+from llmrec.stages.tracking import tracking
 from llmrec.text.tree import TokenTree
 
 log = logging.getLogger("llmrec")
@@ -60,24 +61,25 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     _require_graphs(recipe, model)
     require_tree_support(model, recipe.prompt.max_tokens)
     resume = _resume_point(folder, made)
-    trainer = TreeTrainer(
-        model,
-        _arguments(recipe, folder),
-        rows,
-        loss,
-        validation_of(recipe, folder, job.encoder),
-        folder.train_log,
-        method.curriculum(job),
-        recipe.validation.patience,
-        method.refresh(job, rows),
-        made.key,
-        recipe.model.cuda_graphs,
-        recipe.soft.period if recipe.soft is not None else None,
-    )
-    if method.asks or recipe.validation.metric != "nll":
-        _require_whole_weights(trainer.accelerator)
-    log.info("train: %d rows of shape %s", len(rows), recipe.rows.shape)
-    steps = trainer.go(resume)
+    with tracking(folder, recipe.train.get("report_to")):
+        trainer = TreeTrainer(
+            model,
+            _arguments(recipe, folder),
+            rows,
+            loss,
+            validation_of(recipe, folder, job.encoder),
+            folder.train_log,
+            method.curriculum(job),
+            recipe.validation.patience,
+            method.refresh(job, rows),
+            made.key,
+            recipe.model.cuda_graphs,
+            recipe.soft.period if recipe.soft is not None else None,
+        )
+        if method.asks or recipe.validation.metric != "nll":
+            _require_whole_weights(trainer.accelerator)
+        log.info("train: %d rows of shape %s", len(rows), recipe.rows.shape)
+        steps = trainer.go(resume)
     rival = method.rival(job)
     if state.is_main_process:
         _publish(folder, made, rival)
@@ -234,6 +236,7 @@ def _arguments(recipe: Recipe, folder: RunFolder) -> TrainingArguments:
         "save_strategy": "epoch",
         "save_total_limit": 1,
         "disable_tqdm": True,
+        "run_name": recipe.name,
         **recipe.train,
     }
     try:
