@@ -9,7 +9,7 @@ setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,data,embed,gguf,report]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,data,embed,gguf,report,serve]'
 	touch $@
 
 demo: $(READY)

@@ -11,7 +11,7 @@ from typing import Annotated, Optional
 import typer
 
 from llmrec import terminal
-from llmrec.cli_recommend import recommend
+from llmrec.cli_recommend import recommend, serve
 from llmrec.cli_results import compare, evaluate, export, report
 from llmrec.cli_shipped import (
     Json,
@@ -38,7 +38,7 @@ app.add_typer(prompts_app, name="prompts")
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(config_app, name="config")
 app.add_typer(check_app, name="check")
-for verb in (recommend, evaluate, export, compare, report):
+for verb in (recommend, serve, evaluate, export, compare, report):
     app.command()(verb)
 Offline = Annotated[bool, typer.Option("--offline", help="Use the cache alone.")]
 

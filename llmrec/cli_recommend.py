@@ -1,4 +1,4 @@
-"""The verbs that answer: recommend. Like `llmrec.cli`, imports a stage when it is called."""
+"""The verbs that answer: recommend and serve. Like `llmrec.cli`, imports a stage when called."""
 
 import sys
 from pathlib import Path
@@ -98,3 +98,23 @@ def recommend(
         result = test_split.run(settings, folder)
     folder.keep(settings)
     terminal.show(result, as_json)
+
+
+def serve(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder, or its recipe.")],
+    overrides: Overrides = None,
+    system: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="A row of the table to serve; may be repeated, the first by default."),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    seconds: Annotated[float, typer.Option(min=0.1, help="A request's time, at most.")] = 30.0,
+) -> None:
+    """Answer over HTTP, with a page to try a run out; one loaded run, requests in batches."""
+    settings, folder = opened(run, overrides, None)
+    from llmrec.stages import serve as stage
+
+    with terminal.stdout_for_data():
+        result = stage.run(settings, folder, system or (), host, port, seconds)
+    terminal.show(result, as_json=False)

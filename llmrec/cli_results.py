@@ -1,4 +1,7 @@
-"""The verbs about what came out: evaluate, export, compare, report. None brings torch."""
+"""The verbs about what came out: evaluate, export, compare, report.
+
+None brings torch, but to merge a model.
+"""
 
 import logging
 from pathlib import Path
@@ -108,13 +111,32 @@ def export(
         typer.Option(help="Folder to write to; else `export` in the run folder."),
     ] = None,
     output: Annotated[str, typer.Option("--format", help="parquet or csv.")] = "parquet",
+    merge: Annotated[
+        bool,
+        typer.Option("--merge", help="The model instead: merged weights, catalog, trie, card."),
+    ] = False,
+    push: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="OWNER/NAME", help="Upload the merged model to the Hub, private."),
+    ] = None,
+    system: Annotated[str, typer.Option(help="Whose weights are merged.")] = "tuned",
     as_json: Json = False,
 ) -> None:
-    """A run's splits and predictions by item id and title, for other programs."""
+    """A run's splits and predictions by item id and title, for other programs; or its model."""
     from llmrec.runs.folder import open_run
-    from llmrec.stages import export as stage
 
     settings, folder = open_run(recipe, overrides or [])
+    if push is not None and not merge:
+        raise RecipeError("--push uploads the merged model; add --merge")
+    if merge:
+        from llmrec.stages import export_model
+
+        with terminal.stdout_for_data():
+            result = export_model.run(settings, folder, out, push, system)
+        terminal.show(result, as_json)
+        return
+    from llmrec.stages import export as stage
+
     terminal.show(stage.run(settings, folder, out, output), as_json)
 
 

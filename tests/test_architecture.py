@@ -25,7 +25,8 @@ ROOMS = {
     "inference": LOWER | {"recipe", "fetch", "runs"},
     "methods": LOWER | {"recipe", "fetch", "runs", "inference"},
     "systems": LOWER | {"recipe", "fetch", "runs", "inference", "methods"},
-    "stages": LOWER | {"recipe", "fetch", "runs", "inference", "methods", "systems"},
+    "server": {"data", "decoding", "recipe", "runs", "systems"},
+    "stages": LOWER | {"recipe", "fetch", "runs", "inference", "methods", "systems", "server"},
     "studies": LOWER | {"recipe", "runs", "inference", "methods", "stages"},
 }
 BELOW_STAGES = [room for room in ROOMS if room not in {"stages", "studies"}]

@@ -165,6 +165,15 @@ class Recommender:
         """The `top_k` best items for requests of positions, as `recommend` has them."""
         return self._answer(requests, top_k)
 
+    def explain(self, requests: Requests, top_k: int) -> dict[str, Any] | None:
+        """How one request of positions is answered: the prompt's tokens and the search's choices.
+
+        See `explaining`. None for systems that read no prompt, or rank by no search.
+        """
+        if not isinstance(self._answer, serving.SearchedAnswer):
+            return None
+        return self._answer.explain(requests, top_k)
+
     def _sets(self, coverage: float) -> PredictionSets:
         settings = artifact_of(self._resources, self.system, "test").key
         return prediction_sets(self.folder, self.system.name, coverage, settings)

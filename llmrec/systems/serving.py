@@ -26,12 +26,12 @@ from llmrec.runs.artifact import SETTINGS, VERSION, Artifact, differences
 from llmrec.runs.folder import RunFolder
 from llmrec.runs.identity import base_content, template_content
 from llmrec.runs.made import PROMPT
-from llmrec.systems import baselines, free
+from llmrec.systems import baselines, explaining, free
 from llmrec.systems.grounded import served_fusion
 from llmrec.systems.guidance import served_guidance
 from llmrec.systems.language_models import adapter_of_system
 from llmrec.systems.resources import Resources
-from llmrec.text.encoding import Ids
+from llmrec.text.encoding import EncodedPrompt, Ids
 
 Items = npt.NDArray[np.int32]
 
@@ -66,7 +66,7 @@ def answering(resources: Resources, system: System) -> Answer:
         return _Grounded(resources, system, engine, prompts)
     if system.way == "free":
         return _Free(resources, engine, prompts)
-    return _Ranked(resources, system, engine, prompts)
+    return SearchedAnswer(resources, system, engine, prompts)
 
 
 class RawPrompts:
@@ -79,8 +79,14 @@ class RawPrompts:
 
     def of(self, requests: Requests, engine: Engine) -> list[Ids]:
         """(U) token ids; who has no name cannot be one of the similar users."""
+        return [prompt.ids for prompt in self.encoded(requests, engine)]
+
+    def encoded(self, requests: Requests, engine: Engine) -> list[EncodedPrompt]:
+        """(U) prompts as they are laid out."""
         prompting = self._prompting(requests)
-        return prompting.ids(prompting.selected(engine))
+        contexts = prompting.contexts(prompting.selected(engine))
+        pairs = zip(prompting.histories, contexts, strict=True)
+        return [self.encoder.prompt(history, context) for history, context in pairs]
 
     def _prompting(self, requests: Requests) -> Prompting:
         histories, wanted = requests.histories, self.recipe.demonstrations
@@ -123,7 +129,7 @@ class _Scored:
         )
 
 
-class _Ranked:
+class SearchedAnswer:
     """A language model that ranks, alone or guided."""
 
     def __init__(
@@ -138,15 +144,44 @@ class _Ranked:
         if requests.candidates is not None:
             rankings = self.engine.choose(prompts, requests.candidates).rankings
             return [Ranking(r.positions[:k], r.scores[:k], r.certified) for r in rankings]
+        q, weight = self._guiding(requests)
+        closed = self._closed(requests)
+        found = self.engine.rank(prompts, closed, k, probabilities=q, weight=weight)
+        return found.rankings
+
+    def explain(self, requests: Requests, k: int) -> dict[str, Any]:
+        """The prompt of the one request and, from the whole catalog, the search for its `k` items.
+
+        See `explaining`; `certified` says whether the list is proven.
+        """
+        [ranking] = self(requests, k)
+        [prompt] = self.prompts.encoded(requests, self.engine)
+        said = {
+            "tokens": explaining.tokens_of(prompt, self.prompts.encoder),
+            "titles_left_out": prompt.dropped,
+            "certified": ranking.certified,
+            "tree": None,
+        }
+        if requests.candidates is None and len(ranking.positions):
+            q, weight = self._guiding(requests)
+            [closed] = self._closed(requests)
+            said["tree"] = explaining.search_tree(
+                self.engine, self.resources.catalog, prompt, closed, ranking.positions, q, weight
+            )
+        return said
+
+    def _closed(self, requests: Requests) -> list[Items]:
         filter_seen = self.resources.recipe.decode.filter_seen
-        closed = closed_items(requests.histories, filter_seen, requests.closed)
+        return closed_items(requests.histories, filter_seen, requests.closed)
+
+    def _guiding(self, requests: Requests) -> tuple[npt.NDArray[np.float64] | None, float]:
+        """The guide's probabilities (U, N), and the weight of the model beside them."""
         if self.guidance is None:
-            return self.engine.rank(prompts, closed, k).rankings
+            return None, 1.0
         q = self.guidance.probabilities(self.resources, requests.histories)
         if requests.closed is not None:
             q = without_items(q, requests.closed)
-        weight = self.guidance.weight
-        return self.engine.rank(prompts, closed, k, probabilities=q, weight=weight).rankings
+        return q, self.guidance.weight
 
 
 class _Grounded:
