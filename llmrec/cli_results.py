@@ -26,6 +26,10 @@ def evaluate(
         Optional[list[str]],  # noqa: UP045
         typer.Option(metavar="NAME=FILE", help="A ranking of another program, as a row more."),
     ] = None,
+    drop: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(metavar="NAME", help="Take such a ranking out of the run again."),
+    ] = None,
     targets: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="Judge the --predictions by this file alone, without a run."),
@@ -51,7 +55,7 @@ def evaluate(
     if targets is not None:
         # One --predictions may be followed by several NAME=FILE: no recipe is there to override.
         more = [text for text in (recipe, *(overrides or ())) if text is not None]
-        if calibration or not predictions or not all(map(_named_file, more)):
+        if calibration or drop or not predictions or not all(map(_named_file, more)):
             raise RecipeError(
                 "--targets FILE judges --predictions NAME=FILE and nothing else: name at least "
                 "one, and leave out the recipe, its settings and --calibration"
@@ -69,6 +73,8 @@ def evaluate(
     from llmrec.stages import calibrate
     from llmrec.stages import evaluate as stage
 
+    if drop:
+        terminal.by_main(lambda: evaluate_files.drop(folder, drop))
     for noticed in evaluate_files.adopt(settings, folder, predictions) if predictions else ():
         log.warning("evaluate: %s", noticed)
 

@@ -1,4 +1,5 @@
-"""Rankings and targets of other programs: CSV, TSV, Parquet, JSON lines, TREC run and qrels files.
+"""Rankings and targets of other programs: CSV, TSV, Parquet, JSON lines, TREC run and qrels files;
+DataFrames and Arrow tables.
 
 One row a user and an item. Columns are known by the names that RecBole, RecTools, LensKit and TREC
 give them (`COLUMNS`); one row a user with a list of items, best first or with their scores as in
@@ -9,6 +10,7 @@ integers. Knows no run and no metric.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -63,7 +65,16 @@ def read_ranking(path: Path) -> ForeignLists:
     first, as trec_eval has it. An item that comes back in a list counts once, at its best place.
     Raises DataError, naming the file, for a file that holds no such lists.
     """
-    table, trec = _table(path, _RUN)
+    return _ranking(path, *_table(path, _RUN))
+
+
+def ranking_of(table: Any, name: str = "rankings") -> ForeignLists:
+    """The same lists of a DataFrame, pandas or polars, or of whatever gives Arrow, called `name` in
+    messages."""
+    return _ranking(name, _named(name, _flat(pa.table(table))), False)
+
+
+def _ranking(path: Path | str, table: pa.Table, trec: bool) -> ForeignLists:
     if not table.num_rows:
         raise DataError(f"{path}: holds no list")
     if RANK in table.column_names and not trec:
@@ -94,6 +105,31 @@ def read_targets(path: Path) -> ForeignLists:
     return _listed(path, table, np.zeros(table.num_rows), None)
 
 
+def targets_of(table: Any, name: str = "targets") -> ForeignLists:
+    """The same of a DataFrame or whatever gives Arrow; every row is a target."""
+    found = _named(name, _flat(pa.table(table)))
+    if not found.num_rows:
+        raise DataError(f"{name}: holds no target")
+    return _listed(name, found, np.zeros(found.num_rows), None)
+
+
+def matched(listed: ForeignLists, wanted: ForeignLists) -> tuple[list[Longs], Longs]:
+    """Rankings of the U users who have targets, and their targets (U, M) padded with -1.
+
+    Items are numbered as `wanted` numbers them, -1 for one that is nobody's target; who has no list
+    has an empty one.
+    """
+    place = {user: number for number, user in enumerate(listed.users)}
+    rows = [place.get(user, -1) for user in wanted.users]
+    codes = {item: code for code, item in enumerate(wanted.item_ids)}
+    ours = np.array([codes.get(item, -1) for item in listed.item_ids], np.int64)
+    rankings = [ours[listed.of(row)] if row >= 0 else ours[:0] for row in rows]
+    sizes = np.diff(wanted.offsets)
+    targets = np.full((len(rows), int(sizes.max())), -1, np.int64)
+    targets[np.arange(targets.shape[1]) < sizes[:, None]] = wanted.items
+    return rankings, targets
+
+
 def target_nll(listed: ForeignLists, targets: Mapping[str, str]) -> npt.NDArray[np.float64] | None:
     """(U,) -log of the probability given to each listed user's target; None without a distribution.
 
@@ -117,7 +153,7 @@ def target_nll(listed: ForeignLists, targets: Mapping[str, str]) -> npt.NDArray[
 
 
 def _listed(
-    path: Path,
+    path: Path | str,
     table: pa.Table,
     key: npt.NDArray[np.float64],
     p: npt.NDArray[np.float64] | None,
@@ -183,7 +219,7 @@ def _whitespace(path: Path, names: Sequence[str]) -> pa.Table:
     return pa.table({n: pa.array(c, pa.string()) for n, c in zip(names, columns, strict=True)})
 
 
-def _named(path: Path, table: pa.Table) -> pa.Table:
+def _named(path: Path | str, table: pa.Table) -> pa.Table:
     """With the columns that are known under their standard names, the others dropped."""
     plain = [name.strip().partition(":")[0].lower() for name in table.column_names]
     found = {}
@@ -229,7 +265,7 @@ def _holds_lists(table: pa.Table, name: str) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
 
 
-def _ids(path: Path, table: pa.Table, role: str) -> tuple[Longs, list[str]]:
+def _ids(path: Path | str, table: pa.Table, role: str) -> tuple[Longs, list[str]]:
     """(R,) numbers of the ids, and the ids in their normal form."""
     encoded, wrong = identifiers(table.column(role).combine_chunks())
     if wrong:
@@ -238,7 +274,7 @@ def _ids(path: Path, table: pa.Table, role: str) -> tuple[Longs, list[str]]:
     return encoded.indices.to_numpy(False).astype(np.int64), encoded.dictionary.to_pylist()
 
 
-def _numbers(path: Path, table: pa.Table, role: str) -> npt.NDArray[np.float64]:
+def _numbers(path: Path | str, table: pa.Table, role: str) -> npt.NDArray[np.float64]:
     """(R,) finite numbers."""
     try:
         cast = pc.cast(table.column(role), pa.float64())

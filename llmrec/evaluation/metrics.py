@@ -18,11 +18,12 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from llmrec.evaluation.rankings import NO_ITEM, IntArray, Rankings, padded, target_sets
+from llmrec.evaluation.by_id import as_positions
+from llmrec.evaluation.rankings import NO_ITEM, IntArray, padded, target_sets
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Longs: TypeAlias = npt.NDArray[np.int64]
-Metric: TypeAlias = Callable[[Rankings, IntArray, int], Floats]
+Metric: TypeAlias = Callable[[Any, Any, int], Floats]
 # (U, M) ranks from 0 with k for a miss, (U,) targets of each user, k -> (U,)
 Formula: TypeAlias = Callable[[Longs, Longs, int], Floats]
 
@@ -30,15 +31,16 @@ _NO_TARGET = NO_ITEM - 1  # stands in no Ranking
 _CHUNK = 4096  # users compared at once: what is compared stays in the processor's cache
 
 
-def target_ranks(rankings: Rankings, targets: IntArray, k: int) -> tuple[Longs, Longs]:
+def target_ranks(rankings: Any, targets: Any, k: int) -> tuple[Longs, Longs]:
     """Where the targets stand: ((U, M) ranks from 0, k where not among the first k; (U,) targets).
 
-    `rankings` (U, L) or U arrays, `targets` (U,) or (U, M), both padded with -1. The count is of a
-    user's different targets. A matrix is much faster than arrays. Raises ValueError for a k below
-    1 or for unequal numbers of users.
+    `rankings` (U, L) or U arrays, `targets` (U,) or (U, M), both padded with -1; or both by item
+    id, or as tables, as `by_id` takes them. The count is of a user's different targets. A matrix is
+    much faster than arrays. Raises ValueError for a k below 1 or for unequal numbers of users.
     """
     if k < 1:
         raise ValueError(f"the cut-off k must be at least 1, got {k}")
+    rankings, targets = as_positions(rankings, targets)
     answers, wanted = padded(rankings)[:, :k], target_sets(targets)
     if len(answers) != len(wanted):
         raise ValueError(f"{len(answers)} rankings but targets of {len(wanted)} users")
@@ -59,32 +61,32 @@ def target_ranks(rankings: Rankings, targets: IntArray, k: int) -> tuple[Longs, 
     return ranks, counts
 
 
-def hit_rate(rankings: Rankings, targets: IntArray, k: int) -> Floats:
+def hit_rate(rankings: Any, targets: Any, k: int) -> Floats:
     """HR@k (U,): 1 if any target is among the first k, else 0; NaN without a target."""
     return _hit_rate(*target_ranks(rankings, targets, k), k)
 
 
-def ndcg(rankings: Rankings, targets: IntArray, k: int) -> Floats:
+def ndcg(rankings: Any, targets: Any, k: int) -> Floats:
     """NDCG@k (U,): sum of 1 / log2(rank + 2) over hits, divided by that of an ideal Ranking."""
     return _ndcg(*target_ranks(rankings, targets, k), k)
 
 
-def mrr(rankings: Rankings, targets: IntArray, k: int) -> Floats:
+def mrr(rankings: Any, targets: Any, k: int) -> Floats:
     """MRR@k (U,): 1 / (rank + 1) of the best-ranked target, 0 without a hit."""
     return _mrr(*target_ranks(rankings, targets, k), k)
 
 
-def recall(rankings: Rankings, targets: IntArray, k: int) -> Floats:
+def recall(rankings: Any, targets: Any, k: int) -> Floats:
     """Recall@k (U,): hits among the first k, divided by the user's targets."""
     return _recall(*target_ranks(rankings, targets, k), k)
 
 
-def precision(rankings: Rankings, targets: IntArray, k: int) -> Floats:
+def precision(rankings: Any, targets: Any, k: int) -> Floats:
     """Precision@k (U,): hits among the first k, divided by k (also where a Ranking is shorter)."""
     return _precision(*target_ranks(rankings, targets, k), k)
 
 
-def average_precision(rankings: Rankings, targets: IntArray, k: int) -> Floats:
+def average_precision(rankings: Any, targets: Any, k: int) -> Floats:
     """MAP@k (U,): the precision at each hit, summed and divided by the user's targets (not by k).
 
     With one target a user it equals MRR@k.
@@ -103,7 +105,7 @@ METRICS: Mapping[str, Metric] = {
 
 
 def metrics_at(
-    rankings: Rankings, targets: IntArray, metrics: Sequence[str], ks: Sequence[int]
+    rankings: Any, targets: Any, metrics: Sequence[str], ks: Sequence[int]
 ) -> dict[tuple[str, int], Floats]:
     """(name, k) -> (U,) for the named metrics at every cut-off, by metric then k.
 
@@ -134,7 +136,7 @@ def metrics_at(
     }
 
 
-def at_every_k(rankings: Rankings, targets: IntArray, ks: Sequence[int]) -> dict[str, Floats]:
+def at_every_k(rankings: Any, targets: Any, ks: Sequence[int]) -> dict[str, Floats]:
     """Every metric at every cut-off, as (U,) arrays named `HR@10` and so on, by metric then k."""
     found = metrics_at(rankings, targets, list(METRICS), ks)
     return {f"{name}@{k}": values for (name, k), values in found.items()}

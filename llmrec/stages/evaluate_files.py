@@ -16,7 +16,7 @@ import numpy as np
 from llmrec.data.files import sha256_of
 from llmrec.errors import DataError, RecipeError
 from llmrec.evaluation.comparison import compared, in_words
-from llmrec.evaluation.foreign import ForeignLists, read_ranking, read_targets, target_nll
+from llmrec.evaluation.foreign import ForeignLists, matched, read_ranking, read_targets, target_nll
 from llmrec.evaluation.intervals import Floats
 from llmrec.evaluation.layout import Form
 from llmrec.evaluation.metrics import METRICS, at_every_k
@@ -124,6 +124,23 @@ def adopt(recipe: "Recipe", folder: "RunFolder", predictions: Sequence[str]) -> 
     return noticed
 
 
+def drop(folder: "RunFolder", names: Sequence[str]) -> None:
+    """Remove foreign rankings from a run. Raises RecipeError for one that is not there, or is a
+    system of the run's own."""
+    for name in names:
+        path = folder.predictions(name)
+        if System.is_name(name) or not name.isidentifier() or not path.is_file():
+            there = [
+                p.stem for p in sorted(path.parent.glob("*.parquet")) if not System.is_name(p.stem)
+            ]
+            raise RecipeError(
+                f"--drop {name}: no ranking of another program in this run; there are "
+                f"{', '.join(there) or 'none'}"
+            )
+    for name in names:
+        folder.predictions(name).unlink()
+
+
 def named_files(predictions: Sequence[str]) -> Mapping[str, Path]:
     """Files by the name of their system. Raises RecipeError unless each is NAME=FILE, once."""
     found: dict[str, Path] = {}
@@ -147,12 +164,8 @@ def _values(
     place = {user: number for number, user in enumerate(listed.users)}
     rows = [place.get(user, -1) for user in wanted.users]
     _require_shared(rows, listed, wanted.users[0], path)
-    codes = {item: code for code, item in enumerate(wanted.item_ids)}
-    ours = np.array([codes.get(item, -1) for item in listed.item_ids], np.int64)
-    rankings = [ours[listed.of(row)] if row >= 0 else ours[:0] for row in rows]
+    rankings, targets = matched(listed, wanted)
     sizes = np.diff(wanted.offsets)
-    targets = np.full((len(rows), int(sizes.max())), -1, np.int64)
-    targets[np.arange(targets.shape[1]) < sizes[:, None]] = wanted.items
     values = at_every_k(rankings, targets, ks)
     longest = max(map(len, rankings))
     for k in ks:

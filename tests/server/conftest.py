@@ -51,7 +51,8 @@ class Browser:
     def __init__(self, program, folder):
         to_browser, self._write = os.pipe()
         self._read, from_browser = os.pipe()
-        flags = "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run --hide-scrollbars"
+        flags = "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage"
+        flags += " --no-first-run --hide-scrollbars"
         command = f"exec {program} {flags} --remote-debugging-pipe --user-data-dir={folder} "
         command += f"about:blank 3<&{to_browser} 4>&{from_browser}"
         self._process = subprocess.Popen(

@@ -123,6 +123,22 @@ def test_a_foreign_ranking_becomes_a_row_of_a_run(run_of_baselines, tmp_path):
     assert report.run(recipe, folder)
 
 
+def test_a_foreign_ranking_is_taken_out_again(run_of_baselines, tmp_path):
+    recipe, folder = run_of_baselines
+    user = Examples.read(folder.examples("test")).user_ids[0]
+    path = tmp_path / "mine.csv"
+    path.write_text(f"user_id,item_id,rank\n{user},i1,1\n", "utf-8")
+    evaluate_files.adopt(recipe, folder, [f"mine={path}", f"other={path}"])
+    for name in ("popularity", "never", "../recipe"):
+        with pytest.raises(RecipeError, match=r"no ranking of another program.*mine, other"):
+            evaluate_files.drop(folder, ["mine", name])
+    done = CliRunner().invoke(app, ["evaluate", str(folder.root), "--drop", "mine", "--json"])
+    assert done.exit_code == 0, done.output
+    systems = json.loads(done.stdout)["table"]["systems"]
+    assert "other" in systems
+    assert "mine" not in systems
+
+
 def test_what_a_run_refuses_of_foreign_rankings(run_of_baselines, tmp_path):
     recipe, folder = run_of_baselines
     path = tmp_path / "mine.csv"
