@@ -2,22 +2,29 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+READY_DEMO := .venv/.ready-demo
 
 .PHONY: setup demo demo-soft test lint bench bench-similar clean
 
 setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,data,embed,gguf,report,serve]'
 	touch $@
 
-demo: $(READY)
+# What running a recipe needs, and none of the tools of those who change llmrec.
+$(READY_DEMO): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[gguf,report]'
+	touch $@
+
+demo: $(READY_DEMO)
 	$(BIN)/llmrec fetch model smollm2-135m-instruct
 	$(BIN)/llmrec fetch data ml-100k
 	$(BIN)/llmrec run recipes/demo.yaml
 
-demo-soft: $(READY)
+demo-soft: $(READY_DEMO)
 	$(BIN)/llmrec fetch model smollm2-135m-instruct
 	$(BIN)/llmrec fetch data ml-100k
 	$(BIN)/llmrec run recipes/soft_ml100k.yaml

@@ -11,6 +11,7 @@ from typing import Annotated, Optional
 import typer
 
 from llmrec import terminal
+from llmrec.cli_habits import Verbs
 from llmrec.cli_recommend import recommend, serve
 from llmrec.cli_results import compare, evaluate, export, report
 from llmrec.cli_shipped import (
@@ -28,7 +29,7 @@ app = typer.Typer(
     help="Turn a language model into a recommender for your catalog, and learn whether it is "
     "worth it.",
     no_args_is_help=True,
-    add_completion=False,
+    cls=Verbs,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from llmrec import terminal
+from llmrec import cli_habits, terminal
 
 if TYPE_CHECKING:
     from llmrec.recipe import Recipe
@@ -20,12 +20,21 @@ recipes_app = typer.Typer(help="The recipes that come with llmrec.", no_args_is_
 config_app = typer.Typer(help="What a recipe says and can say.", no_args_is_help=True)
 
 RecipeName = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="Recipe file, shipped recipe's name, or run folder.")
+    str,
+    typer.Argument(
+        metavar="RECIPE",
+        help="Recipe file, shipped recipe's name, or run folder.",
+        autocompletion=cli_habits.recipes,
+    ),
 ]
 # typer reads Optional, not `list[str] | None`, in every version the package allows.
 Overrides = Annotated[
     Optional[list[str]],  # noqa: UP045
-    typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Settings that beat the recipe."),
+    typer.Argument(
+        metavar="[SECTION.KEY=VALUE]...",
+        help="Settings that beat the recipe.",
+        autocompletion=cli_habits.keys,
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
@@ -59,6 +68,17 @@ def prompts_show(
     from llmrec.recipe import shipped
 
     terminal.show(shipped.prompt_text(name).rstrip("\n"), as_json=False)
+
+
+@prompts_app.command("cp")
+def prompts_cp(
+    name: Annotated[str, typer.Argument(metavar="TASK/DOMAIN", help="As `prompts ls` lists it.")],
+    to: Annotated[Path, typer.Argument(help="File or folder to copy it to.")] = Path(),
+) -> None:
+    """Copy a template, to change it and name it in prompt.file. Never overwrites."""
+    from llmrec.recipe import shipped
+
+    terminal.show(str(shipped.prompt_copied(name, to)), as_json=False)
 
 
 @prompts_app.command("render")

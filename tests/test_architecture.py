@@ -31,7 +31,7 @@ ROOMS = {
 }
 BELOW_STAGES = [room for room in ROOMS if room not in {"stages", "studies"}]
 MAY_READ_THE_ENVIRONMENT = {"fetch"}  # where the cache is
-TOP = {"terminal", "cli", "cli_recommend", "cli_results", "cli_shipped"}
+TOP = {"terminal", "cli", "cli_habits", "cli_recommend", "cli_results", "cli_shipped"}
 NO_TORCH = {"data", "evaluation", "retrieval", "recipe"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 

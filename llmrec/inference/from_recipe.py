@@ -7,7 +7,7 @@ from pathlib import Path
 from llmrec.data.catalog import Catalog
 from llmrec.fetch.cache import model_path
 from llmrec.model.loading import BaseModel, embedding_rows, load_tokenizer
-from llmrec.recipe import Recipe, shipped
+from llmrec.recipe import Recipe
 from llmrec.runs.folder import RunFolder
 from llmrec.text.encoding import PromptEncoder
 from llmrec.text.templates import PromptTemplate
@@ -32,8 +32,7 @@ def template_of(recipe: Recipe) -> PromptTemplate:
     prompt = recipe.prompt
     if prompt.file:
         return PromptTemplate.from_file(prompt.file)
-    name = f"{prompt.task}/{prompt.domain}"
-    return PromptTemplate(shipped.prompt_text(name), name)
+    return PromptTemplate.from_name(f"{prompt.task}/{prompt.domain}")
 
 
 def encoder_of(recipe: Recipe, catalog: Catalog, folder: RunFolder | None = None) -> PromptEncoder:

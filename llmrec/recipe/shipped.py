@@ -4,52 +4,13 @@ Knows names and files, not what recipes say.
 """
 
 import shutil
-from functools import cache
 from pathlib import Path
-from string import Template
-
-import yaml
 
 from llmrec.errors import RecipeError
-
-_PACKAGE = Path(__file__).resolve().parent.parent
-
-
-def folder(name: str) -> Path:
-    """The shipped folder `prompts`, `recipes` or `studies`."""
-    inside = _PACKAGE / "shipped" / name
-    return inside if inside.is_dir() else _PACKAGE.parent / name
-
-
-def prompts() -> Path:
-    """The folder of <task>.jinja and domains.yaml."""
-    return folder("prompts")
-
-
-def prompt_names() -> list[str]:
-    """The shipped templates, as <task>/<domain>, in alphabetical order."""
-    tasks = [path.stem for path in prompts().glob("*.jinja")]
-    return sorted(f"{task}/{domain}" for task in tasks for domain in _words())
-
-
-def prompt_text(name: str) -> str:
-    """The text of the template <task>/<domain>: the task's, in the words of the domain.
-
-    Raises RecipeError where there is none.
-    """
-    if name not in prompt_names():
-        raise RecipeError(f"no template {name!r}; there are {', '.join(prompt_names())}")
-    task, domain = name.split("/")
-    text = (prompts() / f"{task}.jinja").read_text("utf-8")
-    return Template(text).substitute(_words()[domain])
-
-
-@cache
-def _words() -> dict[str, dict[str, str]]:
-    words: dict[str, dict[str, str]] = yaml.safe_load(
-        (prompts() / "domains.yaml").read_text("utf-8")
-    )
-    return words
+from llmrec.shipped_files import folder as folder
+from llmrec.shipped_files import prompt_names as prompt_names
+from llmrec.shipped_files import prompt_text as prompt_text
+from llmrec.shipped_files import prompts as prompts
 
 
 def recipes() -> Path:
@@ -117,10 +78,24 @@ def found(name: str) -> Path:
 def copied(name: str, to: Path) -> Path:
     """Copy a shipped file to a file or into a folder; the new path. Raises RecipeError."""
     source = found(name)
-    target = to / source.name if to.is_dir() else to
+    target = _new(to, source.name)
+    shutil.copyfile(source, target)
+    return target
+
+
+def prompt_copied(name: str, to: Path) -> Path:
+    """Write the template <task>/<domain> to a file or into a folder; the new path, for
+    `prompt.file`. Raises RecipeError."""
+    text = prompt_text(name)
+    target = _new(to, f"{name.replace('/', '_')}.jinja")
+    target.write_text(text, "utf-8")
+    return target
+
+
+def _new(to: Path, name: str) -> Path:
+    target = to / name if to.is_dir() else to
     if target.exists():
         raise RecipeError(f"{target} is there already; give another name")
     if not target.parent.is_dir():
         raise RecipeError(f"{target.parent} is no folder; make it first")
-    shutil.copyfile(source, target)
     return target

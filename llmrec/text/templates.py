@@ -19,6 +19,7 @@ import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from llmrec.errors import RecipeError
+from llmrec.shipped_files import prompt_text
 from llmrec.text.template_grammar import MAY, beyond
 
 MAX_CHARACTERS = 200_000
@@ -64,6 +65,12 @@ class PromptTemplate:
             raise RecipeError(f"prompt template {path}: cannot be read ({error})") from None
         template.check()
         return template
+
+    @staticmethod
+    def from_name(name: str) -> "PromptTemplate":
+        """The shipped template <task>/<domain>, as `llmrec prompts ls` lists them. Raises
+        RecipeError where there is none."""
+        return PromptTemplate(prompt_text(name), name)
 
     def prompt(
         self,

@@ -4,6 +4,8 @@ import importlib
 
 import pytest
 
+from llmrec import PromptTemplate, shipped_files
+from llmrec.errors import RecipeError
 from llmrec.recipe import shipped
 
 
@@ -11,7 +13,7 @@ def test_a_checkout_and_a_wheel_are_told_apart(tmp_path, monkeypatch):
     assert (shipped.recipes() / "demo.yaml").is_file()
     package = tmp_path / "llmrec"
     (package / "shipped" / "recipes").mkdir(parents=True)
-    monkeypatch.setattr(shipped, "_PACKAGE", package)
+    monkeypatch.setattr(shipped_files, "_PACKAGE", package)
     assert shipped.recipes() == package / "shipped" / "recipes"
     assert shipped.prompts() == tmp_path / "prompts"
 
@@ -47,3 +49,17 @@ def test_the_files_of_the_contract_are_there():
     assert set(shipped.accelerate_names()) == expected
     for domain in ("movie", "book", "game", "music", "product"):
         assert f"next_item/{domain}" in shipped.prompt_names()
+
+
+def test_a_template_by_its_name_and_as_a_file_of_ones_own(tmp_path):
+    made = PromptTemplate.from_name("next_item/movie")
+    text = "".join(span.text for span in made.prompt(["Love", "Red"]))
+    assert "movies" in text
+    assert made.name == "next_item/movie"
+    path = shipped.prompt_copied("next_item/movie", tmp_path)
+    assert path == tmp_path / "next_item_movie.jinja"
+    assert PromptTemplate.from_file(path).source == made.source
+    with pytest.raises(RecipeError, match="is there already"):
+        shipped.prompt_copied("next_item/movie", path)
+    with pytest.raises(RecipeError, match="no template 'next_item/moon'; there are "):
+        PromptTemplate.from_name("next_item/moon")
