@@ -10,7 +10,7 @@ setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,data,embed,gguf,report,serve]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,data,embed,gguf,report,serve,tune]'
 	touch $@
 
 # What running a recipe needs, and none of the tools of those who change llmrec.

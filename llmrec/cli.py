@@ -118,19 +118,40 @@ def train(
         ),
     ] = None,
     sweep: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(metavar="SECTION.KEY=V1,V2,...", help="Train once for each of these values."),
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            metavar="SECTION.KEY=V1,V2,...",
+            help="Train once for each of these values; of several keys, for all combinations.",
+        ),
     ] = None,
+    tune: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            metavar="SECTION.KEY=LOW..HIGH", help="Search in validation; or =V1,V2, or ..HIGH:log."
+        ),
+    ] = None,
+    trials: Annotated[int, typer.Option(min=1, help="Trainings that --tune may take.")] = 20,
     as_json: Json = False,
 ) -> None:
     """Fine-tune the model, with SOFT in three steps; goes on where it was interrupted."""
-    if sweep is not None:
-        if dry_run or only is not None:
-            raise RecipeError("--sweep trains whole recipes; leave out --dry-run and --only")
+    if (sweep or tune) and (dry_run or only is not None or (sweep and tune)):
+        raise RecipeError(
+            "--sweep and --tune train whole recipes, one way or the other; leave out the other, "
+            "--dry-run and --only"
+        )
+    if tune:
+        from llmrec.studies import search
+
+        with terminal.stdout_for_data():
+            result = search.run(recipe, overrides or [], tune, trials)
+        told = f"{result['table']}\nbest: {result['settings']}\nrun: {result['run']}"
+        terminal.show(result if as_json else told, as_json)
+        return
+    if sweep:
         from llmrec.studies import sweep as sweep_stage
 
         with terminal.stdout_for_data():
-            result = sweep_stage.run(recipe, overrides or [], sweep)
+            result = sweep_stage.run(recipe, overrides or [], *sweep)
         terminal.show(result if as_json else f"{result['tables']}\n{result['page']}", as_json)
         if result["failed"]:
             raise typer.Exit(1)

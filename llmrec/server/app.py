@@ -6,7 +6,7 @@ Histories of requests that ask alike are answered together. Needs the extra `ser
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,12 +21,13 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from llmrec.errors import LlmrecError
 from llmrec.server.answers import Answers, Ask
 from llmrec.server.batching import Batcher, Full
-from llmrec.server.limits import BodyLimit
+from llmrec.server.limits import BodyLimit, Counted
 from llmrec.server.measures import Measures
 from llmrec.systems.linking import Items, Notice
 
 PAGE = Path(__file__).parent / "playground"
 FILES = {"index.html": "text/html", "style.css": "text/css", "script.js": "text/javascript"}
+PATHS = ("/", "/recommend", "/explain", "/items", "/health", "/metrics", "/openapi.json")
 HISTORIES, ENTRIES, LETTERS, TOP_K = 64, 1000, 500, 200  # of a request, at most
 SAFE = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
@@ -134,18 +135,12 @@ def application(answers: Answers, limits: Limits = Limits(), hosts: Sequence[str
     if hosts:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
     app.add_middleware(BodyLimit, most=limits.body)
+    known = {*PATHS, *(f"/{name}" for name in FILES)}
 
-    @app.middleware("http")
-    async def measured(
-        request: Request, call_next: Callable[[Request], Awaitable[Response]]
-    ) -> Response:
-        begun = time.perf_counter()
-        response = await call_next(request)
-        known = {getattr(route, "path", "") for route in app.routes}
-        path = request.url.path if request.url.path in known else "other"
-        measures.answered(path, response.status_code, time.perf_counter() - begun)
-        response.headers.update(SAFE)
-        return response
+    def answered(path: str, status: int, seconds: float) -> None:
+        measures.answered(path if path in known else "other", status, seconds)
+
+    app.add_middleware(Counted, answered=answered, headers=SAFE)
 
     @app.exception_handler(LlmrecError)
     async def told(_: Request, error: LlmrecError) -> JSONResponse:

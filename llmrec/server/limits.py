@@ -1,6 +1,8 @@
-"""How large a request may be, whatever it says of itself. Knows ASGI alone."""
+"""Around every request: how large it may be, whatever it says of itself; what is counted of it, and
+headers that every answer has. Knows ASGI alone."""
 
-from collections.abc import Awaitable, Callable, MutableMapping
+import time
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 Message = MutableMapping[str, Any]
@@ -48,3 +50,32 @@ class BodyLimit:
         headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
         await send({"type": "http.response.start", "status": 413, "headers": headers})
         await send({"type": "http.response.body", "body": said})
+
+
+class Counted:
+    """Calls `answered(path, status, seconds)` for every request, and gives answers `headers`."""
+
+    def __init__(
+        self, app: Any, answered: Callable[[str, int, float], None], headers: Mapping[str, str]
+    ) -> None:
+        self.app, self.answered = app, answered
+        self.headers = [(n.lower().encode(), v.encode()) for n, v in headers.items()]
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        begun, status = time.perf_counter(), 500
+
+        async def told(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message = {**message, "headers": [*message.get("headers", ()), *self.headers]}
+            await send(message)
+
+        try:
+            await self.app(scope, receive, told)
+        finally:
+            self.answered(scope["path"], status, time.perf_counter() - begun)

@@ -221,17 +221,17 @@ def _make(plan: Plan, cell: Cell, record: Record) -> None:
         log.warning("study: %s failed: %s", cell.name, error)
         return
     made = record.cells[cell.name]["made"] + 1
-    figures = _figures(reached) if plan.study.ends_with == "train" else {}
+    figures = figures_of(reached) if plan.study.ends_with == "train" else {}
     seconds = time.monotonic() - begun
     record.add(cell, seconds, finished=True, made=made, figures=figures)
 
 
-def _figures(reached: dict[str, Any], above: str = "") -> dict[str, float | int | None]:
+def figures_of(reached: dict[str, Any], above: str = "") -> dict[str, float | int | None]:
     """What a training says of its validation; of several steps, each under its name."""
     figures: dict[str, Any] = {}
     for name, value in reached.items():
         if isinstance(value, dict):
-            figures |= _figures(value, f"{name} ")
+            figures |= figures_of(value, f"{name} ")
         elif name in ("step", "epoch") or name.startswith("valid_"):
             figures[above + name] = value
     return figures

@@ -1,5 +1,7 @@
 """`llmrec train --sweep`: a study of one axis, for a language model and for a network."""
 
+import json
+
 import pytest
 from typer.testing import CliRunner
 
@@ -98,3 +100,18 @@ def test_a_wrong_sweep_is_told_before_anything_is_trained(recipe_file, tmp_path,
     with pytest.raises(RecipeError, match=said):
         sweep.run(str(path), [], swept)
     assert not (tmp_path / "runs").exists()
+
+
+def test_several_keys_make_a_grid(recipe_file, tmp_path):
+    path = recipe_file(*NETWORK)
+    swept = ("conformal.beta=1,10", "conformal.learning_rate=0.001,0.01")
+    command = ["train", str(path), "--json"]
+    for one in swept:
+        command += ["--sweep", one]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    reached = json.loads(done.stdout)["reached"]
+    found = [(line["conformal.beta"], line["conformal.learning_rate"]) for line in reached]
+    assert found == [(1, 0.001), (1, 0.01), (10, 0.001), (10, 0.01)]
+    with pytest.raises(RecipeError, match="and every key"):
+        sweep.run(str(path), [], "conformal.beta=1,10", "conformal.beta=2,3")
