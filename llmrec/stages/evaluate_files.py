@@ -130,9 +130,8 @@ def drop(folder: "RunFolder", names: Sequence[str]) -> None:
     for name in names:
         path = folder.predictions(name)
         if System.is_name(name) or not name.isidentifier() or not path.is_file():
-            there = [
-                p.stem for p in sorted(path.parent.glob("*.parquet")) if not System.is_name(p.stem)
-            ]
+            kept = folder.predictions("any").parent.glob("*.parquet")
+            there = sorted(file.stem for file in kept if not System.is_name(file.stem))
             raise RecipeError(
                 f"--drop {name}: no ranking of another program in this run; there are "
                 f"{', '.join(there) or 'none'}"
