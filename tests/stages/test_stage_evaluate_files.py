@@ -128,6 +128,7 @@ def test_a_foreign_ranking_is_taken_out_again(run_of_baselines, tmp_path):
     user = Examples.read(folder.examples("test")).user_ids[0]
     path = tmp_path / "mine.csv"
     path.write_text(f"user_id,item_id,rank\n{user},i1,1\n", "utf-8")
+    folder.keep(recipe)
     evaluate_files.adopt(recipe, folder, [f"mine={path}", f"other={path}"])
     for name in ("popularity", "never", "../recipe"):
         with pytest.raises(RecipeError, match=r"no ranking of another program.*mine, other"):
