@@ -27,6 +27,14 @@ class Distribution(ABC):
         Histories are positions in the Catalog, oldest first, and may be empty.
         """
 
+    def weights_before(self, sequences: Histories, ends: Sequence[int]) -> Floats | None:
+        """(U, N): `weights` of what stands before `ends` (U) in training `sequences` (U).
+
+        Each is a user's whole training sequence, and the weights are as if nothing from its end on
+        had been counted. None where that is not cheap to know.
+        """
+        return None
+
     def probabilities(self, histories: Histories, filter_seen: bool = True) -> Floats:
         """(U, N): rows sum to 1; with `filter_seen`, items of the history are exactly 0.
 

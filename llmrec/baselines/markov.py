@@ -6,6 +6,7 @@ shrunk towards recent popularity. A user's distribution is the mean of the rows 
 Measured to be well calibrated, which is what a guide of a language model needs.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,7 @@ import scipy.sparse as sp
 
 from llmrec.baselines.distribution import Distribution, Floats, Histories, history_weights
 from llmrec.baselines.popularity import shares
-from llmrec.data.records import Interactions
+from llmrec.data.records import Interactions, Ints
 
 
 @dataclass(frozen=True)
@@ -45,27 +46,66 @@ class Markov:
         if self.prior <= 0 or self.last < 1:
             raise ValueError(f"Markov needs prior {self.prior} > 0 and last {self.last} >= 1")
         counts = (forward + self.backward * forward.T).tocsr()
-        scale = 1.0 / (counts.sum(axis=1) + self.prior)
-        rows = (sp.diags_array(scale) @ counts).tocsr()
-        return FittedMarkov(rows, popularity, self.last, self.history_decay)
+        total = counts.sum(axis=1) + self.prior
+        rows = (sp.diags_array(1.0 / total) @ counts).tocsr()
+        return FittedMarkov(rows, total, popularity, self)
 
 
 @dataclass(frozen=True)
 class FittedMarkov(Distribution):
-    """`rows` (N, N) sum to less than 1; what is missing belongs to `popularity` (N,)."""
+    """`rows` (N, N) sum to less than 1; what is missing belongs to `popularity` (N,).
+
+    `total` (N,): the counts that each row was divided by, the prior's among them.
+    """
 
     rows: sp.csr_array
+    total: Floats
     popularity: Floats
-    last: int
-    history_decay: float
+    hyperparameters: Markov
 
     def weights(self, histories: Histories) -> Floats:
         """See `Distribution.weights`; an empty history gets the popularity."""
-        recent = history_weights(histories, len(self.popularity), self.last, self.history_decay)
-        moved = (recent @ self.rows).toarray()
+        asked = self.hyperparameters
+        recent = history_weights(histories, len(self.popularity), asked.last, asked.history_decay)
+        return self._with_popularity((recent @ self.rows).toarray())
+
+    def weights_before(self, sequences: Histories, ends: Sequence[int]) -> Floats:
+        """See `Distribution.weights_before`; popularity, one count of many, is as it was."""
+        asked, size = self.hyperparameters, len(self.popularity)
+        histories = [sequence[:end] for sequence, end in zip(sequences, ends, strict=True)]
+        recent = history_weights(histories, size, asked.last, asked.history_decay)
+        moved = np.zeros((len(histories), size))
+        for user, (sequence, end) in enumerate(zip(sequences, ends, strict=True)):
+            mine = slice(recent.indptr[user], recent.indptr[user + 1])
+            speakers, loud = recent.indices[mine], recent.data[mine]
+            own = self._own_counts(sequence, end, speakers)
+            total = self.total[speakers]
+            counts = np.maximum(self.rows[speakers].toarray() * total[:, None] - own, 0.0)
+            moved[user] = (loud / (total - own.sum(axis=1))) @ counts
+        return self._with_popularity(moved)
+
+    def _with_popularity(self, moved: Floats) -> Floats:
         # At least 0 in exact arithmetic; rounding must not make an unseen item negative.
         missing = np.maximum(1.0 - moved.sum(axis=1, keepdims=True), 1e-9)
         return moved + missing * self.popularity
+
+    def _own_counts(self, sequence: Ints, end: int, speakers: Ints) -> Floats:
+        """(S, N) what the `speakers` (S,) owe to pairs of a sequence whose later item stands at
+        `end` or behind."""
+        asked, size = self.hyperparameters, len(self.popularity)
+        own, row = np.zeros((len(speakers), size)), np.full(size, -1)
+        row[speakers] = np.arange(len(speakers))
+        for step in range(1, min(asked.reach, len(sequence) - 1) + 1):
+            later = np.arange(max(end, step), len(sequence))
+            first, second = sequence[later - step], sequence[later]
+            value = asked.reach_decay ** (step - 1)
+            for speaker, other, share in (
+                (first, second, value),
+                (second, first, asked.backward * value),
+            ):
+                speaks = row[speaker] >= 0
+                np.add.at(own, (row[speaker[speaks]], other[speaks]), share)
+        return own
 
 
 def transitions(

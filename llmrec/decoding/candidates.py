@@ -15,6 +15,8 @@ import torch
 from llmrec.decoding.beam import Ranking
 from llmrec.decoding.open_items import segment_log_softmax
 from llmrec.decoding.shared_prompt import SharedPrompt, normalisers
+from llmrec.model.softmax import segment_logsumexp
+from llmrec.text.trie import TitleTrie
 
 Longs = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -29,6 +31,7 @@ class _Forest:
     Node u < U is the root of user u; the others follow user by user. user, parent (-1 for roots),
     token, depth (M,): whose a node is, what it hangs on, the token that leads to it and how many
     tokens stand between the prompt and that one. `ends` (U, C): where the candidates end.
+    `catalog` (M,): the node of the catalog's trie that has the same tokens; 0 without one.
     """
 
     user: Longs
@@ -36,6 +39,7 @@ class _Forest:
     token: Longs
     depth: Longs
     ends: Longs
+    catalog: Longs
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ def candidate_scores(
     candidates: npt.NDArray[np.integer],
     renormalise: bool,
     passes: int = 0,
+    trie: TitleTrie | None = None,
 ) -> Doubles:
     """(U, C) log-probabilities, in nats, of each user's candidates behind the user's prompt.
 
@@ -63,21 +68,25 @@ def candidate_scores(
     `renormalise`: a candidate's tokens under the whole vocabulary, as when prompt and completion
     are read alone. `renormalise`: each token among those that continue one of the user's
     candidates; a user's probabilities sum to 1, candidates of equal tokens share theirs, and only
-    what leads to a choice is read. `passes` of the model behind the prompts are done at least.
-    Raises ValueError where users and prompts are not as many.
+    what leads to a choice is read. With a `trie` of all completions besides: each token among those
+    that continue any of them, as lists of the whole catalog have it. `passes` of the model behind
+    the prompts are done at least. Raises ValueError where users and prompts are not as many.
     """
     if len(candidates) != len(prompts):
         raise ValueError(f"candidates for {len(candidates)} users and {len(prompts)} prompts")
-    forest = _forest(completions, candidates)
+    within = trie if renormalise else None
+    forest = _forest(completions, candidates, within)
     users = len(candidates)
     children = np.bincount(forest.parent[users:], minlength=len(forest.parent))
-    asked = children > (1 if renormalise else 0)
-    step = _steps(prompts, forest, asked, renormalise, passes)
+    asked = children > (1 if renormalise and within is None else 0)
+    if within is not None:
+        asked &= within.child_count(forest.catalog) > 1
+    step = _steps(prompts, forest, asked, renormalise, passes, within)
     total = np.zeros(len(step))
     for node in range(users, len(step)):
         total[node] = total[forest.parent[node]] + step[node]
     scores = total[forest.ends]
-    if renormalise:
+    if renormalise and within is None:
         scores -= np.log(np.bincount(forest.ends.ravel())[forest.ends])
     return scores
 
@@ -108,34 +117,46 @@ def candidate_ranking(positions: npt.NDArray[np.integer], scores: Doubles) -> Ra
 
 
 def _forest(
-    completions: Sequence[npt.NDArray[np.int32]], candidates: npt.NDArray[np.integer]
+    completions: Sequence[npt.NDArray[np.int32]],
+    candidates: npt.NDArray[np.integer],
+    trie: TitleTrie | None,
 ) -> _Forest:
     users = len(candidates)
+    catalog = [0] * users
     user, parent, token, depth = list(range(users)), [-1] * users, [-1] * users, [-1] * users
     ends = np.empty(candidates.shape, np.int64)
     for u, row in enumerate(candidates.tolist()):
         known: dict[tuple[int, int], int] = {}
         for c, position in enumerate(row):
             node = u
-            for place, t in enumerate(completions[position].tolist()):
+            tokens = completions[position]
+            walk = trie.walk(tokens)[1:].tolist() if trie is not None else [0] * len(tokens)
+            for place, t in enumerate(tokens.tolist()):
                 child = known.setdefault((node, t), len(user))
                 if child == len(user):
                     user.append(u)
                     parent.append(node)
                     token.append(t)
                     depth.append(place)
+                    catalog.append(walk[place])
                 node = child
             ends[u, c] = node
-    return _Forest(*(np.array(x, np.int64) for x in (user, parent, token, depth)), ends)
+    nodes = (np.array(x, np.int64) for x in (user, parent, token, depth))
+    return _Forest(*nodes, ends, np.array(catalog, np.int64))
 
 
 def _steps(
-    prompts: SharedPrompt, forest: _Forest, asked: Bools, renormalise: bool, passes: int
+    prompts: SharedPrompt,
+    forest: _Forest,
+    asked: Bools,
+    renormalise: bool,
+    passes: int,
+    trie: TitleTrie | None,
 ) -> Doubles:
     """(M,) log-probability of each node's token after its parent; 0 where that is not `asked`."""
     users = len(prompts)
     logits = np.zeros(len(asked))  # at a node's token, after its parent
-    normaliser = np.zeros(len(asked))  # over the vocabulary, after a node
+    normaliser = np.zeros(len(asked))  # over the vocabulary or what continues titles, after a node
     of_asked = np.flatnonzero(np.append(np.zeros(users, bool), asked[forest.parent[users:]]))
     of_asked = of_asked[np.argsort(forest.parent[of_asked], kind="stable")]
     parents = forest.parent[of_asked]
@@ -146,7 +167,13 @@ def _steps(
         row = torch.from_numpy(np.searchsorted(nodes, parents[mine])).to(rows.device)
         tokens = torch.from_numpy(forest.token[of_asked[mine]]).to(rows.device)
         logits[of_asked[mine]] = rows[row, tokens].double().cpu().numpy()
-        if not renormalise and len(nodes):
+        if trie is not None and len(nodes):
+            children, owner = trie.children_of(forest.catalog[nodes])
+            continuing = torch.from_numpy(trie.tokens[children].astype(np.int64)).to(rows.device)
+            of = torch.from_numpy(owner).to(rows.device)
+            found = segment_logsumexp(rows[of, continuing].double(), of, len(nodes))
+            normaliser[nodes] = found.cpu().numpy()
+        elif not renormalise and len(nodes):
             normaliser[nodes] = normalisers(rows).double().cpu().numpy()
 
     take(np.arange(users), prompts.logits)
@@ -171,7 +198,7 @@ def _steps(
     for _ in range(-(-width // slab), passes):
         prompts.read_nothing()
     step = np.zeros(len(asked))
-    if renormalise:
+    if renormalise and trie is None:
         step[of_asked] = segment_log_softmax(logits[of_asked], parents)
     else:
         step[of_asked] = logits[of_asked] - normaliser[parents]

@@ -131,7 +131,10 @@ class Engine:
 
         def ask(shared: SharedPrompt, batch: Batch) -> Iterable[tuple[Ranking, float]]:
             among, least = candidates[batch], passes(shared.logits.shape[1])
-            scores = candidate_scores(shared, completions, among, self.decode.renormalise, least)
+            trie = None if self.decode.candidates_alone else self.encoder.trie
+            scores = candidate_scores(
+                shared, completions, among, self.decode.renormalise, least, trie
+            )
             nll = np.full(len(batch), np.nan)
             if targets is not None:
                 nll = candidate_nll(scores, among, targets[batch])

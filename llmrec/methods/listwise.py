@@ -4,21 +4,28 @@ What is learned is what the candidate protocol measures: the softmax over the ca
 log-probabilities.
 """
 
+import numpy as np
+
 from llmrec.methods.method import Job, Method, Trees, alone
-from llmrec.methods.plain import softmax_of
+from llmrec.methods.plain import importance_of, softmax_of
 from llmrec.model.losses import ListwiseLoss
 from llmrec.text.tree import Segment, TokenTree
 
 
-def rows(job: Job) -> Trees:
-    """Each window's prompt with its candidates behind it, the target before all others."""
+def candidate_rows(job: Job, others: int | None = None) -> Trees:
+    """Each window's prompt with its candidates behind it, the target before all others.
+
+    `others`: how many of the other candidates, drawn with the recipe's seed; None: all, in order.
+    """
     prompting, completions = job.prompting, job.encoder.completions
     made = []
     for window, prompt, among in zip(job.asked, prompting.ids(), prompting.candidates, strict=True):
-        others = [item for item in among.tolist() if item != window.target]
+        rest = among[among != window.target]
+        if others is not None:
+            rest = np.random.default_rng([job.recipe.seed, window.row]).permutation(rest)[:others]
         branches = (
             Segment(completions[item], 0, item, kind=min(place, 1))
-            for place, item in enumerate([window.target, *others])
+            for place, item in enumerate([window.target, *rest.tolist()])
         )
         made.append(TokenTree((Segment(prompt), *branches)))
     return made
@@ -26,7 +33,11 @@ def rows(job: Job) -> Trees:
 
 def loss(job: Job) -> ListwiseLoss:
     """Minus the target's log-probability among its row's candidates."""
-    return ListwiseLoss(softmax_of(job.recipe, job.encoder), tau=job.recipe.objective.listwise.tau)
+    return ListwiseLoss(
+        softmax_of(job.recipe, job.encoder),
+        tau=job.recipe.objective.listwise.tau,
+        importance=importance_of(job),
+    )
 
 
-LISTWISE = Method(lambda _: {"train": alone}, rows, loss, compared=(1,))
+LISTWISE = Method(lambda _: {"train": alone}, candidate_rows, loss, compared=(1,))

@@ -11,13 +11,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from llmrec import stopping
 from llmrec.data.candidates import draw_candidates
 from llmrec.data.catalog import Catalog
-from llmrec.data.records import Examples, Interactions
+from llmrec.data.records import Examples, Interactions, Ints
 from llmrec.errors import RecipeError
+from llmrec.inference.candidate_retriever import CandidateRetriever
 from llmrec.inference.from_recipe import encoder_of
 from llmrec.inference.prompting import Prompting, prompting_of
 from llmrec.methods.windows import Window, as_examples, training_windows
@@ -61,13 +63,35 @@ class Job:
     encoder: PromptEncoder
     windows: Sequence[Window]
     chosen: int | None = None
+    proposed: Ints | None = None  # (windows, C) candidates of a retriever
 
     @staticmethod
     def of(recipe: Recipe, folder: RunFolder) -> "Job":
         """The training of a recipe in a run whose data are prepared."""
         encoder = encoder_of(recipe, Catalog.read(folder.items), folder)
         train = Examples.read(folder.examples("train"))
-        return Job(recipe, folder, encoder, training_windows(recipe, train))
+        windows = training_windows(recipe, train)
+        asked = recipe.data.candidates
+        if asked is None or asked.retriever is None or recipe.rows.shape != "single":
+            return Job(recipe, folder, encoder, windows)
+        interactions = Interactions.read(folder.interactions)
+        drawn, hit = CandidateRetriever.of(recipe, folder).for_training(
+            as_examples(windows, interactions), interactions, recipe.seed
+        )
+        log.info(
+            "train: %s proposes the target of %d of %d rows%s",
+            asked.retriever,
+            hit.sum(),
+            len(hit),
+            "" if asked.keep_missed else ", the others are left out",
+        )
+        kept = np.flatnonzero(hit | asked.keep_missed)
+        if len(kept) == 0:
+            raise RecipeError(
+                f"{asked.retriever} proposes the target of no training row; raise "
+                "data.candidates.count or set data.candidates.keep_missed: true"
+            )
+        return Job(recipe, folder, encoder, [windows[i] for i in kept], proposed=drawn[kept])
 
     def only(self, number: int) -> "Job":
         """The same of which the row of one window alone is asked for, to be looked at."""
@@ -91,9 +115,13 @@ class Job:
             return None
         asked = as_examples(self.asked, Interactions.read(folder.interactions))
         candidates = None
-        if recipe.data.candidates is not None:
+        if self.proposed is not None:
+            rows = slice(None) if self.chosen is None else [self.chosen]
+            candidates = self.proposed[rows]
+        elif recipe.data.candidates is not None:
+            count = recipe.data.candidates.count
             candidates = draw_candidates(
-                asked, len(self.encoder.titles), recipe.data.candidates, recipe.seed, purpose=0
+                asked, len(self.encoder.titles), count, recipe.seed, purpose=0
             )
         with main_first():
             return prompting_of(
@@ -122,7 +150,8 @@ class Method:
     `steps`: by name, in order, what a whole training goes through; what `main` of them returns is
     told as the training's own. The others are of a language model, whose training is handed to the
     steps: `rows` and the `loss` over them; `refresh`: what the trainer calls before each optimiser
-    step; `curriculum`: what it calls before each epoch; `shown`: rows to look at before there is a
+    step; `curriculum`: what it calls before each epoch; `begin`: makes the loss, given the model as
+    training begins, what it is to be (None: as it is); `shown`: rows to look at before there is a
     model to ask (None: `rows`); `compared`: the kinds of branches that are candidates, beside the
     title that is learned; `asks`: whether the live model is searched meanwhile; `rival`: weights
     that training has to beat in validation. A method that trains no language model has no rows;
@@ -134,6 +163,7 @@ class Method:
     loss: Callable[[Job], Loss] | None = None
     refresh: Callable[[Job, Trees], Refresh | None] = nothing
     curriculum: Callable[[Job], Curriculum | None] = nothing
+    begin: Callable[[Job, Trees, nn.Module, Loss], Loss] | None = None
     shown: Callable[[Job], Trees] | None = None
     compared: tuple[int, ...] = ()
     main: str | None = "train"

@@ -2,6 +2,12 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+import torch
+from torch import Tensor
+
+from llmrec.data.records import Interactions
+from llmrec.evaluation.propensity import propensities
 from llmrec.methods.method import Job, Method, Trees, alone
 from llmrec.methods.windows import training_rows
 from llmrec.model.losses import Loss
@@ -27,9 +33,20 @@ def rows(job: Job) -> Trees:
     return training_rows(job.recipe, job.encoder, job.asked, job.contexts)
 
 
+def importance_of(job: Job) -> Tensor | None:
+    """(N,) what targets weigh by their propensity in training, 1 on average; None: all the same."""
+    asked = job.recipe.objective.propensity
+    if asked is None:
+        return None
+    size = len(job.encoder.titles)
+    counts = np.bincount(Interactions.read(job.folder.interactions).position, minlength=size)
+    weights = 1 / propensities(counts, asked.power, asked.floor)
+    return torch.from_numpy(weights * counts.sum() / (weights * counts).sum()).float()
+
+
 def loss(job: Job) -> Loss:
     """Cross-entropy."""
-    return Loss(softmax_of(job.recipe, job.encoder))
+    return Loss(softmax_of(job.recipe, job.encoder), importance=importance_of(job))
 
 
 PLAIN = Method(lambda _: {"train": alone}, rows, loss)

@@ -2,10 +2,12 @@
 
 from llmrec.methods.adaptrec import ADAPTREC
 from llmrec.methods.conformal import CONFORMAL
+from llmrec.methods.groups import GRPO
 from llmrec.methods.listwise import LISTWISE
 from llmrec.methods.method import Method
 from llmrec.methods.networks import NETWORK
 from llmrec.methods.plain import PLAIN
+from llmrec.methods.preferences import DPO, SDPO
 from llmrec.methods.soft.training import SOFT
 from llmrec.recipe import Recipe
 from llmrec.recipe.rules import held
@@ -15,6 +17,9 @@ METHODS = {
     "conformal": CONFORMAL,
     "soft": SOFT,
     "objective.listwise": LISTWISE,
+    "objective.dpo": DPO,
+    "objective.sdpo": SDPO,
+    "objective.grpo": GRPO,
     "demonstrations.selection": ADAPTREC,
 }
 

@@ -37,10 +37,19 @@ class Loss:
     whole_step: ClassVar[bool] = False  # whether the trainer asks `WholeStepLoss.weigh`
 
     softmax: Softmax
+    # (N,) what a target that is that item weighs; None: every one the same.
+    importance: Tensor | None = field(default=None, kw_only=True, repr=False)
 
     def prepare(self, rows: Sequence[FlatTree]) -> dict[str, Any]:
-        """The batch of some rows, as tensors; `kinds` (G,) are those of its G branches."""
-        return self.softmax.prepare(rows)
+        """The batch of some rows, as tensors; `kinds` (G,) are those of its G branches.
+
+        Where targets differ in importance, `importance` (G,) is what the branches weigh.
+        """
+        batch = self.softmax.prepare(rows)
+        if self.importance is None or self.whole_step:
+            return batch
+        items = np.concatenate([_items_of(row) for row in rows])
+        return {**batch, "importance": self.importance[torch.from_numpy(items.astype(np.int64))]}
 
 
 @dataclass(frozen=True)
@@ -90,8 +99,8 @@ class WholeStepLoss(Loss, ABC):
                 f"rows of a batch need equally many branches, of kinds {kinds} as the first row's "
                 f"{count}"
             )
-        items = [row.targets[np.searchsorted(row.branches, np.arange(count))] for row in rows]
-        return {**batch, "items": torch.from_numpy(np.stack(items).astype(np.int64))}
+        items = np.stack([_items_of(row) for row in rows])
+        return {**batch, "items": torch.from_numpy(items.astype(np.int64))}
 
     def read(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
         """(1, G) log-probabilities of a batch's branches; (2, G) with the reference's behind."""
@@ -146,19 +155,78 @@ class WholeStepLoss(Loss, ABC):
 
 
 @dataclass(frozen=True)
-class ListwiseLoss(WholeStepLoss):
+class RowLoss(WholeStepLoss, ABC):
+    """A mean over the rows of a step, each weighed by the importance of its target."""
+
+    @abstractmethod
+    def of_rows(self, values: Tensor, reference: Tensor | None) -> Tensor:
+        """(E,) the losses of rows whose log-probabilities are `values` (E, n), the target first."""
+
+    def step_loss(self, values: Tensor, items: Tensor, reference: Tensor | None = None) -> StepLoss:
+        """See `WholeStepLoss`."""
+        losses = self.of_rows(values, reference)
+        if self.importance is None:
+            return StepLoss(losses.mean(), {})
+        weights = self.importance[items[:, 0]].to(losses)
+        return StepLoss((weights * losses).sum() / weights.sum(), {})
+
+
+@dataclass(frozen=True)
+class ListwiseLoss(RowLoss):
     """Minus the log-probability of the target among the candidates of its row.
 
-    That is under the softmax of their summed log-probabilities over `tau`, and a mean over rows.
+    That is under the softmax of their summed log-probabilities over `tau`.
     """
 
     tau: float = 1.0
 
-    def step_loss(self, values: Tensor, items: Tensor, reference: Tensor | None = None) -> StepLoss:
-        """See `WholeStepLoss`; log-probabilities of a reference are taken off before."""
+    def of_rows(self, values: Tensor, reference: Tensor | None) -> Tensor:
+        """See `RowLoss`; log-probabilities of a reference are taken off before."""
         scores = values if reference is None else values - reference
-        total = -(scores / self.tau).log_softmax(dim=1)[:, 0].mean()
-        return StepLoss(total, {})
+        return -(scores / self.tau).log_softmax(dim=1)[:, 0]
+
+
+@dataclass(frozen=True)
+class DPOLoss(RowLoss):
+    """Direct preference optimisation: the target against each other branch by itself.
+
+    `-log sigmoid(beta (r_target - r_other))`, r what a log-probability has gained over the
+    reference's; a mean over the others. Source: Rafailov et al. 2023 (arXiv 2305.18290).
+    """
+
+    beta: float = 1.0
+
+    def of_rows(self, values: Tensor, reference: Tensor | None) -> Tensor:
+        """See `RowLoss`."""
+        lead = _lead(values, reference)
+        return -torch.nn.functional.logsigmoid(self.beta * lead).mean(dim=1)
+
+
+@dataclass(frozen=True)
+class SDPOLoss(RowLoss):
+    """S-DPO: the target against all other branches at once.
+
+    `-log sigmoid(-logsumexp_m beta (r_m - r_target))`; with one other branch it is DPO. Source:
+    Chen et al. 2024 (arXiv 2406.09215).
+    """
+
+    beta: float = 1.0
+
+    def of_rows(self, values: Tensor, reference: Tensor | None) -> Tensor:
+        """See `RowLoss`."""
+        behind = torch.logsumexp(-self.beta * _lead(values, reference), dim=1)
+        return -torch.nn.functional.logsigmoid(-behind)
+
+
+def _lead(values: Tensor, reference: Tensor | None) -> Tensor:
+    """(E, n - 1) how much more the first branch has gained over the reference than each other."""
+    gained = values if reference is None else values - reference
+    return gained[:, :1] - gained[:, 1:]
+
+
+def _items_of(row: FlatTree) -> np.ndarray:
+    """(G,) the positions that a row's branches are of."""
+    return row.targets[np.searchsorted(row.branches, np.arange(row.branch_count))]
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,8 @@ class TreeTrainer(Trainer):
     other trees for all rows, and what it has to say for the log; `coming(n)` are the numbers of the
     rows that the next n steps read. A loss over the whole step is read twice (see `losses`).
     `settings` are those that the weights depend on; every checkpoint's manifest has them.
-    `cuda_graphs`: passes are launched as graphs (see `graphed`).
+    `cuda_graphs`: passes are launched as graphs (see `graphed`). `begin`, called with the model as
+    it was given and the loss, gives the loss that is learned.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class TreeTrainer(Trainer):
         settings: Mapping[str, Any] | None = None,
         cuda_graphs: bool = False,
         period: int | None = None,
+        begin: Callable[[torch.nn.Module, Loss], Loss] | None = None,
     ) -> None:
         if args.n_gpu > 1:
             raise RecipeError(
@@ -94,6 +96,7 @@ class TreeTrainer(Trainer):
         self.loss, self.validate, self.log_path = loss, validate, log_path
         self.curriculum, self.patience, self.refresh = curriculum, patience, refresh
         self.root, self.settings, self.period = Path(args.output_dir), settings, period
+        self.begin = begin
         self.cuda_graphs = cuda_graphs
         if cuda_graphs:
             launch_as_graphs(model)
@@ -140,7 +143,7 @@ class TreeTrainer(Trainer):
             batch = padded(batch, self.args.train_batch_size)
         counts = torch.tensor([row.branch_count for row in rows])
         counted = (numbers != FILLER).float().repeat_interleave(counts)
-        told = of_kind[batch["kinds"]] * counted
+        told = of_kind[batch["kinds"]] * counted * batch.pop("importance", 1.0)
         lengths = np.concatenate([np.bincount(row.branches) for row in rows])
         seen = {"row_numbers": numbers, "lengths": torch.from_numpy(lengths)}
         return {**batch, "weights": told, "counted": told > 0, **seen}
@@ -324,6 +327,9 @@ class TreeTrainer(Trainer):
             if self._has_stalled():
                 return self._resumed_at
         self.accelerator.wait_for_everyone()  # all have read the log before one writes
+        if self.begin is not None:  # before a checkpoint is loaded
+            with self._measuring() as model, self.compute_loss_context_manager():
+                self.loss = self.begin(model, self.loss)
         with stopping.gracefully(), progress.over("train: step", LESS) as self.watched.told:
             outcome = self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if self.state.global_step < self.state.max_steps and not self._has_stalled():

@@ -1,10 +1,11 @@
 """Which interactions an experiment reads, how they are filtered, and how they are split."""
 
 import codecs
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from llmrec.recipe.candidates import Candidates
 from llmrec.recipe.section import MOST, Count, NotNegativeCount, Section, Share, Word
 
 
@@ -133,9 +134,16 @@ class Data(Section):
     cold_items: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.0
     """Share of the items that are held back, drawn with the recipe's seed: they stay in the catalog
     and can be targets of valid and test, and nothing else of the data holds them."""
-    candidates: Annotated[int, Field(ge=2, le=MOST)] | None = None
-    """Each target is to be found among so many items, itself and random ones that the user has not
-    seen, drawn once with the recipe's seed; null: among the whole catalog."""
+    candidates: Candidates | None = None
+    """Each target is to be found among some items; a number alone: so many random ones, the target
+    among them. null: among the whole catalog."""
+
+    @field_validator("candidates", mode="before")
+    @classmethod
+    def _so_many(cls, candidates: Any) -> Any:
+        if isinstance(candidates, int) and not isinstance(candidates, bool):
+            return {"count": candidates}
+        return candidates
 
     @field_validator("delimiter")
     @classmethod

@@ -29,6 +29,26 @@ class Guidance(Section):
         raise ValueError("auto, or a number from 0 to 1")
 
 
+class Fusion(Section):
+    """The log-probabilities of a retriever added to the language model's, for the systems named
+    *_fused: log p + weight * log q over the candidates."""
+
+    weight: Literal["auto"] | float = "auto"
+    """Weight of the retriever, at least 0; auto: the best of `grid` in validation."""
+    grid: Annotated[list[NotNegative], Field(min_length=1)] = Field(
+        default=[0, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50]
+    )
+    """Weights tried in validation; 0 is the language model alone."""
+
+    @field_validator("weight", mode="wrap")
+    @classmethod
+    def _auto_or_weight(cls, value: Any, _: Any) -> Any:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if value == "auto" or (number and 0 <= value < float("inf")):
+            return value if value == "auto" else float(value)
+        raise ValueError("auto, or a number from 0")
+
+
 class Grounding(Section):
     """Free text and the items nearest to it in the untuned model's embedding (BIGRec, arXiv
     2308.08434), for the systems named *_grounded."""
@@ -67,6 +87,9 @@ class Decode(Section):
     """Recommendations of a user."""
     renormalise: bool = True
     """Probabilities over the tokens that continue a title, not all tokens."""
+    candidates_alone: bool = True
+    """Of renormalised probabilities of candidates: over the tokens that continue one of the user's
+    candidates; false: over those that continue any title, as lists of the whole catalog have it."""
     filter_seen: bool = True
     """Leave out the items of the user's history."""
     batch_size: Count = 8
@@ -77,6 +100,8 @@ class Decode(Section):
     """On a CUDA GPU, each pass of the search launched as one graph; changes speed alone."""
     guidance: Guidance = Guidance()
     """Guidance by a baseline."""
+    fusion: Fusion = Fusion()
+    """Fusion with the retriever of the candidates."""
     grounding: Grounding = Grounding()
     """Free text, grounded."""
 

@@ -9,6 +9,10 @@ from typing import Any, NamedTuple
 
 from llmrec.recipe.systems import System, parsed
 
+WITH_NEGATIVES = ("objective.dpo", "objective.sdpo")
+OVER_CANDIDATES = ("objective.listwise", *WITH_NEGATIVES)
+OF_ONE_TARGET = (*OVER_CANDIDATES, "objective.grpo")
+
 
 class Rule(NamedTuple):
     """`broken(recipe)`: what breaks it, put into `message` at `{}`; nothing or False: it holds."""
@@ -84,6 +88,20 @@ def _lacking(recipe: Any) -> Iterator[str]:
         for path, why in list(lacking)[:1]:
             what = path if "." in path else f"section {path}"
             yield f"system {system.name} {why}; it needs {what}"
+
+
+def _more_than_others(name: str) -> Callable[[Any], bool]:
+    """Whether a loss of this name asks for more negatives than there are other candidates."""
+    return lambda recipe: (
+        recipe.data.candidates is not None
+        and held(recipe, name).negatives >= recipe.data.candidates.count
+    )
+
+
+def _another_of_one(name: str) -> Callable[[Any], str]:
+    """Another loss of one target than that of this name, or nothing."""
+    others = [other for other in OF_ONE_TARGET if other > name]
+    return lambda recipe: next((o for o in others if held(recipe, o) is not None), "")
 
 
 RULES = (
@@ -178,6 +196,13 @@ RULES = (
     ),
     Rule(
         "data.candidates",
+        lambda r: (
+            r.data.candidates.retriever is None and _system(lambda system: system.way == "fused")(r)
+        ),
+        "system {} adds the log-probabilities of a retriever; give data.candidates.from",
+    ),
+    Rule(
+        "data.candidates",
         _beside("evaluate.calibration"),
         "calibration is of answers from the whole catalog; drop evaluate.calibration or "
         "data.candidates",
@@ -188,20 +213,55 @@ RULES = (
         "the softmax of objective sft is over the whole vocabulary; objective.head titles needs "
         "objective.name msl",
     ),
-    Rule(
-        "objective.listwise",
-        _without("data.candidates"),
-        "objective.listwise chooses among candidates; it needs data.candidates",
+    *(
+        Rule(
+            name,
+            _without("data.candidates"),
+            f"{name} chooses among candidates; it needs data.candidates",
+        )
+        for name in OVER_CANDIDATES
+    ),
+    *(
+        rule
+        for name in OF_ONE_TARGET
+        for rule in (
+            Rule(
+                name,
+                _has_several_targets,
+                f"{name} is of one target behind a prompt; it needs rows.shape single",
+            ),
+            Rule(
+                name,
+                lambda r: (
+                    r.conformal is not None or held(r, "demonstrations.selection") is not None
+                ),
+                f"{name} cannot be combined with conformal or demonstrations.selection",
+            ),
+            Rule(name, _another_of_one(name), f"{name} and {{}} are two losses; drop one"),
+        )
+    ),
+    *(
+        Rule(
+            name,
+            _more_than_others(name),
+            f"{name}.negatives are candidates besides the target; data.candidates.count must be "
+            "larger",
+        )
+        for name in WITH_NEGATIVES
     ),
     Rule(
-        "objective.listwise",
-        _has_several_targets,
-        "objective.listwise chooses one target among candidates; it needs rows.shape single",
+        "objective.grpo",
+        lambda r: (
+            r.data.candidates is not None and r.objective.grpo.group > r.data.candidates.count
+        ),
+        "objective.grpo.group are the best of the candidates; data.candidates.count must be as "
+        "large",
     ),
     Rule(
-        "objective.listwise",
-        lambda r: r.conformal is not None or held(r, "demonstrations.selection") is not None,
-        "objective.listwise cannot be combined with conformal or demonstrations.selection",
+        "objective.propensity",
+        lambda r: (r.soft or r.conformal or r.objective.grpo) is not None,
+        "objective.propensity weighs targets of plain fine-tuning and of losses over candidates; "
+        "drop it, or soft, conformal and objective.grpo",
     ),
     Rule(
         "rows",

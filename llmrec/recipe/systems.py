@@ -29,8 +29,9 @@ IdsAlone = Literal[
 NetworkWeights = Literal["network", "network_ce", "network_cpft"]
 LanguageWeights = Literal["untuned", "tuned", "tuned_sft"]
 # ranked: by the system's own scores; guided: with a baseline's probabilities mixed in; grounded:
-# the items nearest to free text; free: the candidate that free text names.
-Way = Literal["ranked", "guided", "grounded", "free"]
+# the items nearest to free text; free: the candidate that free text names; fused: a retriever's
+# candidates by the log-probabilities of both.
+Way = Literal["ranked", "guided", "grounded", "free", "fused"]
 Kind = Literal["baseline", "network", "language_model"]
 
 SystemName = Literal[
@@ -55,6 +56,8 @@ SystemName = Literal[
     "tuned_grounded",
     "untuned_free",
     "tuned_free",
+    "untuned_fused",
+    "tuned_fused",
 ]
 
 # What a recipe that names none gets. Free text to ground is written far more slowly, tuned_sft is
@@ -84,10 +87,11 @@ _STEP = {"network": "base", "network_ce": "ce", "network_cpft": "cpft"}
 # left out change its speed alone.
 _DECODE = {
     "scores": ("filter_seen", "top_k"),
-    "ranked": ("filter_seen", "top_k", "search", "beams", "renormalise"),
+    "ranked": ("filter_seen", "top_k", "search", "beams", "renormalise", "candidates_alone"),
     "guided": ("filter_seen", "top_k", "search", "beams", "renormalise", "guidance"),
     "grounded": ("filter_seen", "top_k", "grounding"),
     "free": ("filter_seen", "top_k", "grounding"),
+    "fused": ("filter_seen", "top_k", "renormalise", "candidates_alone", "fusion"),
 }
 
 
@@ -142,7 +146,7 @@ class System:
         """Whether its scores are probabilities of items, so that a target has a likelihood."""
         if self.kind == "baseline":
             return self.weights in GUIDES
-        return self.way in ("ranked", "guided")
+        return self.way in ("ranked", "guided", "fused")
 
     @property
     def knows_ids_alone(self) -> bool:
@@ -182,6 +186,8 @@ class System:
             needs["decode.guidance.baseline"] = "is guided by a baseline"
         if self.way == "free":
             needs["data.candidates"] = "answers by one of some candidates"
+        if self.way == "fused":
+            needs["data.candidates"] = "ranks a retriever's candidates"
         return needs
 
     @property
@@ -193,6 +199,8 @@ class System:
     def compared_with(self) -> tuple[str, ...]:
         """The systems that paired tests compare it with, besides the best baseline."""
         names = [System(weights, self.way).name for weights in _BEFORE.get(self.weights, ())]
+        if self.way == "fused":
+            names.append(System(self.weights).name)
         return tuple(name for name in names if self.is_name(name))
 
     @property

@@ -1,8 +1,10 @@
 """The sections of a recipe about training: adapter, loss, rows, self-distillation, validation."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from llmrec.recipe.section import Count, Positive, Section
+from pydantic import Field
+
+from llmrec.recipe.section import MOST, Count, NotNegative, Positive, Section
 
 
 class Listwise(Section):
@@ -10,6 +12,52 @@ class Listwise(Section):
 
     tau: Positive = 1.0
     """Temperature of that softmax."""
+
+
+class DPO(Section):
+    """Direct preference optimisation (arXiv 2305.18290): the target against each other candidate,
+    by what they gain over the model that training starts from."""
+
+    beta: Positive = 1.0
+    """How much a gain counts."""
+    negatives: Count = 1
+    """Other candidates of a row, drawn with the recipe's seed."""
+
+
+class SDPO(Section):
+    """S-DPO (arXiv 2406.09215): the target against several other candidates at once, by what they
+    gain over the model that training starts from."""
+
+    beta: Positive = 1.0
+    """How much a gain counts."""
+    negatives: Count = 3
+    """Other candidates of a row, drawn with the recipe's seed."""
+
+
+class GRPO(Section):
+    """Rewards for the live model's own answers, in the manner of ReRe (arXiv 2510.12211): a group
+    of constrained beams, or of the best candidates, before every step."""
+
+    group: Annotated[int, Field(ge=2, le=MOST)] = 16
+    """Answers of a row."""
+    beta: NotNegative = 1e-3
+    """Weight of the divergence from the model that training starts from."""
+    rank: bool = True
+    """Whether misses are told apart by their places, where the group holds a hit."""
+    horizon: Count = 1
+    """A hit on any of so many next items counts."""
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """What a hit is worth that comes a step later."""
+
+
+class Propensity(Section):
+    """Targets weigh 1 / theta, theta = max((n / max n) ** power, floor) of their n training
+    interactions: what is chosen often is seen often."""
+
+    power: Positive = 0.5
+    """Power of the share of the most chosen item's count."""
+    floor: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Least propensity, so that rare items do not weigh too much."""
 
 
 class ObjectiveSection(Section):
@@ -25,6 +73,14 @@ class ObjectiveSection(Section):
     is faster and the same but for rounding."""
     listwise: Listwise | None = None
     """Learn to choose among candidates; null: learn the title's tokens."""
+    dpo: DPO | None = None
+    """Learn to prefer the target to other candidates one by one; null: without."""
+    sdpo: SDPO | None = None
+    """Learn to prefer the target to several others at once; null: without."""
+    grpo: GRPO | None = None
+    """Learn from rewards for own answers; null: without."""
+    propensity: Propensity | None = None
+    """Weigh rare targets more; null: all the same."""
 
 
 class RowsSection(Section):

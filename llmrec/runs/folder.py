@@ -78,6 +78,11 @@ class RunFolder:
         return self.data / f"candidates-{split}.parquet"
 
     @property
+    def retriever(self) -> Path:
+        """Which baseline proposes the candidates, and how it was chosen."""
+        return self.data / "retriever.json"
+
+    @property
     def similar(self) -> Path:
         """Similar users: vectors of items, an index of users, and the users found for prompts."""
         return self.root / "similar"

@@ -54,6 +54,7 @@ _OF_NETWORKS = (
     "linkage",
 )
 TRAINING_DATA = ("train.parquet", "valid.parquet", "items.parquet", "interactions.parquet")
+CANDIDATES = ("candidates-valid.parquet", "retriever.json")
 ANSWERS = "answers.parquet"
 TRAINING_TABLES = ("items.parquet", "interactions.parquet")
 PROMPT = ("prompt.form", "prompt.max_history", "prompt.max_tokens", "prompt.today")
@@ -70,10 +71,13 @@ def adapter(recipe: Recipe, folder: RunFolder, to_use: bool = False) -> Artifact
     ranks = validation.metric != "nll"
     searches = ranks and validation.answer == "constrained" and recipe.data.candidates is None
     asks = soft is not None or recipe.conformal is not None or recipe.data.candidates is not None
+    asks |= recipe.objective.grpo is not None
     reads = ["seed", "model.lora", *MODEL, *PROMPT, "data.candidates", "demonstrations"]
     reads += ["objective", "rows", "train", "validation", "soft", "conformal", "decode.filter_seen"]
     if searches or asks:
         reads.append("decode.renormalise")
+    if recipe.data.candidates is not None:
+        reads.append("decode.candidates_alone")
     if ranks and validation.answer == "grounding":
         reads += ["decode.grounding.beams", "decode.grounding.max_new_tokens"]
     without = [f"train.{name}" for name in HARMLESS_TRAIN]
@@ -83,7 +87,7 @@ def adapter(recipe: Recipe, folder: RunFolder, to_use: bool = False) -> Artifact
     without += [f"conformal.{name}" for name in _OF_NETWORKS]
     if not ranks:
         without += ["validation.k", "validation.answer"]
-    data = [*TRAINING_DATA, "candidates-valid.parquet"]
+    data = [*TRAINING_DATA, *CANDIDATES]
     if to_use:
         data = [name for name in data if (folder.data / name).is_file()]
         reads = [path for path in reads if not path.startswith("decode.")]
@@ -155,7 +159,7 @@ def require_same_data(folder: RunFolder, manifest: Mapping[str, Any]) -> None:
         read = sealed.facts(folder.root / name).get("settings") or {}
         differ = [
             file
-            for file in (*TRAINING_DATA, "candidates-valid.parquet")
+            for file in (*TRAINING_DATA, *CANDIDATES)
             if f"data/{file}" in read
             and read[f"data/{file}"] != outputs.get(file, {}).get("sha256")
         ]
@@ -272,6 +276,23 @@ def states(recipe: Recipe, titles: str) -> Artifact:
         MODEL,
         contents={**base_content(recipe), "titles": titles},
         verb="states",
+    ).named_by_key()
+
+
+def reference(recipe: Recipe, rows: str) -> Artifact:
+    """What the model that training starts from gives the branches of rows, whose SHA-256 is `rows`:
+    in the cache, as every run that starts there reads the same."""
+    start = start_of(recipe)
+    contents = {
+        **base_content(recipe),
+        "start": None if start is None else weights_content(start),
+        "rows": rows,
+    }
+    return Artifact(
+        fetch.cache_root() / "references" / "values.npy",
+        recipe,
+        (*MODEL, "objective.name", "objective.tau", "objective.head", "train.bf16", "train.fp16"),
+        contents=contents,
     ).named_by_key()
 
 

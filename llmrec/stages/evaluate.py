@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from llmrec.data.candidates import read_candidates
 from llmrec.data.files import is_read_only, replacing, write_json
 from llmrec.data.records import COLD, TARGET, TIED, USER_ID, Examples
 from llmrec.evaluation.beyond import beyond_accuracy
@@ -63,15 +64,12 @@ def run(recipe: "Recipe", folder: "RunFolder") -> dict[str, Any]:
     split = read_test_split(folder)
     predictions, notes = read_predictions(recipe, folder, split.examples)
     ks, test = sorted(set(recipe.evaluate.k)), split.examples
-    per_user = {p.info.system: _values(p, split, ks) for p in predictions}
-    among = recipe.data.candidates
-    if among is not None:
+    among = None if recipe.data.candidates is None else recipe.data.candidates.count
+    per_user = {p.info.system: _values(p, split, ks, among) for p in predictions}
+    if recipe.data.candidates is not None:
         for p in predictions:
             per_user[p.info.system] |= _validity(p, split)
-        notes.append(
-            f"Every target among {among} candidates; HR@1 counts all users, "
-            f"{OF_VALID} those whose answer is a candidate."
-        )
+        notes += _of_candidates(recipe, folder, split)
     for p in predictions if recipe.evaluate.gates else ():
         other = read_other_nll(folder, p)
         missing = np.full(len(test), np.nan)
@@ -209,18 +207,23 @@ def groups_of(
     }
 
 
-def _values(predictions: Predictions, split: TestSplit, ks: Sequence[int]) -> dict[str, Floats]:
+def _values(
+    predictions: Predictions, split: TestSplit, ks: Sequence[int], among: int | None
+) -> dict[str, Floats]:
     """Metric -> (E,); NaN throughout for a cut-off that no Ranking of the system reaches.
 
     A list of 10 has no HR@20: what stands at 11 to 20 was not asked. A list that holds all that
-    can be recommended is complete at any cut-off, and a first answer is asked of everyone.
+    can be recommended, or all candidates (`among` so many), is complete at any cut-off, and a first
+    answer is asked of everyone.
     """
     rankings, test = predictions.rankings(), split.examples
     values = at_every_k(rankings, test.targets, ks)
     seen = np.array([len(np.unique(history)) for history in test.histories()])
     lengths = answer_counts(rankings)
+    most = len(split.catalog) - seen
+    most = most if among is None else np.minimum(most, among)
     for k in ks:
-        if k > 1 and not (lengths >= np.clip(len(split.catalog) - seen, 1, k)).any():
+        if k > 1 and not (lengths >= np.clip(most, 1, k)).any():
             for metric in METRICS:
                 values[f"{metric}@{k}"] = np.full(len(test), np.nan)
     return {**values, NLL: predictions.nll}
@@ -259,6 +262,34 @@ def _of_cold(split: TestSplit, systems: Sequence[str], ks: Sequence[int]) -> lis
             f"{', '.join(blind)}."
         )
     return notes
+
+
+def _of_candidates(recipe: "Recipe", folder: "RunFolder", split: TestSplit) -> list[str]:
+    """What the candidates are; of a retriever's, how many targets they hold: the ceiling."""
+    asked = recipe.data.candidates
+    if asked is None:
+        return []
+    if asked.retriever is None:
+        return [
+            f"Every target among {asked.count} candidates; HR@1 counts all users, "
+            f"{OF_VALID} those whose answer is a candidate."
+        ]
+    candidates = read_candidates(folder.candidates("test"))
+    held = (candidates == split.examples.targets[:, None]).any(axis=1)
+    users = np.unique(split.examples.user_ids, return_inverse=True)[1]
+    wanted = recipe.evaluate
+    recall = mean_interval(
+        held.astype(float),
+        users,
+        samples=wanted.samples,
+        confidence=wanted.confidence,
+        seed=wanted.seed,
+    )
+    return [
+        f"Every system ranks the {asked.count} best items of {asked.retriever}, whose recall "
+        f"{recall.mean:.3f} [{recall.low:.3f}, {recall.high:.3f}] is the ceiling of every hit "
+        "rate. A target that is not among them is a miss, and NLL leaves it out."
+    ]
 
 
 def _validity(predictions: Predictions, split: TestSplit) -> dict[str, Floats]:

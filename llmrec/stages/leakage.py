@@ -61,10 +61,11 @@ def run(recipe: "Recipe", folder: "RunFolder") -> dict[str, Any]:
             check_candidates(
                 examples[part],
                 drawn,
-                data.candidates,
+                data.candidates.count,
                 log.items,
                 folder.candidates(part).name,
                 found,
+                proposed=data.candidates.retriever is not None,
             )
     pools = {
         part: _read(folder.pools(part), Pools.read)
@@ -191,6 +192,11 @@ def _not_checked(
     yield "Prompts are not kept: what they are made from was checked, not their text."
     yield "What the language model had read before this run is not known here."
     if data.candidates is not None:
+        if data.candidates.retriever is not None:
+            yield (
+                f"Which items {data.candidates.retriever} proposes was not found again; it is "
+                "fitted to the training interactions, and chosen by the validation targets."
+            )
         yield "Candidates of training prompts are drawn while training and not kept."
     if (folder.similar / "index").is_dir():
         yield "Of the index the number of its vectors was checked, not the vectors."

@@ -115,7 +115,7 @@ def run(recipe: "Recipe", folder: "RunFolder", offline: bool = False) -> dict[st
         "notices": raw.bad_rows.notices,
         "bad_rows": [str(row) for row in raw.bad_rows.rows[:_LISTED_BAD_ROWS]],
     }
-    manifest = _write(folder, catalog, split, manifest)
+    manifest = _write(folder, catalog, split, manifest, recipe)
     log.info(
         "prepare: %(users)d users, %(items)d items, %(interactions)d interactions, "
         "%(test_examples)d test examples",
@@ -139,6 +139,7 @@ def summary(manifest: dict[str, Any]) -> dict[str, Any]:
         "share of test targets tied with what came before": round(test["tied"], 4),
         "share of test targets cold": round(test["cold"], 4),
         "cold items held back": len(manifest["cold_items"]),
+        **({"retriever": manifest["retriever"]} if "retriever" in manifest else {}),
         "notices": manifest["notices"],
         "skipped": manifest["skipped"],
     }
@@ -164,7 +165,16 @@ def concerns(manifest: dict[str, Any], filter_seen: bool) -> list[str]:
 
 def settings_of(recipe: "Recipe") -> dict[str, Any]:
     """What of a recipe the prepared data is made by, besides the bytes of its sources."""
-    return {"data": recipe.data.model_dump(mode="json"), "seed": recipe.seed}
+    settings = {"data": recipe.data.model_dump(mode="json"), "seed": recipe.seed}
+    if _proposes(recipe):  # what its retriever is chosen by
+        settings["baselines"] = recipe.baselines.model_dump(mode="json")
+        settings["filter_seen"] = recipe.decode.filter_seen
+    return settings
+
+
+def _proposes(recipe: "Recipe") -> bool:
+    """Whether a retriever proposes the candidates."""
+    return recipe.data.candidates is not None and recipe.data.candidates.retriever is not None
 
 
 def verified_manifest(data: Path) -> dict[str, Any] | None:
@@ -266,16 +276,27 @@ def _rules(data: "Data") -> dict[str, str]:
         "split": _SPLIT_RULES[data.split],
         "titles": "cleaned; equal ones get the year, then the brand, then a number; the year in "
         "brackets " + ("stays" if data.year_in_title else "is dropped unless titles collide"),
-        "candidates": "none"
-        if data.candidates is None
-        else f"the target and "
-        f"{data.candidates - 1} items drawn of those that the user has not seen, each example's "
-        "draw by the seed and the example alone; shuffled",
+        "candidates": _candidate_rule(data),
         "cold_items": f"a seeded and nested share of {data.cold_items:g} of the catalog: in no "
         "training interaction and no history, only targets of valid and test",
         "subsets": "seeded and nested; interactions.parquet keeps all training interactions of "
         "the training users",
     }
+
+
+def _candidate_rule(data: "Data") -> str:
+    asked = data.candidates
+    if asked is None:
+        return "none"
+    if asked.retriever is None:
+        return (
+            f"the target and {asked.count - 1} items drawn of those that the user has not seen, "
+            "each example's draw by the seed and the example alone; shuffled"
+        )
+    return (
+        f"the {asked.count} best items of {asked.retriever}, fitted to the training interactions "
+        "alone; a target that is not among them is a miss; shuffled by the seed and the example"
+    )
 
 
 def _sizes(kept: Interactions, catalog: Catalog, split: Split) -> dict[str, int]:
@@ -312,7 +333,7 @@ def _titles(catalog: Catalog, raw: RawData) -> dict[str, Any]:
 
 
 def _write(
-    folder: "RunFolder", catalog: Catalog, split: Split, manifest: dict[str, Any]
+    folder: "RunFolder", catalog: Catalog, split: Split, manifest: dict[str, Any], recipe: "Recipe"
 ) -> dict[str, Any]:
     """Write everything beside `folder.data`, then put it in place; returns the whole manifest."""
     staging = folder.data.with_name(f".{folder.data.name}.staging")
@@ -322,16 +343,12 @@ def _write(
     for leftover in (staging, former):
         shutil.rmtree(leftover, ignore_errors=True)
     staging.mkdir(parents=True)
-    count = manifest["settings"]["data"]["candidates"]
     try:
         catalog.write(staging / folder.items.name)
         split.interactions.write(staging / folder.interactions.name)
         for part, examples in _parts(split).items():
             examples.write(staging / folder.examples(part).name)
-            if count is not None and part != "train":
-                seed = manifest["settings"]["seed"]
-                drawn = draw_candidates(examples, len(catalog), count, seed, _PARTS.index(part))
-                write_candidates(staging / folder.candidates(part).name, drawn)
+        manifest |= _write_candidates(folder, catalog, split, staging, recipe)
         outputs = {path.name: fingerprint(path) for path in sorted(staging.iterdir())}
         manifest = {**manifest, "outputs": outputs}
         require_same_data(folder, manifest)
@@ -345,3 +362,27 @@ def _write(
         for leftover in (staging, former):
             shutil.rmtree(leftover, ignore_errors=True)
     return manifest
+
+
+def _write_candidates(
+    folder: "RunFolder", catalog: Catalog, split: Split, staging: Path, recipe: "Recipe"
+) -> dict[str, Any]:
+    """Write the candidates of valid and test; what a manifest says of their retriever."""
+    asked = recipe.data.candidates
+    if asked is None:
+        return {}
+    parts = {
+        part: (number, examples)
+        for number, (part, examples) in enumerate(_parts(split).items())
+        if part != "train"
+    }
+    if asked.retriever is None:
+        for part, (number, examples) in parts.items():
+            drawn = draw_candidates(examples, len(catalog), asked.count, recipe.seed, number)
+            write_candidates(staging / folder.candidates(part).name, drawn)
+        return {}
+    from llmrec.inference.candidate_retriever import prepare_candidates
+
+    return {
+        "retriever": prepare_candidates(recipe, folder, staging, split.interactions, catalog, parts)
+    }

@@ -8,6 +8,7 @@ import json
 import logging
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,7 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
             made.key,
             recipe.model.cuda_graphs,
             recipe.soft.period if recipe.soft is not None else None,
+            None if method.begin is None else partial(method.begin, job, rows),
         )
         if method.asks or recipe.validation.metric != "nll":
             _require_whole_weights(trainer.accelerator)
@@ -104,9 +106,9 @@ def _require_whole_weights(accelerator: Any) -> None:
     )
     if sharded:
         raise RecipeError(
-            "soft, conformal, demonstrations.selection and validation.metric hr or ndcg ask the "
-            "live model while it trains, and under FSDP or ZeRO-3 no process holds it whole; "
-            "launch with ddp or zero2"
+            "soft, conformal, objective.grpo, demonstrations.selection and validation.metric hr or "
+            "ndcg ask the live model while it trains, and under FSDP or ZeRO-3 no process holds it "
+            "whole; launch with ddp or zero2"
         )
 
 

@@ -8,15 +8,17 @@ import numpy as np
 
 from llmrec.data import sealed
 from llmrec.data.batching import Batch
+from llmrec.data.candidates import candidate_nll, read_log_q
 from llmrec.data.files import write_json
 from llmrec.evaluation.predictions import Predictions, SystemInfo
-from llmrec.inference.engine import Engine, closed_items, plan_of
+from llmrec.inference.engine import Engine, Ranked, closed_items, plan_of
 from llmrec.inference.prompting import Prompting
 from llmrec.inference.ratings import Selected
 from llmrec.inference.similar_users import shortfalls
 from llmrec.recipe.systems import System
 from llmrec.runs.batch_files import answer_in_parts, collected, discard
 from llmrec.systems.cold_items import asked_among, asks, cold_items, places_said
+from llmrec.systems.fusion import chosen_fusion, served_fusion
 from llmrec.systems.guidance import chosen_guidance, served_guidance
 from llmrec.systems.language_models import adapter_of_system
 from llmrec.systems.resources import Resources
@@ -33,6 +35,11 @@ def predictions_of(resources: Resources, system: System, split: str) -> Predicti
     if system.way == "guided":
         guidance = (chosen_guidance if split == "test" else served_guidance)(resources, system)
         hyperparameters |= guidance.described
+    fusion, log_q = None, np.zeros((len(examples), 0))
+    if system.way == "fused":
+        fusion = (chosen_fusion if split == "test" else served_fusion)(resources, system)
+        hyperparameters |= fusion.described
+        log_q = read_log_q(resources.folder.candidates(split))
     weight = 1.0 if guidance is None else guidance.weight
     q = None if guidance is None else guidance.probabilities(resources, histories)
 
@@ -47,6 +54,10 @@ def predictions_of(resources: Resources, system: System, split: str) -> Predicti
         mine, places = None if q is None else q[batch], [None] * len(batch)
         if prompting.candidates is not None:
             found = engine.choose(prompts, prompting.candidates, targets)
+            if fusion is not None:
+                among = prompting.candidates
+                rankings, fused = fusion.ranked(found.rankings, among, log_q[batch])
+                found = Ranked(rankings, candidate_nll(fused, among, targets))
         else:
             found = engine.rank(
                 prompts,

@@ -19,12 +19,13 @@ from llmrec.data.candidates import read_candidates
 from llmrec.data.catalog import Catalog
 from llmrec.data.records import Examples, Interactions
 from llmrec.evaluation.predictions import SystemInfo
+from llmrec.inference.baseline_search import search_of
+from llmrec.inference.candidate_retriever import CandidateRetriever
 from llmrec.recipe import Recipe
 from llmrec.recipe.systems import System
 from llmrec.runs import made
 from llmrec.runs.artifact import Artifact
 from llmrec.runs.folder import RunFolder
-from llmrec.systems.baseline_search import search_of
 
 if TYPE_CHECKING:
     from llmrec.systems.language_models import LanguageModels
@@ -68,6 +69,14 @@ class Resources:
         if self.recipe.data.candidates is None:
             return None
         return read_candidates(self.folder.candidates("test"))
+
+    @cached_property
+    def retriever(self) -> CandidateRetriever | None:
+        """What proposes candidates; None where the recipe has no retriever."""
+        asked = self.recipe.data.candidates
+        if asked is None or asked.retriever is None:
+            return None
+        return CandidateRetriever.of(self.recipe, self.folder)
 
     @cached_property
     def language(self) -> "LanguageModels":

@@ -5,7 +5,7 @@ those of the whole training data, as of now; targets and their times play no par
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,8 @@ from llmrec.runs.folder import RunFolder
 from llmrec.runs.identity import base_content, template_content
 from llmrec.runs.made import PROMPT
 from llmrec.systems import baselines, explaining, free
-from llmrec.systems.grounded import served_fusion
+from llmrec.systems.fusion import served_fusion
+from llmrec.systems.grounded import served_fusion as served_grounded_fusion
 from llmrec.systems.guidance import served_guidance
 from llmrec.systems.language_models import adapter_of_system
 from llmrec.systems.resources import Resources
@@ -56,8 +57,9 @@ Answer = Callable[[Requests, int], list[Ranking]]
 def answering(resources: Resources, system: System) -> Answer:
     """What ranks the k best items for some requests as a system of the run.
 
-    Loads models and fits baselines now. Raises LlmrecError where the system is none of this run,
-    lacks its weights, or would be given other prompts than it was trained with.
+    Requests without candidates get those of the run's retriever, where it has one. Loads models and
+    fits baselines now. Raises LlmrecError where the system is none of this run, lacks its weights,
+    or would be given other prompts than it was trained with.
     """
     if system.kind != "language_model":
         return _Scored(resources, baselines.served_scorer(resources, system))
@@ -67,6 +69,19 @@ def answering(resources: Resources, system: System) -> Answer:
     if system.way == "free":
         return _Free(resources, engine, prompts)
     return SearchedAnswer(resources, system, engine, prompts)
+
+
+def with_proposed(resources: Resources, requests: Requests) -> Requests:
+    """Requests that have candidates: where none are given, those of the run's retriever, if any.
+
+    Their order is one and the same for all, drawn with the recipe's seed.
+    """
+    retriever = resources.retriever
+    if retriever is None or requests.candidates is not None:
+        return requests
+    order = np.random.default_rng(resources.recipe.seed).permutation(retriever.count)
+    proposed, _ = retriever.propose(requests.histories, requests.closed)
+    return replace(requests, candidates=proposed[:, order])
 
 
 class RawPrompts:
@@ -117,10 +132,11 @@ class _Scored:
     """A baseline or a network."""
 
     def __init__(self, resources: Resources, scorer: Any) -> None:
-        self.scorer, self.size = scorer, len(resources.catalog)
+        self.resources, self.scorer, self.size = resources, scorer, len(resources.catalog)
         self.filter_seen = resources.recipe.decode.filter_seen
 
     def __call__(self, requests: Requests, k: int) -> list[Ranking]:
+        requests = with_proposed(self.resources, requests)
         scorer, closed = self.scorer, requests.closed
         if closed is not None:
             scorer = WithoutItems(scorer, closed)
@@ -130,7 +146,7 @@ class _Scored:
 
 
 class SearchedAnswer:
-    """A language model that ranks, alone or guided."""
+    """A language model that ranks, alone, guided or fused with a retriever."""
 
     def __init__(
         self, resources: Resources, system: System, engine: Engine, prompts: RawPrompts
@@ -138,11 +154,16 @@ class SearchedAnswer:
         self.resources, self.engine, self.prompts = resources, engine, prompts
         guided = system.way == "guided"
         self.guidance = served_guidance(resources, system) if guided else None
+        self.fusion = served_fusion(resources, system) if system.way == "fused" else None
 
     def __call__(self, requests: Requests, k: int) -> list[Ranking]:
+        requests = with_proposed(self.resources, requests)
         prompts = self.prompts.of(requests, self.engine)
         if requests.candidates is not None:
             rankings = self.engine.choose(prompts, requests.candidates).rankings
+            if self.fusion is not None and self.resources.retriever is not None:
+                log_q = self.resources.retriever.log_q(requests.histories, requests.candidates)
+                rankings, _ = self.fusion.ranked(rankings, requests.candidates, log_q)
             return [Ranking(r.positions[:k], r.scores[:k], r.certified) for r in rankings]
         q, weight = self._guiding(requests)
         closed = self._closed(requests)
@@ -154,6 +175,7 @@ class SearchedAnswer:
 
         See `explaining`; `certified` says whether the list is proven.
         """
+        requests = with_proposed(self.resources, requests)
         [ranking] = self(requests, k)
         [prompt] = self.prompts.encoded(requests, self.engine)
         said = {
@@ -191,7 +213,7 @@ class _Grounded:
         self, resources: Resources, system: System, engine: Engine, prompts: RawPrompts
     ) -> None:
         self.resources, self.engine, self.prompts = resources, engine, prompts
-        self.fusion = served_fusion(resources, system)
+        self.fusion = served_grounded_fusion(resources, system)
 
     def __call__(self, requests: Requests, k: int) -> list[Ranking]:
         grounded = self.resources.language.grounded
@@ -215,6 +237,7 @@ class _Free:
         self.resources, self.engine, self.prompts = resources, engine, prompts
 
     def __call__(self, requests: Requests, k: int) -> list[Ranking]:
+        requests = with_proposed(self.resources, requests)
         if requests.candidates is None:
             raise LlmrecError(
                 "this system names one of some candidates; give every history its candidates"

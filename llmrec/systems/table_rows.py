@@ -9,7 +9,8 @@ from llmrec.systems.resources import Resources
 def predictions_of(resources: Resources, system: System) -> Predictions | None:
     """A system's answers for the test split; None in a process that only helps."""
     if system.kind != "language_model":
-        listed = resources.recipe.data.candidates or resources.recipe.decode.top_k
+        among = resources.recipe.data.candidates
+        listed = resources.recipe.decode.top_k if among is None else among.count
         return baselines.predictions_of(resources, system, resources.test, listed)
     from llmrec.systems import free, grounded, language  # these bring torch
 

@@ -92,3 +92,23 @@ def test_rows_are_distributions(users, raw):
             assert (row[unseen] > 0).all()
             if filter_seen:
                 assert (row[history] == 0).all()
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 6), min_size=2, max_size=9), min_size=1, max_size=4),
+    st.sampled_from([(1, 0.0, 1), (3, 0.5, 2), (20, 1.0, 5)]),
+    st.data(),
+)
+@settings(max_examples=60, deadline=None)
+def test_weights_before_an_item_are_those_of_a_log_that_ended_there(users, shape, data):
+    """Against fitting anew without the rows; popularity alone is that of the whole log."""
+    reach, backward, last = shape
+    model = Markov(reach, 0.7, backward, 2.0, last, 0.6)
+    train = sequences(*users)
+    fitted = model.fit(train, 8)
+    user = data.draw(st.integers(0, len(users) - 1))
+    end = data.draw(st.integers(0, len(users[user]) - 1))
+    shorter = sequences(*(u[:end] if n == user else u for n, u in enumerate(users)))
+    anew = model.from_counts(transitions(shorter, 8, reach, 0.7), fitted.popularity)
+    found = fitted.weights_before([ints(*users[user])], [end])
+    np.testing.assert_allclose(found, anew.weights([ints(*users[user][:end])]), atol=1e-12)

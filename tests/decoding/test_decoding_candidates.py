@@ -132,6 +132,37 @@ def test_renormalised_equals_the_constrained_decoder_with_all_else_closed(tiny_m
     np.testing.assert_allclose(candidate_nll(scores, candidates, targets), -scores[:, 4])
 
 
+@pytest.mark.parametrize("batch", [1, 8])
+def test_among_the_tokens_of_the_catalog_a_score_is_that_of_the_title_alone(
+    tiny_model, tokenizer, batch
+):
+    """In plain loops over what was read alone; the other candidates change nothing."""
+    encoder = PromptEncoder(MOVIE, tokenizer, TITLES)
+    prompts = [encoder.prompt(h).ids for h in HISTORIES]
+    candidates = drawn(len(prompts), 6)
+    found = np.concatenate(
+        [
+            candidate_scores(
+                SharedPrompt(tiny_model, prompts[i : i + batch]),
+                encoder.completions,
+                candidates[i : i + batch],
+                True,
+                trie=encoder.trie,
+            )
+            for i in range(0, len(prompts), batch)
+        ]
+    )
+    for prompt, mine, scores in zip(prompts, candidates, found, strict=True):
+        for position, score in zip(mine, scores, strict=True):
+            ids = encoder.completions[position]
+            log_p, total = alone(tiny_model, prompt, ids), 0.0
+            for place, token in enumerate(ids):
+                allowed = encoder.trie.allowed(ids[:place])
+                total += log_p[place, token] - np.log(np.exp(log_p[place, allowed]).sum())
+            assert score == pytest.approx(total, abs=1e-4)
+    assert (np.exp(found).sum(axis=1) < 1).all()
+
+
 @pytest.mark.parametrize("batch", [2, 3, 8])
 @pytest.mark.parametrize("renormalise", [False, True])
 def test_the_batch_changes_nothing(tiny_llama, tokenizer, batch, renormalise):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from llmrec.model.losses import ConformalLoss, ListwiseLoss, StepLoss, WholeStepLoss
+from llmrec.model.losses import ConformalLoss, DPOLoss, ListwiseLoss, Loss, SDPOLoss
 from llmrec.model.row_order import FILLER, RowOrder
 from llmrec.model.set_losses import log_threshold, set_distance, set_size
 from llmrec.model.softmax import FullSoftmax, MaskedSoftmax
@@ -28,6 +28,7 @@ COMPLETIONS = [
 TRIE = TitleTrie.from_sequences(COMPLETIONS)
 VECTORS = torch.randn(8, 3, generator=torch.Generator().manual_seed(3))
 SMOOTH, HARD = 0.7, None
+WEIGHTS = torch.tensor([1.0, 3.0, 0.5, 2.0, 7.0, 1.5, 4.0, 0.25])  # of the items
 SIZE = 4  # candidates of a view
 
 
@@ -236,15 +237,6 @@ def test_rows_of_another_form_are_refused():
     )
 
 
-class Preferred(WholeStepLoss):
-    """A loss that only a test knows: softmax preference of the target over the others (S-DPO)."""
-
-    def step_loss(self, values, items, reference):
-        gained = 0.3 * (values - reference)
-        others = (gained[:, 1:] - gained[:, :1]).logsumexp(1)
-        return StepLoss(torch.nn.functional.softplus(others).mean(), {})
-
-
 def listed(count):
     """Rows of one prompt, a target and three other titles behind it."""
     rng = np.random.default_rng(1)
@@ -269,28 +261,49 @@ def elsewhere(model, batch):
     [
         (
             ListwiseLoss(softmax("msl"), tau=2.0),
-            lambda values, items: sum((v / 2).logsumexp(0) - v[0] / 2 for v in values),
+            lambda values, items: sum((v / 2).logsumexp(0) - v[0] / 2 for v in values) / 3,
         ),
         (
-            Preferred(softmax(), reference=elsewhere),
-            lambda values, items: sum(
-                -torch.nn.functional.logsigmoid(
-                    -sum(
-                        (0.3 * (v[j] + i[j] ** 1.5 - v[0] - i[0] ** 1.5)).exp()
-                        for j in range(1, SIZE)
-                    ).log()
+            ListwiseLoss(softmax(), importance=WEIGHTS),
+            lambda values, items: (
+                sum(
+                    WEIGHTS[i[0]] * (v.logsumexp(0) - v[0])
+                    for v, i in zip(values, items, strict=True)
                 )
+                / sum(WEIGHTS[i[0]] for i in items)
+            ),
+        ),
+        (
+            SDPOLoss(softmax(), beta=0.3, reference=elsewhere),
+            lambda values, items: (
+                sum(
+                    -torch.nn.functional.logsigmoid(
+                        -sum(
+                            (0.3 * (v[j] + i[j] ** 1.5 - v[0] - i[0] ** 1.5)).exp()
+                            for j in range(1, SIZE)
+                        ).log()
+                    )
+                    for v, i in zip(values, items, strict=True)
+                )
+                / 3
+            ),
+        ),
+        (
+            DPOLoss(softmax("msl"), beta=0.3, reference=elsewhere),
+            lambda values, items: sum(
+                (1 + (0.3 * (v[j] + i[j] ** 1.5 - v[0] - i[0] ** 1.5)).exp()).log() / 9
                 for v, i in zip(values, items, strict=True)
+                for j in range(1, SIZE)
             ),
         ),
     ],
-    ids=["listwise", "with_a_reference"],
+    ids=["listwise", "by_propensity", "sdpo", "dpo"],
 )
 def test_a_loss_over_the_whole_step_is_one_object(tiny_llama, loss, plain):
     """Read in two passes, however the step is cut, it is what its definition gives in one."""
     some = listed(3)
     alone = [read_alone(tiny_llama, loss, row) for row in some]
-    whole = plain(alone, [items_of(row) for row in some]) / 3
+    whole = plain(alone, [items_of(row) for row in some])
     expected, total = gradient_of(tiny_llama, whole), float(whole.detach())
     scale = float(expected.abs().max())
     assert scale > 1e-3
@@ -299,6 +312,60 @@ def test_a_loss_over_the_whole_step_is_one_object(tiny_llama, loss, plain):
         _, found, gradient = by_parts(tiny_llama, loss, batches, Alone, 3)
         assert found == pytest.approx(total, rel=1e-5)
         torch.testing.assert_close(gradient / scale, expected / scale, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("beta", [0.1, 1.0])
+def test_s_dpo_with_one_negative_is_dpo(beta):
+    values = torch.randn(5, 2, generator=torch.Generator().manual_seed(0)).double() * 4
+    known = values.flip(0) - 1
+    for reference in (None, known):
+        leaves = [values.clone().requires_grad_() for _ in range(2)]
+        losses = [
+            kind(softmax(), beta=beta).of_rows(leaf, reference)
+            for kind, leaf in zip((DPOLoss, SDPOLoss), leaves, strict=True)
+        ]
+        torch.testing.assert_close(losses[0], losses[1], rtol=1e-12, atol=0)
+        gradients = [
+            torch.autograd.grad(loss.sum(), leaf)[0]
+            for loss, leaf in zip(losses, leaves, strict=True)
+        ]
+        torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-12, atol=0)
+        assert gradients[0].abs().min() > 0
+    unlike = torch.randn(5, 3).double()
+    apart, at_once = (kind(softmax()).of_rows(unlike, None) for kind in (DPOLoss, SDPOLoss))
+    assert (apart < at_once).all()
+
+
+def test_listwise_over_the_whole_catalog_is_the_normalised_likelihood(tiny_llama):
+    """Candidates that are all titles: the exact likelihood among them, of value and gradient.
+
+    Under the softmax over what continues a title, which is normalised over the catalog already, it
+    is the likelihood itself.
+    """
+    prompt = Segment(np.array([11, 12, 13], np.int32))
+    order = [3, 0, 1, 2, 4, 5, 6, 7]
+    branches = [Segment(COMPLETIONS[i], 0, i, kind=min(n, 1)) for n, i in enumerate(order)]
+    row = TokenTree((prompt, *branches))
+    for name in ("sft", "msl"):
+        loss = ListwiseLoss(softmax(name))
+        alone = read_alone(tiny_llama, loss, row)
+        whole = alone.logsumexp(0) - alone[0]
+        if name == "msl":
+            assert float(alone.logsumexp(0).detach()) == pytest.approx(0, abs=1e-5)
+        expected, total = gradient_of(tiny_llama, whole), float(whole.detach())
+        _, found, gradient = by_parts(tiny_llama, loss, [batch_of(loss, [row], [0])], Alone, 1)
+        assert found == pytest.approx(total, rel=1e-5)
+        scale = float(expected.abs().max())
+        torch.testing.assert_close(gradient / scale, expected / scale, rtol=0, atol=1e-5)
+
+
+def test_plain_targets_weigh_by_their_importance():
+    rows = [row.flatten() for row in listed(2)]
+    batch = Loss(softmax(), importance=WEIGHTS).prepare(rows)
+    items = [item for row in listed(2) for item in items_of(row)]
+    assert batch["importance"].tolist() == WEIGHTS[items].tolist()
+    assert "importance" not in Loss(softmax()).prepare(rows)
+    assert "importance" not in ListwiseLoss(softmax(), importance=WEIGHTS).prepare(rows)
 
 
 @pytest.mark.parametrize(("count", "size"), [(10, 1), (10, 2), (11, 4), (8, 4), (3, 4)])

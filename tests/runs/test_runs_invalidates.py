@@ -44,10 +44,13 @@ EXPERIMENTS = {
         "soft": {"distill": {"decode": "free"}, "alpha": "auto"},
     },
     "candidates": {
-        "data": {"candidates": 4},
+        "data": {"candidates": {"from": "sasrec", "count": 4}},
         "prompt": {"task": "similar_users"},
         "objective": {"listwise": {}},
     },
+    "preferences": {"data": {"candidates": 9}, "objective": {"sdpo": {}, "propensity": {}}},
+    "groups": {"objective": {"grpo": {}}},
+    "pairs": {"data": {"candidates": 9}, "objective": {"dpo": {}}},
     "network": {"network": {}, "conformal": {"learning_rate": 0.1}, "systems": ["network"]},
     **{
         vectors: {
@@ -57,7 +60,10 @@ EXPERIMENTS = {
         for vectors in ("states", "sentences")
     },
 }
-ROWS = ("markov", "sasrec", "text_knn_sentences", "untuned", "tuned_guided", "tuned_grounded")
+ROWS = (
+    *("markov", "sasrec", "text_knn_sentences", "untuned"),
+    *("tuned_guided", "tuned_grounded", "tuned_fused"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +139,8 @@ def another(place, key, now):
         "conformal.grid": [0.5],
         "conformal.learning_rate": 0.25,
         "decode.guidance.grid": [0.5],
+        "decode.fusion.grid": [0.5],
+        "decode.fusion.weight": 0.5,
         "decode.guidance.weight": 0.5,
         "decode.grounding.grid": [1.0],
         "decode.grounding.gamma": 0.5,

@@ -45,6 +45,15 @@ CASES = {
         ["published", "euclidean-linkage-max"],
     ),
     "cpft_language": (OF_LANGUAGE, ["ce", "hard"]),
+    "rerank": (
+        OF_LANGUAGE
+        | {
+            "data.candidates": {"from": "markov", "count": 3, "keep_missed": True},
+            "baselines.trials": 1,
+            "train.max_steps": 2,
+        },
+        ["start", "listwise", "sft", "sdpo"],
+    ),
 }
 
 
@@ -87,6 +96,8 @@ def test_a_small_version_runs_to_its_page(name, tmp_path, tiny_base, small_log, 
     for arm in tree["arms"].values():
         if arm.get("set", {}).get("conformal") and name == "cpft_language":
             arm["set"]["conformal"]["candidates"] = {"beams": 2, "sampled": 2}
+        if "objective.sdpo" in arm.get("set", {}):
+            arm["set"]["objective.sdpo"]["negatives"] = 2
     tree |= {"name": name, "seeds": [0], "output_dir": str(tmp_path / "runs")}
     path = tmp_path / f"{name}.yaml"
     path.write_text(yaml.safe_dump(tree, sort_keys=False), "utf-8")

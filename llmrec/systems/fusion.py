@@ -1,0 +1,119 @@
+"""A language model and the retriever of its candidates: log p + w * log q, w from validation.
+
+Weights are compared by the likelihood of the validation targets among their candidates, each at the
+temperature that suits it best: the scale of a sum says nothing of its order. Targets that the
+retriever missed say nothing either. Weight 0 is the language model alone, and may win.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import log_softmax
+
+from llmrec.data.candidates import candidate_nll, read_candidates, read_log_q
+from llmrec.decoding.beam import Ranking
+from llmrec.decoding.candidates import candidate_ranking
+from llmrec.errors import LlmrecError
+from llmrec.evaluation.metrics import ndcg
+from llmrec.recipe.systems import System
+from llmrec.systems.resources import Resources
+
+log = logging.getLogger("llmrec")
+Doubles = npt.NDArray[np.float64]
+Items = npt.NDArray[np.int32]
+# By which scores are multiplied before their likelihood is told.
+SCALES = np.geomspace(1 / 50, 50, 60)
+CHOSEN_AT = 10  # cut-off of the NDCG that is told beside the likelihood
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """`weight` of the retriever's log-probabilities beside the model's, and how it was chosen."""
+
+    weight: float
+    described: dict[str, Any] = field(default_factory=dict)
+
+    def ranked(
+        self, rankings: Sequence[Ranking], candidates: Items, log_q: Doubles
+    ) -> tuple[list[Ranking], Doubles]:
+        """The candidates (U, C) anew, of which a language model gave the rankings.
+
+        Also (U, C) the log-probabilities, which sum to 1 over each user's candidates.
+        """
+        summed = log_softmax(scores_of(rankings, candidates) + self.weight * log_q, axis=1)
+        found = [candidate_ranking(*row) for row in zip(candidates, summed, strict=True)]
+        return found, summed
+
+
+def scores_of(rankings: Sequence[Ranking], candidates: Items) -> Doubles:
+    """(U, C) the scores of rankings in the order of the candidates."""
+    scores = np.empty(candidates.shape)
+    for row, (ranking, among) in enumerate(zip(rankings, candidates, strict=True)):
+        order = np.argsort(ranking.positions)
+        scores[row] = ranking.scores[order][np.searchsorted(ranking.positions[order], among)]
+    return scores
+
+
+def chosen_fusion(resources: Resources, system: System) -> Fusion:
+    """The recipe's weight, or the one of its grid that does best in validation.
+
+    Raises LlmrecError where the retriever proposes no validation target.
+    """
+    wanted, valid = resources.recipe.decode.fusion, resources.valid
+    if wanted.weight != "auto":
+        return Fusion(float(wanted.weight), {"weight": float(wanted.weight)})
+    log.info("recommend: choosing the weight of %s in validation", system.name)
+    models, path = resources.language, resources.folder.candidates("valid")
+    engine, prompting = models.engine(system), models.prompting("valid", valid)
+    candidates = read_candidates(path)
+    prompts = prompting.ids(prompting.selected(engine))
+    scores = scores_of(engine.choose(prompts, candidates).rankings, candidates)
+    nll, gain = compared(scores, read_log_q(path), candidates, valid.targets, wanted.grid)
+    weight = min(nll, key=lambda w: (nll[w], w))
+    return Fusion(
+        weight,
+        {
+            "weight": weight,
+            "valid_nll": {f"{w:g}": value for w, value in nll.items()},
+            f"valid_ndcg@{CHOSEN_AT}": {f"{w:g}": value for w, value in gain.items()},
+        },
+    )
+
+
+def compared(
+    scores: Doubles, log_q: Doubles, candidates: Items, targets: Items, grid: Sequence[float]
+) -> tuple[dict[float, float], dict[float, float]]:
+    """For each weight the mean NLL at the scale that suits it best, and the mean NDCG of all users.
+
+    scores, log_q, candidates (U, C); targets (U,). Raises LlmrecError where no target is among its
+    candidates.
+    """
+    held = (candidates == targets[:, None]).any(axis=1)
+    if not held.any():
+        raise LlmrecError(
+            "the retriever proposes no validation target, so no weight can be chosen; raise "
+            "data.candidates.count or set decode.fusion.weight to a number"
+        )
+    nll, gain = {}, {}
+    for weight in grid:
+        summed = scores + weight * log_q
+        costs = [
+            candidate_nll(scale * summed[held], candidates[held], targets[held]).mean()
+            for scale in SCALES
+        ]
+        nll[weight] = float(min(costs))
+        lists = [candidate_ranking(*r).positions for r in zip(candidates, summed, strict=True)]
+        gain[weight] = float(ndcg(lists, targets, CHOSEN_AT).mean())
+    return nll, gain
+
+
+def served_fusion(resources: Resources, system: System) -> Fusion:
+    """The fusion that the system's predictions for the test split record, else chosen anew."""
+    recorded = resources.recorded(system)
+    if "weight" not in recorded:
+        return chosen_fusion(resources, system)
+    return Fusion(float(recorded["weight"]))

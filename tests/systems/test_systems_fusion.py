@@ -1,0 +1,113 @@
+"""The log-probabilities of a model and its retriever: their sum, and how its weight is chosen."""
+
+import json
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
+
+from llmrec.data.candidates import read_candidates, read_log_q
+from llmrec.data.catalog import Catalog
+from llmrec.data.records import Examples
+from llmrec.errors import LlmrecError, RecipeError
+from llmrec.evaluation.predictions import Predictions
+from llmrec.stages import prepare, recommend
+from llmrec.systems.fusion import compared
+from llmrec.systems.recommender import Recommender
+
+FROM = ("data.candidates.from=markov", "data.candidates.count=3")
+SYSTEMS = "systems=[markov, untuned, untuned_fused]"
+
+
+def scores_by_item(folder, system):
+    """For each test example the score of every candidate."""
+    said = Predictions.read(folder.predictions(system))
+    ends = said.offsets.tolist()
+    return [
+        dict(zip(said.items[a:b].tolist(), said.scores[a:b].tolist(), strict=True))
+        for a, b in pairwise(ends)
+    ]
+
+
+@pytest.mark.parametrize("weight", [0, 0.7])
+def test_scores_are_the_sum_of_both_and_raw_histories_get_the_same(recipe_of, weight):
+    recipe, folder = recipe_of(*FROM, SYSTEMS, f"decode.fusion.weight={weight}")
+    prepare.run(recipe, folder)
+    recommend.run(recipe, folder)
+    folder.keep(recipe)
+    test, path = Examples.read(folder.examples("test")), folder.candidates("test")
+    alone, fused = scores_by_item(folder, "untuned"), scores_by_item(folder, "untuned_fused")
+    nll = Predictions.read(folder.predictions("untuned_fused")).nll
+    rows = zip(test, read_candidates(path).tolist(), read_log_q(path), strict=True)
+    for i, (example, items, log_q) in enumerate(rows):
+        summed = log_softmax(np.array([alone[i][item] for item in items]) + weight * log_q)
+        assert [fused[i][item] for item in items] == pytest.approx(summed, abs=1e-5)
+        expected = -dict(zip(items, summed, strict=True)).get(example.target, -np.inf)
+        assert nll[i] == pytest.approx(expected, abs=1e-5)
+    assert {len(row) for row in fused} == {3}
+    if weight:
+        orders = [sorted(row, key=row.get) for row in alone], [sorted(r, key=r.get) for r in fused]
+        assert orders[0] != orders[1]
+    ids = Catalog.read(folder.items).item_ids
+    histories = [[ids[p] for p in history] for history in test.histories()]
+    for system in ("untuned_fused", "untuned", "markov"):
+        table = Recommender(recipe, folder, system).recommend(histories, top_k=2)
+        said = Predictions.read(folder.predictions(system))
+        wanted = [ids[p] for i in range(len(test)) for p in said.ranking(i)[:2].tolist()]
+        assert table["item_id"].to_pylist() == wanted
+
+
+def test_the_weight_is_the_likeliest_in_validation_and_told(recipe_of):
+    recipe, folder = recipe_of(*FROM, SYSTEMS, "decode.fusion.grid=[0, 0.5, 3]")
+    prepare.run(recipe, folder)
+    recommend.run(recipe, folder)
+    said = Predictions.read(folder.predictions("untuned_fused")).info.hyperparameters
+    by_weight = said["valid_nll"]
+    assert list(by_weight) == ["0", "0.5", "3"]
+    assert said["weight"] == float(min(by_weight, key=by_weight.get))
+    assert list(said["valid_ndcg@10"]) == list(by_weight)
+    recorded = json.dumps(said)
+    Recommender(recipe, folder, "untuned_fused").recommend([["i1", "i2"]])
+    assert recorded == json.dumps(
+        Predictions.read(folder.predictions("untuned_fused")).info.hyperparameters
+    )
+
+
+def test_likelihoods_are_those_at_the_best_scale_over_the_targets_that_are_there():
+    rng = np.random.default_rng(0)
+    candidates = np.stack([rng.permutation(9)[:4] for _ in range(40)]).astype(np.int32)
+    scores, log_q = rng.normal(size=(2, 40, 4)) * 3
+    targets = np.where(np.arange(40) % 4 == 0, 9, candidates[:, 1]).astype(np.int32)
+    scores[:, 1] += 3
+    nll, gain = compared(scores, log_q, candidates, targets, [0.0, 1.5])
+    for weight, found in nll.items():
+        held = (scores + weight * log_q)[targets < 9]
+        costs = lambda s, held=held: -log_softmax(np.exp(s) * held, axis=1)[:, 1].mean()  # noqa: E731
+        best = minimize_scalar(costs, bounds=(-4, 4), method="bounded").fun
+        assert best <= found <= best + 0.01
+        places = (held > held[:, 1:2]).sum(axis=1)
+        assert gain[weight] == pytest.approx((1 / np.log2(places + 2)).sum() / 40)
+    assert nll[0.0] < nll[1.5]
+    with pytest.raises(LlmrecError, match="proposes no validation target"):
+        compared(scores, log_q, candidates, np.full(40, 9, np.int32), [0.0])
+
+
+def test_a_retriever_that_knows_beats_a_model_that_does_not_and_the_other_way_round():
+    rng = np.random.default_rng(1)
+    candidates = np.tile(np.arange(4, dtype=np.int32), (60, 1))
+    targets = rng.integers(0, 4, 60).astype(np.int32)
+    noise, knows = rng.normal(size=(2, 60, 4))
+    knows[np.arange(60), targets] += 4
+    grid = [0, 0.5, 1, 5, 20]
+    for scores, log_q, expected in ((knows, noise, 0), (noise, knows, 20)):
+        nll, _ = compared(scores, log_q, candidates, targets, grid)
+        chosen = min(nll, key=lambda w: (nll[w], w))
+        assert abs(grid.index(chosen) - grid.index(expected)) <= 1
+
+
+def test_what_fusion_needs_is_said(recipe_of):
+    for given in ("data.candidates=3", "data.candidates=null"):
+        with pytest.raises(RecipeError, match=r"data\.candidates"):
+            recipe_of(given, SYSTEMS)
