@@ -16,7 +16,7 @@ from llmrec.model.softmax import FullSoftmax
 from llmrec.stages import prepare, train
 
 CATALOG = ("systems=[tuned]", "objective.grpo.group=3", "decode.renormalise=false")
-AMONG = (*CATALOG, "data.candidates=5")
+AMONG = (*CATALOG, "data.candidates=4")
 ONCE = ("train.per_device_train_batch_size=64", "train.max_steps=1", "train.learning_rate=1e-12")
 
 

@@ -98,7 +98,7 @@ def test_an_interrupted_training_goes_on_with_the_reference_it_had(recipe_of, ki
 
 
 def test_negatives_are_drawn_among_the_candidates(recipe_of):
-    recipe, folder = recipe_of(*AMONG[2:], "data.candidates=5", "objective.sdpo.negatives=2")
+    recipe, folder = recipe_of(*AMONG[2:], "data.candidates=4", "objective.sdpo.negatives=2")
     prepare.run(recipe, folder)
     job = Job.of(recipe, folder)
     rows = method_of(recipe).rows(job)
@@ -109,7 +109,7 @@ def test_negatives_are_drawn_among_the_candidates(recipe_of):
         assert len({*others}) == 2
         assert {*others} < {*among.tolist()} - {window.target}
         places |= {among.tolist().index(item) for item in others}
-    assert len(places) == 5
+    assert len(places) == 4
     again = method_of(recipe).rows(Job.of(recipe, folder))
     assert [[s.target for s in row.segments] for row in again] == [
         [s.target for s in row.segments] for row in rows

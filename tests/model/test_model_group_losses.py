@@ -76,7 +76,7 @@ def test_the_loss_is_what_a_loop_over_answers_gives(horizon, rank):
         spread = np.std(rewards)
         for i, reward in enumerate(rewards):
             advantage = (reward - np.mean(rewards)) / spread if spread else 0
-            lead = float((known - values)[row, horizon + i])
+            lead = float((known - values.detach())[row, horizon + i])
             divergence += (np.exp(lead) - lead - 1) / 16
             expected += -advantage / 16
             slopes[row, horizon + i] = -advantage / 16 + 0.5 * (1 - np.exp(lead)) / 16
