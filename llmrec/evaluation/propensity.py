@@ -18,3 +18,19 @@ def propensities(
         return np.ones(len(counts))
     found: npt.NDArray[np.float64] = np.maximum((counts / most) ** power, floor)
     return found
+
+
+def self_normalised(
+    values: npt.NDArray[np.float64], weights: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """(E,) numbers whose plain mean is `sum weights * values / sum weights`, over values (E,).
+
+    Each is that ratio and how far its example moves it, so that the variance of their mean is that
+    of the ratio to first order. An example without a value (NaN) has none and counts nowhere.
+    """
+    known = ~np.isnan(values)
+    if not known.any():
+        return values
+    ratio = np.average(values[known], weights=weights[known])
+    found: npt.NDArray[np.float64] = ratio + weights / weights[known].mean() * (values - ratio)
+    return found

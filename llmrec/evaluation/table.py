@@ -19,6 +19,7 @@ from llmrec.evaluation.layout import Form, as_json, from_json, laid_out, number
 NLL = "NLL"
 VALID, OF_VALID = "valid answers", "HR@1 of valid answers"  # where there are candidates
 AMONG_COLD = "among cold items"  # where targets never occur in training
+SNIPS = "SNIPS"  # by propensities of the targets
 ALL = "all"
 GROUPS = (ALL, "warm", "cold", "tied", "untied")
 UNIFORM = "uniform"
@@ -161,14 +162,19 @@ def metric_table(
         )
         for name, rows in groups.items()
     }
-    columns = tuple(Column(m, g, int(rows.sum())) for m in metrics for g, rows in groups.items())
+    shown = [(m, g) for m, name in enumerate(metrics) for g in groups if _is_of(name, g)]
+    columns = tuple(Column(metrics[m], g, int(groups[g].sum())) for m, g in shown)
     cells = tuple(
-        tuple(found[g][s * len(metrics) + m] for m in range(len(metrics)) for g in groups)
-        for s in range(len(systems))
+        tuple(found[g][s * len(metrics) + m] for m, g in shown) for s in range(len(systems))
     )
     return MetricTable(
         systems, columns, cells, confidence, math.log(max(catalog_size, 1)), tuple(notes)
     )
+
+
+def _is_of(metric: str, group: str) -> bool:
+    """Whether a metric is one of a group: a ratio of all users is no mean over some of them."""
+    return group == ALL or not metric.endswith(SNIPS)
 
 
 def main_columns(k: int) -> list[tuple[str, str]]:
@@ -177,8 +183,9 @@ def main_columns(k: int) -> list[tuple[str, str]]:
 
 
 def front_columns(k: int) -> list[tuple[str, str]]:
-    """The main columns and, where there are candidates, how valid the answers are."""
-    return [*main_columns(k), (OF_VALID, ALL), (VALID, ALL)]
+    """The main columns, those without bias, and how valid answers of candidates are."""
+    without_bias = [(f"{name}@{k} {SNIPS}", ALL) for name in ("HR", "NDCG")]
+    return [*main_columns(k), *without_bias, (OF_VALID, ALL), (VALID, ALL)]
 
 
 def group_columns(table: MetricTable, k: int) -> list[tuple[str, str]]:

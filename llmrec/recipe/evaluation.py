@@ -1,9 +1,10 @@
 """The sections of a recipe about evaluation: metrics, intervals, calibration."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
+from llmrec.recipe.propensity import Propensity
 from llmrec.recipe.section import MOST, Count, Section
 
 Level = Annotated[float, Field(gt=0, lt=1)]
@@ -35,6 +36,11 @@ class Evaluate(Section):
     """Seed of the bootstrap and of the choice of users set aside."""
     calibration: Calibration | None = None
     """Probabilities and prediction sets; null: rankings alone."""
+    debias: Literal["snips"] | None = None
+    """snips: HR and NDCG beside the plain ones in which users weigh 1 / theta of their target, as
+    what is chosen often is seen often (self-normalised inverse propensities); null: none."""
+    propensity: Propensity = Propensity()
+    """How theta is told from training counts."""
     gates: bool = False
     """Three gates for every language model: its NLL against popularity's, what another user's
     history costs it (one more pass of the model), the share of distinct first answers."""

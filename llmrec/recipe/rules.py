@@ -65,7 +65,8 @@ def _ranks(recipe: Any, answer: str) -> bool:
 
 def _more_than_beams(recipe: Any) -> str:
     validation, decode = recipe.validation, recipe.decode
-    if not _ranks(recipe, "constrained") or decode.kind == "best_first":
+    among = recipe.data.candidates is not None  # which are ranked without a search
+    if not _ranks(recipe, "constrained") or decode.kind == "best_first" or among:
         return ""
     few = f"validation.k = {validation.k} items cannot come out of decode.beams = {decode.beams}"
     return few if validation.k > decode.beams else ""

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from llmrec.recipe.propensity import Propensity
 from llmrec.recipe.section import MOST, Count, NotNegative, Positive, Section
 
 
@@ -48,16 +49,6 @@ class GRPO(Section):
     """A hit on any of so many next items counts."""
     gamma: Annotated[float, Field(gt=0, le=1)] = 0.5
     """What a hit is worth that comes a step later."""
-
-
-class Propensity(Section):
-    """Targets weigh 1 / theta, theta = max((n / max n) ** power, floor) of their n training
-    interactions: what is chosen often is seen often."""
-
-    power: Positive = 0.5
-    """Power of the share of the most chosen item's count."""
-    floor: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """Least propensity, so that rare items do not weigh too much."""
 
 
 class ObjectiveSection(Section):

@@ -15,7 +15,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llmrec.data.candidates import read_candidates
 from llmrec.data.files import is_read_only, replacing, write_json
 from llmrec.data.records import COLD, TARGET, TIED, USER_ID, Examples
 from llmrec.evaluation.beyond import beyond_accuracy
@@ -30,8 +29,6 @@ from llmrec.evaluation.table import (
     ALL,
     AMONG_COLD,
     NLL,
-    OF_VALID,
-    VALID,
     MetricTable,
     best_of,
     cold_columns,
@@ -40,6 +37,7 @@ from llmrec.evaluation.table import (
 )
 from llmrec.recipe.systems import System
 from llmrec.runs.evaluated import TestSplit, read_other_nll, read_predictions, read_test_split
+from llmrec.stages.evaluate_columns import debiased, of_candidates, validity
 
 if TYPE_CHECKING:
     from llmrec.recipe import Recipe
@@ -68,14 +66,16 @@ def run(recipe: "Recipe", folder: "RunFolder") -> dict[str, Any]:
     per_user = {p.info.system: _values(p, split, ks, among) for p in predictions}
     if recipe.data.candidates is not None:
         for p in predictions:
-            per_user[p.info.system] |= _validity(p, split)
-        notes += _of_candidates(recipe, folder, split)
+            per_user[p.info.system] |= validity(p, split)
+        notes += of_candidates(recipe, folder, split)
     for p in predictions if recipe.evaluate.gates else ():
         other = read_other_nll(folder, p)
         missing = np.full(len(test), np.nan)
         costs = missing if other is None else difference(other, p.nll)
         per_user[p.info.system][SENSITIVITY] = costs
     notes += _skipped(per_user) + _unmeasured(per_user, ks)
+    if recipe.evaluate.debias is not None:
+        notes += debiased(per_user, recipe.evaluate.propensity, split, ks)
     if any(p.cold_places is not None for p in predictions):
         for p in predictions:
             per_user[p.info.system] |= _among_cold(p, split, ks)
@@ -262,42 +262,6 @@ def _of_cold(split: TestSplit, systems: Sequence[str], ks: Sequence[int]) -> lis
             f"{', '.join(blind)}."
         )
     return notes
-
-
-def _of_candidates(recipe: "Recipe", folder: "RunFolder", split: TestSplit) -> list[str]:
-    """What the candidates are; of a retriever's, how many targets they hold: the ceiling."""
-    asked = recipe.data.candidates
-    if asked is None:
-        return []
-    if asked.retriever is None:
-        return [
-            f"Every target among {asked.count} candidates; HR@1 counts all users, "
-            f"{OF_VALID} those whose answer is a candidate."
-        ]
-    candidates = read_candidates(folder.candidates("test"))
-    held = (candidates == split.examples.targets[:, None]).any(axis=1)
-    users = np.unique(split.examples.user_ids, return_inverse=True)[1]
-    wanted = recipe.evaluate
-    recall = mean_interval(
-        held.astype(float),
-        users,
-        samples=wanted.samples,
-        confidence=wanted.confidence,
-        seed=wanted.seed,
-    )
-    return [
-        f"Every system ranks the {asked.count} best items of {asked.retriever}, whose recall "
-        f"{recall.mean:.3f} [{recall.low:.3f}, {recall.high:.3f}] is the ceiling of every hit "
-        "rate. A target that is not among them is a miss, and NLL leaves it out."
-    ]
-
-
-def _validity(predictions: Predictions, split: TestSplit) -> dict[str, Floats]:
-    """Whether an answer is one of the candidates at all, and HR@1 where it is; each (E,)."""
-    rankings = predictions.rankings()
-    valid = answer_counts(rankings) > 0
-    hit = at_every_k(rankings, split.examples.targets, [1])["HR@1"]
-    return {VALID: valid.astype(float), OF_VALID: np.where(valid, hit, np.nan)}
 
 
 def _skipped(per_user: PerUser) -> list[str]:

@@ -52,7 +52,7 @@ CASES = {
             "baselines.trials": 1,
             "train.max_steps": 2,
         },
-        ["start", "listwise", "sft", "sdpo"],
+        ["start", "sft", "listwise", "sdpo"],
     ),
 }
 

@@ -1,0 +1,78 @@
+"""Columns of `llmrec evaluate` beside the plain ones: what candidates hold, and without the bias of
+what is seen often. Imports neither torch nor transformers."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from llmrec.data.candidates import read_candidates
+from llmrec.evaluation.intervals import Floats, mean_interval
+from llmrec.evaluation.metrics import at_every_k
+from llmrec.evaluation.predictions import Predictions
+from llmrec.evaluation.propensity import propensities, self_normalised
+from llmrec.evaluation.rankings import answer_counts
+from llmrec.evaluation.table import OF_VALID, SNIPS, VALID
+from llmrec.runs.evaluated import TestSplit
+
+if TYPE_CHECKING:
+    from llmrec.recipe import Recipe
+    from llmrec.recipe.training import Propensity
+    from llmrec.runs.folder import RunFolder
+
+
+def of_candidates(recipe: "Recipe", folder: "RunFolder", split: TestSplit) -> list[str]:
+    """What the candidates are; of a retriever's, how many targets they hold: the ceiling."""
+    asked = recipe.data.candidates
+    if asked is None:
+        return []
+    if asked.retriever is None:
+        return [
+            f"Every target among {asked.count} candidates; HR@1 counts all users, "
+            f"{OF_VALID} those whose answer is a candidate."
+        ]
+    candidates = read_candidates(folder.candidates("test"))
+    held = (candidates == split.examples.targets[:, None]).any(axis=1)
+    users = np.unique(split.examples.user_ids, return_inverse=True)[1]
+    wanted = recipe.evaluate
+    recall = mean_interval(
+        held.astype(float),
+        users,
+        samples=wanted.samples,
+        confidence=wanted.confidence,
+        seed=wanted.seed,
+    )
+    return [
+        f"Every system ranks the {asked.count} best items of {asked.retriever}, whose recall "
+        f"{recall.mean:.3f} [{recall.low:.3f}, {recall.high:.3f}] is the ceiling of every hit "
+        "rate. A target that is not among them is a miss, and NLL leaves it out."
+    ]
+
+
+def validity(predictions: Predictions, split: TestSplit) -> dict[str, Floats]:
+    """Whether an answer is one of the candidates at all, and HR@1 where it is; each (E,)."""
+    rankings = predictions.rankings()
+    valid = answer_counts(rankings) > 0
+    hit = at_every_k(rankings, split.examples.targets, [1])["HR@1"]
+    return {VALID: valid.astype(float), OF_VALID: np.where(valid, hit, np.nan)}
+
+
+def debiased(
+    per_user: Mapping[str, dict[str, Floats]],
+    asked: "Propensity",
+    split: TestSplit,
+    ks: Sequence[int],
+) -> list[str]:
+    """Add HR and NDCG at every k by SNIPS to each system's values; what they are, in words.
+
+    A value is the mean's share of its user, so that the mean over all users is the ratio
+    `sum hit / theta / sum 1 / theta`, and a bootstrap of the mean its interval (delta method).
+    """
+    theta = propensities(split.counts, asked.power, asked.floor)[split.examples.targets]
+    for values in per_user.values():
+        for name in [f"{metric}@{k}" for k in ks for metric in ("HR", "NDCG")]:
+            values[f"{name} {SNIPS}"] = self_normalised(values[name], 1 / theta)
+    return [
+        f"{SNIPS}: users weigh 1 / theta, theta = max((n / max n) ** {asked.power:g}, "
+        f"{asked.floor:g}) of their target's n training interactions."
+    ]
