@@ -1,4 +1,4 @@
-"""What `torch.compile` asks of the trainer: a machine that can, and the model underneath wrappers.
+"""What `torch.compile` asks of the trainer: a machine that can, and the model underneath.
 
 Knows neither trees nor losses.
 """
@@ -32,16 +32,6 @@ def require_compiler(device: torch.device | str, backend: str | None = None) -> 
 def uncompiled(model: nn.Module) -> nn.Module:
     """The model whose forward was compiled, or `model` itself where none was."""
     return model._orig_mod if is_compiled_module(model) else model
-
-
-def bare(model: nn.Module) -> nn.Module:
-    """The model inside what compiles it and what shares it among processes, to be asked freely.
-
-    What searches reads many shapes, and a compiled model is compiled again for each. The forward
-    of DDP is a collective, and processes that search do not do equally many.
-    """
-    model = uncompiled(model)
-    return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def of_any_size(batch: dict[str, Any]) -> None:
