@@ -77,7 +77,8 @@ class CandidateRetriever:
     def propose(self, histories: Histories, closed: Ints | None = None) -> tuple[Ints, Doubles]:
         """(U, C) the best items after each history, best first, and their log-probabilities.
 
-        `closed` (M,): items that are none of them, for nobody. Raises DataError where a user has fewer items left.
+        `closed` (M,): items that are none of them, for nobody. Raises DataError where a user has
+        fewer items left.
         """
         found = np.empty((len(histories), self.count), np.int32)
         log_q = np.empty((len(histories), self.count))
