@@ -31,8 +31,9 @@ class Finite(TrainerCallback):
         ]
         # One sum for each, and one wait for a GPU, however many gradients there are.
         sums = torch._foreach_norm([g for _, g in named], 1, torch.float32) if named else []
-        whole = [one.full_tensor() if hasattr(one, "full_tensor") else one for one in sums]
-        found = [loss.float() for loss, _ in losses] + whole
+        # Of a gradient in shards each process looks at its own, which is no exchange for each.
+        own = [one.to_local() if hasattr(one, "to_local") else one for one in sums]
+        found = [loss.float() for loss, _ in losses] + own
         if not found:
             return
         values = torch.stack([one.to(found[0].device) for one in found]).tolist()

@@ -126,15 +126,13 @@ class TreeTrainer(Trainer):
         self.loss_is_scaled_for_ga = True  # compute_loss divides by the whole step's targets
 
     def _collate(self, items: list[tuple[int, Weights]]) -> dict[str, Any]:
-        return {
-            "row_numbers": torch.tensor([number for number, _ in items]),
-            "of_kind": torch.tensor([weights for _, weights in items]),
-        }
+        numbers, of_kind = zip(*items, strict=True)
+        return {"row_numbers": [*numbers], "of_kind": [*of_kind]}  # tensors would be moved
 
     def _batch(self, fetched: dict[str, Any]) -> dict[str, Any]:
         """The rows of a fetched batch, as they are now, as tensors."""
-        numbers, held = fetched["row_numbers"].cpu(), self._weights
-        of_kind = fetched["of_kind"][0].cpu() if held is None else torch.tensor(held)
+        numbers, held = torch.tensor(fetched["row_numbers"]), self._weights
+        of_kind = torch.tensor(fetched["of_kind"][0] if held is None else held)
         # What the whole step's loss compares is weighed by it, so nothing is left out.
         weights = () if self.loss.whole_step else tuple(of_kind.tolist())
         rows = [self.train_dataset.flat(number, weights) for number in numbers.tolist()]
