@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from llmrec.errors import LlmrecError
-from llmrec.model.callbacks import FiniteGradients
+from llmrec.model.callbacks import Finite
 
 
 def model_with(*gradients):
@@ -21,7 +21,7 @@ def model_with(*gradients):
 
 def before_step(model):
     state = SimpleNamespace(global_step=4)
-    FiniteGradients().on_pre_optimizer_step(None, state, None, model=model)
+    Finite(lambda: []).on_pre_optimizer_step(None, state, None, model=model)
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), float("-inf")])

@@ -9,7 +9,7 @@ import pytest
 from llmrec import stopping
 from llmrec.data import sealed
 from llmrec.errors import LlmrecError, RecipeError
-from llmrec.model.callbacks import FiniteGradients
+from llmrec.model.callbacks import Finite
 from llmrec.stages import train
 
 
@@ -35,7 +35,7 @@ def test_training_saves_at_the_step_and_goes_on_alike(at, recipe_of, trained, mo
     shutil.rmtree(folder.root)
     last = max(line["step"] for line in lines)
     step = {"middle": last // 2 + 1, "end of an epoch": last // 2, "end": last, "second": 2}[at]
-    real = FiniteGradients.on_pre_optimizer_step
+    real = Finite.on_pre_optimizer_step
 
     def wishing(self, args, state, control, **context):
         if state.global_step + 1 == step:
@@ -44,7 +44,7 @@ def test_training_saves_at_the_step_and_goes_on_alike(at, recipe_of, trained, mo
 
     recipe, folder = recipe_of("train.save_steps=100")
     with monkeypatch.context() as patch:
-        patch.setattr(FiniteGradients, "on_pre_optimizer_step", wishing)
+        patch.setattr(Finite, "on_pre_optimizer_step", wishing)
         if at == "end":  # it reached its end, so it is published
             train.run(recipe, folder)
         else:
@@ -64,7 +64,7 @@ def test_a_training_that_another_stopped_is_not_published(recipe_of, monkeypatch
     def stops(self, args, state, control, **_):
         control.should_training_stop = state.global_step == 3
 
-    monkeypatch.setattr(FiniteGradients, "on_step_end", stops, raising=False)
+    monkeypatch.setattr(Finite, "on_step_end", stops, raising=False)
     recipe, folder = recipe_of()
     with pytest.raises(LlmrecError, match=r"stopped at step 3 of \d+, before its end"):
         train.run(recipe, folder)
