@@ -1,10 +1,11 @@
 # `make demo` and `make test` each do all the set-up a fresh machine needs.
 PYTHON ?= python3
+ROUNDS ?= 1
 BIN := .venv/bin
 READY := .venv/.ready
 READY_DEMO := .venv/.ready-demo
 
-.PHONY: setup demo demo-soft test lint bench bench-similar clean
+.PHONY: setup demo demo-soft test test-long lint bench bench-similar clean
 
 setup: $(READY)
 
@@ -35,6 +36,10 @@ test: $(READY)
 	$(BIN)/ruff format --check llmrec tests tools
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+
+# The long figures of results/reliability.md; ROUNDS=0.1 takes a tenth of the rounds.
+test-long: $(READY)
+	ROUNDS=$(ROUNDS) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long --numprocesses 2 tests
 
 lint: $(READY)
 	$(BIN)/ruff check --fix llmrec tests tools

@@ -26,7 +26,9 @@ def recommend(
     ] = False,
     out: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(metavar="FILE", help="Write these answers here, .parquet or .csv."),
+        typer.Option(
+            metavar="FILE", help="Write these answers here, .parquet or .csv; resumed by user."
+        ),
     ] = None,
     top_k: Annotated[
         Optional[int],  # noqa: UP045
@@ -77,12 +79,12 @@ def recommend(
                 stdin = histories == "-"
                 lines = open(0, encoding="utf-8") if stdin else Path(str(histories))  # noqa: SIM115
                 batches = stage.of_lines(settings, lines)
-            found = stage.tables(settings, folder, batches, wanted)
             if out is None:
+                found = stage.tables(settings, folder, batches, wanted)
                 rows = (row for table in found for row in table.to_pylist())
                 terminal.show_lines(rows, stdout)
                 return
-            result = stage.write(found, out)
+            result = terminal.by_main(lambda: stage.write(settings, folder, batches, wanted, out))
         terminal.show(result, as_json)
         return
     given = (top_k, coverage, system, candidates, exclude, out)

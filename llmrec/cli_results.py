@@ -129,9 +129,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """A run's splits and predictions by item id and title, for other programs; or its model."""
-    from llmrec.runs.folder import open_run
-
-    settings, folder = open_run(recipe, overrides or [])
+    settings, folder = opened(recipe, overrides, "export" if out is None else None)
     if push is not None and not merge:
         raise RecipeError("--push uploads the merged model; add --merge")
     if merge:
@@ -160,9 +158,17 @@ def compare(
     terminal.show(stage.run(runs, form), form == "json")
 
 
-def report(recipe: RecipeName, overrides: Overrides = None, as_json: Json = False) -> None:
+def report(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="FILE.html", help="Write it here; else `report.html` in the run."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """One page: table, training curve, three users."""
-    settings, folder = opened(recipe, overrides, "report")
+    settings, folder = opened(recipe, overrides, "report" if out is None else None)
     from llmrec.stages import report as stage
 
-    terminal.show(terminal.by_main(lambda: stage.run(settings, folder)), as_json)
+    terminal.show(terminal.by_main(lambda: stage.run(settings, folder, out)), as_json)

@@ -55,7 +55,7 @@ def guarded(command: Callable[[], Any]) -> NoReturn:
         # it. LLMREC_TRACEBACK=1 brings it back.
         if os.environ.get("LLMREC_TRACEBACK"):
             raise
-        code = _told(error, FAILED)
+        code = _told(explained(error) or error, FAILED)
     except Exception as error:
         known = None if os.environ.get("LLMREC_TRACEBACK") else explained(error)
         if known is None:

@@ -290,15 +290,23 @@ def in_two_processes(tmp_path):
     return run
 
 
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory):
+    """What runs the command in forks of a server that has imported everything (see `forking`)."""
+    from tests.forking import Forks
+
+    server = Forks(tmp_path_factory.mktemp("forks"))
+    yield server
+    server.close()
+
+
 @pytest.fixture
-def train_killed(tmp_path):
+def train_killed(tmp_path, forks):
     """A function that runs `llmrec train`, kills it at each of some moments, and lets it end.
 
     `moments`: conditions to wait for, one a start. Returns how many starts were killed.
     """
     import signal
-    import subprocess
-    import sys
     import time
 
     from llmrec.recipe.loading import dump
@@ -308,19 +316,15 @@ def train_killed(tmp_path):
         path.write_text(dump(recipe), "utf-8")
         landed = 0
         for moment in [*moments, lambda: False]:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "llmrec", "-q", "train", str(path)],
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-            )
+            process = forks.start("-q", "train", path)
             while process.poll() is None:
                 if moment():
-                    process.send_signal(signal.SIGKILL)
+                    process.send(signal.SIGKILL)
                     break
-                time.sleep(0.005)
-            _, errors = process.communicate()
-            assert process.returncode in (0, -signal.SIGKILL), errors.decode()
-            landed += process.returncode == -signal.SIGKILL
+                time.sleep(0.002)
+            code, _, errors = process.ended()
+            assert code in (0, -signal.SIGKILL), errors
+            landed += code == -signal.SIGKILL
         return landed
 
     return run

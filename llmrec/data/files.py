@@ -10,7 +10,10 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from shutil import disk_usage
 from typing import Any
+
+from llmrec.errors import LlmrecError
 
 
 def sync(path: Path) -> None:
@@ -57,6 +60,37 @@ def write_json(path: Path, value: Any) -> None:
 def is_read_only(error: OSError) -> bool:
     """Whether writing failed as this place is not to be written, and for no other reason."""
     return error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def is_full(error: OSError) -> bool:
+    """Whether writing failed as there is no room left for it."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def free_bytes(path: Path) -> int:
+    """What is free on the disk that `path` is on, or will be."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return disk_usage(path).free
+
+
+def require_space(path: Path, needed: int, what: str) -> None:
+    """Raise LlmrecError unless `needed` bytes are free where `what` is to be written."""
+    free = free_bytes(path)
+    if free < needed:
+        raise LlmrecError(
+            f"{path}: {what} needs about {in_units(needed)} and {in_units(free)} are free on that "
+            "disk; nothing was written and what stands there is as it was. Free some space, or "
+            "set output_dir to a folder on another disk, and run the same command again"
+        )
+
+
+def in_units(size: int) -> str:
+    """A number of bytes as a person reads it."""
+    for unit, shift in (("GB", 30), ("MB", 20), ("kB", 10)):
+        if size >= 1 << shift:
+            return f"{size / (1 << shift):.1f} {unit}"
+    return f"{size} bytes"
 
 
 def sha256_of(path: Path) -> str:

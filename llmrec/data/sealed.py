@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llmrec.data.files import sha256_of, sync, write_json
+from llmrec.errors import DataError
 
 MANIFEST = "manifest.json"
 STAGING = ".staging"
@@ -50,6 +51,30 @@ def seal_file(staged: Path, final: Path, **facts: Any) -> None:
     os.replace(staged, final)
     sync(final.parent)
     write_json(final.with_suffix(".json"), {**manifest, "seal": _seal_of(manifest)})
+
+
+def write_facts(path: Path, facts: dict[str, Any]) -> None:
+    """Write a JSON file that says in `seal` what it holds, replacing `path` as a whole."""
+    plain = json.loads(json.dumps(facts))
+    write_json(path, {**plain, "seal": _seal_of(plain)})
+
+
+def read_facts(path: Path, again: str) -> dict[str, Any]:
+    """What `write_facts` wrote, less its seal; of a file without a seal what it holds.
+
+    Raises FileNotFoundError without a file, and DataError, ending with `again`, for one that was
+    changed.
+    """
+    try:
+        facts = json.loads(path.read_text("utf-8"))
+        wrong = None if isinstance(facts, dict) else "it is no JSON object"
+    except (ValueError, RecursionError) as error:
+        facts, wrong = {}, f"it is not JSON: {error}"
+    if wrong is None and facts.pop("seal", None) not in (None, _seal_of(facts)):
+        wrong = "it is not what was written there"
+    if wrong is not None:
+        raise DataError(f"{path} is damaged ({wrong}); {again}")
+    return dict(facts)
 
 
 def manifest_of(place: Path) -> Path:

@@ -31,6 +31,7 @@ from llmrec.decoding.open_items import OpenItems
 from llmrec.decoding.shared_prompt import SharedPrompt
 from llmrec.errors import RecipeError
 from llmrec.model.loading import adapter_off
+from llmrec.model.memory import Halves
 from llmrec.model.softmax import FullSoftmax
 from llmrec.recipe.decoding import Decode
 from llmrec.runs.processes import gathered, processes, share_of
@@ -77,6 +78,7 @@ class Engine:
         self._untuned, self._shared = untuned, shared
         self._steps = _fixed_steps(model, decode)
         self._beginning: Beginning | None = None
+        self._halves = Halves()  # where memory runs out
 
     def behind(self, prompts: Iterable[Ids]) -> "Engine":
         """For further calls about some of these prompts: what all begin with, read now and once.
@@ -170,12 +172,16 @@ class Engine:
         """
         with self._state():
             beginning = self._begun(prompts)
+
+        def ask(batch: Batch) -> list[tuple[Batch, PathScores]]:
+            shared = self._shared_prompt(prompts, batch, beginning)
+            open_items = self._open_items(closed, probabilities, batch)
+            return [(batch, self._paths(shared, targets[batch], open_items))]
+
         for batch in plan_of(prompts, self.decode):
             with self._state():
-                shared = self._shared_prompt(prompts, batch, beginning)
-                open_items = self._open_items(closed, probabilities, batch)
-                found = self._paths(shared, targets[batch], open_items)
-            yield batch, found
+                found = self._halves.answer(batch, ask)
+            yield from found
 
     def write(
         self,
@@ -232,7 +238,8 @@ class Engine:
         with self._state():
             for number in share_of(len(plan)) if self._shared else range(len(plan)):
                 batch = plan[number]
-                found |= zip(batch.tolist(), answer(batch), strict=True)
+                answers = self._halves.answer(batch, answer) if not self._evenly else answer(batch)
+                found |= zip(batch.tolist(), answers, strict=True)
         if self._shared:
             found = gathered(found)
         return [found[i] for i in range(len(found))]

@@ -136,10 +136,10 @@ def item_vectors(recipe: Recipe, folder: RunFolder, kind: str) -> npt.NDArray[np
             if kind == "states"
             else sentence_vectors(wanted.similarity.encoder, catalog.titles)
         )
-    staged = artifact.staged()
-    with staged.open("wb") as stream:
-        np.save(stream, vectors)
-    artifact.seal(staged)
+    with artifact.staging() as staged:
+        with staged.open("wb") as stream:
+            np.save(stream, vectors)
+        artifact.seal(staged)
     return vectors
 
 

@@ -37,10 +37,10 @@ def item_states(recipe: Recipe, encoder: PromptEncoder, model: Any) -> Floats:
     if artifact.facts_or_none() is None:
         log.info("states: reading %d titles with the untuned model", len(encoder.titles))
         table = text_states(model, [encoder.standing_alone(title) for title in encoder.titles])
-        staged = artifact.staged()
-        with staged.open("wb") as stream:
-            np.save(stream, table, allow_pickle=False)
-        artifact.seal(staged)
+        with artifact.staging() as staged:
+            with staged.open("wb") as stream:
+                np.save(stream, table, allow_pickle=False)
+            artifact.seal(staged)
     loaded: Floats = np.load(artifact.place, mmap_mode="r", allow_pickle=False)
     return loaded
 

@@ -119,11 +119,11 @@ def _step(recipe: Recipe, folder: RunFolder, step: str) -> dict[str, Any]:
         )
     else:
         network, known = _tuned_on(recipe, folder, step, data, valid)
-    staged = artifact.staged()
-    staged.mkdir()
     state = network.network.state_dict()
-    save_file({name: t.cpu().contiguous() for name, t in state.items()}, staged / WEIGHTS)
-    artifact.seal(staged, epoch=network.epoch, **known)
+    with artifact.staging() as staged:
+        staged.mkdir()
+        save_file({name: t.cpu().contiguous() for name, t in state.items()}, staged / WEIGHTS)
+        artifact.seal(staged, epoch=network.epoch, **known)
     return {**_described(checkpoints.facts(artifact.place)), "skipped": False}
 
 

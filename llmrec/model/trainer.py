@@ -7,10 +7,8 @@ validation is kept. How validation is done, and what each kind of target weighs 
 functions handed in. Knows no recipe.
 """
 
-import json
 import logging
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers import PrinterCallback, TrainingArguments
 
 from llmrec import progress, stopping
 from llmrec.data import sealed as checkpoints
@@ -30,9 +28,10 @@ from llmrec.model.compiling import bare, of_any_size, require_compiler
 from llmrec.model.curriculum import Mixture
 from llmrec.model.epoch_losses import EpochLosses, means
 from llmrec.model.graphed import launch_as_graphs, padded
-from llmrec.model.kept_weights import BEST, CHECKPOINT, read_log
+from llmrec.model.kept_weights import BEST, log_line, read_log
 from llmrec.model.losses import Loss
 from llmrec.model.row_order import FILLER, RowOrder, Rows, Weights
+from llmrec.model.saving import SavingTrainer
 from llmrec.model.trust import require_safe_checkpoint
 from llmrec.text.tree import TokenTree
 
@@ -55,7 +54,7 @@ class Validated:
     figures: dict[str, float]
 
 
-class TreeTrainer(Trainer):
+class TreeTrainer(SavingTrainer):
     """Trains on TokenTrees. `args.output_dir` is the folder of checkpoints.
 
     `validate(model)` is called by every process. `log_path`: one JSON line for each logged step,
@@ -102,7 +101,7 @@ class TreeTrainer(Trainer):
             launch_as_graphs(model)
         self.started = time.monotonic()
         self.watched = Watched()
-        self.targets_seen, self._validated_at, self._resumed_at = 0.0, -1, -1
+        self.targets_seen, self._resumed_at = 0.0, -1
         self._logged = read_log(log_path)
         self._scores = [tuple(x["score"]) for x in self._logged if "score" in x]
         self._parts: list[dict[str, float]] = []  # of the losses since the last log line
@@ -129,7 +128,7 @@ class TreeTrainer(Trainer):
         numbers, of_kind = zip(*items, strict=True)
         return {"row_numbers": [*numbers], "of_kind": [*of_kind]}  # tensors would be moved
 
-    def _batch(self, fetched: dict[str, Any]) -> dict[str, Any]:
+    def piece_of(self, fetched: dict[str, Any]) -> dict[str, Any]:
         """The rows of a fetched batch, as they are now, as tensors."""
         numbers, held = torch.tensor(fetched["row_numbers"]), self._weights
         of_kind = torch.tensor(fetched["of_kind"][0] if held is None else held)
@@ -138,7 +137,7 @@ class TreeTrainer(Trainer):
         rows = [self.train_dataset.flat(number, weights) for number in numbers.tolist()]
         batch = self.loss.prepare(rows)
         if self.cuda_graphs:
-            batch = padded(batch, self.args.train_batch_size)
+            batch = padded(batch, -(-self.args.train_batch_size // self.pieces))
         counts = torch.tensor([row.branch_count for row in rows])
         counted = (numbers != FILLER).float().repeat_interleave(counts)
         told = of_kind[batch["kinds"]] * counted * batch.pop("importance", 1.0)
@@ -179,16 +178,32 @@ class TreeTrainer(Trainer):
         self._refresh_rows()
         self._begin_period()  # the weights are of now, not of when a batch was fetched
         fetched, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        batches = [self._batch(one) for one in fetched]
-        targets = torch.tensor(sum(float(b["weights"].sum()) for b in batches), device=device)
+        micro = self.begin_step(fetched)
+        targets = torch.tensor(self._targets, device=device)
         if self.args.world_size > 1:
             targets = self.accelerator.gather(targets).sum()
         self.targets_seen += float(targets)
         if self.loss.whole_step:
+            self._parts.append(self._step_parts)
+        return [pieces[0] for pieces in micro], targets
+
+    def weigh_step(self, batches: list[dict[str, Any]]) -> None:
+        """Count the step's targets; where they are compared with each other, read and weigh it."""
+        self._targets = sum(float(batch["weights"].sum()) for batch in batches)
+        if self.loss.whole_step:
             with self._measuring() as model, self.compute_loss_context_manager():
                 read = [self.loss.read(model, self._prepare_inputs(b)) for b in batches]
-            self._parts.append(self.loss.weigh(batches, read, self.accelerator))
-        return batches, targets
+            self._step_parts = self.loss.weigh(batches, read, self.accelerator)
+
+    def taking_back(self) -> Callable[[], None]:
+        """See `HalvingTrainer`."""
+        sums = self._losses.sums.clone()
+
+        def take_back() -> None:
+            self._losses.sums.copy_(sums)
+            self._step_losses.clear()
+
+        return take_back
 
     def compute_loss(
         self,
@@ -217,12 +232,12 @@ class TreeTrainer(Trainer):
         """Validate, log it, and keep the weights if they are the best so far."""
         with self._measuring() as model:
             measured = self.validate(model)
-        step = self._validated_at = self.state.global_step
+        step = self.state.global_step
         self._write_log({"step": step, **measured.figures, "score": list(measured.score)})
         better = not self._scores or measured.score < min(self._scores)
         self._scores.append(measured.score)
         if better or checkpoints.newest(self.root, BEST)[0] is None:
-            self._keep_best(step, measured)
+            self.keep_best(step, score=measured.score, figures=measured.figures)
         metrics = {f"eval_{name}": value for name, value in measured.figures.items()}
         self.log(metrics)
         handler = self.callback_handler
@@ -239,10 +254,8 @@ class TreeTrainer(Trainer):
         epoch, step = int(self.state.epoch + 1e-6), self.state.global_step
         if step == self._resumed_at and self.state.epoch - epoch < 1e-6:
             # What an interruption right after the last step of the epoch before has left undone.
-            if not any("losses" in x and x["epoch"] == epoch - 1 for x in self._logged):
-                self.end_epoch()
-            validated = any("score" in x and x["step"] == step for x in self._logged)
-            if self.args.eval_strategy == "epoch" and not validated:
+            self._end_interrupted_epoch()
+            if self.args.eval_strategy == "epoch" and not self._is_validated():
                 self.evaluate()
             self._losses.sums.zero_()
         self._order.epoch = epoch
@@ -273,6 +286,10 @@ class TreeTrainer(Trainer):
         self._losses.sums.zero_()
         epoch = math.ceil(self.state.epoch - 1e-6) - 1
         self._write_log({"step": self.state.global_step, "epoch": epoch, **means(sums)})
+
+    def facts_of_checkpoint(self) -> dict[str, Any]:
+        """See `SavingTrainer`."""
+        return {"targets": self.targets_seen, "loss_sums": self._loss_sums_of_all().tolist()}
 
     def _loss_sums_of_all(self) -> torch.Tensor:
         """(3, kinds) what `EpochLosses` counted in the epoch so far."""
@@ -336,9 +353,21 @@ class TreeTrainer(Trainer):
                 f"training stopped at step {self.state.global_step} of {self.state.max_steps}, "
                 "before its end; nothing was published, run the same command again to go on"
             )
-        if self._validated_at != self.state.global_step:
+        if self._resumed_at == self.state.global_step:
+            self._end_interrupted_epoch()
+        if not self._is_validated():
             self.evaluate()
         return outcome.global_step
+
+    def _end_interrupted_epoch(self) -> None:
+        """End the epoch whose last step was saved right before an interruption, once."""
+        epoch = math.ceil(self.state.epoch - 1e-6) - 1
+        if not any("losses" in x and x["epoch"] == epoch for x in self._logged):
+            self.end_epoch()
+
+    def _is_validated(self) -> bool:
+        step = self.state.global_step
+        return any("score" in x and x["step"] == step for x in self._logged)
 
     def _asked_to_stop(self) -> int | None:
         """The exit code of a wish to stop that any process heard, in all of them."""
@@ -352,44 +381,4 @@ class TreeTrainer(Trainer):
         self._logged.append(line)
         if self.args.should_save:
             with self.log_path.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(line) + "\n")
-
-    def _keep_best(self, step: int, measured: Validated) -> None:
-        staged = self.root / f"{checkpoints.STAGING}-best"
-        self.save_model(str(staged), _internal_call=True)
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            (staged / "training_args.bin").unlink(missing_ok=True)  # a pickle; nothing reads it
-            checkpoints.seal(
-                staged,
-                self.root / f"{BEST}{step}",
-                step=step,
-                score=measured.score,
-                figures=measured.figures,
-            )
-            checkpoints.prune(self.root, BEST, keep=1)
-        self.accelerator.wait_for_everyone()
-
-    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        name = f"{CHECKPOINT}{self.state.global_step}"
-        staging = self.root / checkpoints.STAGING
-        self.args.output_dir = str(staging)
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self.args.output_dir = str(self.root)
-        sums = self._loss_sums_of_all().tolist()
-        if self.args.should_save:
-            (staging / name / "training_args.bin").unlink(missing_ok=True)
-            checkpoints.seal(
-                staging / name,
-                self.root / name,
-                step=self.state.global_step,
-                targets=self.targets_seen,
-                seconds=round(time.monotonic() - self.started, 1),
-                loss_sums=sums,
-                settings=self.settings,
-            )
-            checkpoints.prune(self.root, CHECKPOINT, keep=self.args.save_total_limit or 1)
-            shutil.rmtree(staging, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
+                stream.write(log_line(line))

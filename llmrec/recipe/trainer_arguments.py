@@ -144,6 +144,8 @@ REFUSED = {
     "do_predict": "the verb says what is done",
     "resume_from_checkpoint": "`llmrec train` goes on from the newest whole checkpoint by itself",
     "enable_jit_checkpoint": "llmrec itself saves at the end of the step when it is told to stop",
+    "auto_find_batch_size": "it changes the effective batch; llmrec halves the micro-batch and "
+    "doubles the accumulation where memory runs out",
     "save_only_model": "a checkpoint without the optimiser could not be resumed",
     "local_rank": "the launcher sets it: `accelerate launch -m llmrec train ...`",
     **dict.fromkeys(

@@ -8,7 +8,8 @@ make it again or refuse, naming what differs. Knows no model and no stage.
 import json
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -127,9 +128,17 @@ class Artifact:
         """Where to make it: a path beside `place` at which nothing stands."""
         staged = self.place.with_name(f".{unique()}.{self.place.name}")
         staged.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(staged, ignore_errors=True)
-        staged.unlink(missing_ok=True)
+        _remove(staged)
         return staged
+
+    @contextmanager
+    def staging(self) -> Iterator[Path]:
+        """The path of `staged`; what was not put in place from there is removed."""
+        staged = self.staged()
+        try:
+            yield staged
+        finally:
+            _remove(staged)
 
     def seal(self, staged: Path, **facts: Any) -> None:
         """Put the folder or file `staged` in place, whole, with its key and `facts`."""
@@ -138,15 +147,15 @@ class Artifact:
 
     def adopt(self, folder: Path, **facts: Any) -> None:
         """Put a copy of `folder` in place, whole, with its key and `facts`."""
-        staged = self.staged()
-        shutil.copytree(folder, staged, ignore=shutil.ignore_patterns(sealed.MANIFEST))
-        self.seal(staged, **facts)
+        with self.staging() as staged:
+            shutil.copytree(folder, staged, ignore=shutil.ignore_patterns(sealed.MANIFEST))
+            self.seal(staged, **facts)
 
     def write(self, write: Callable[[Path], None], **facts: Any) -> None:
         """Put in place what `write` writes to the path that it is given, with its key."""
-        staged = self.staged()
-        write(staged)
-        self.seal(staged, **facts)
+        with self.staging() as staged:
+            write(staged)
+            self.seal(staged, **facts)
 
     def _differences(self, facts: Mapping[str, Any]) -> Difference:
         made = facts.get(SETTINGS) or {}
@@ -225,3 +234,10 @@ def _shown(value: Any) -> str:
 
 def _listed(different: Difference) -> str:
     return ", ".join(f"{k}: {_shown(old)} -> {_shown(new)}" for k, (old, new) in different.items())
+
+
+def _remove(staged: Path) -> None:
+    """Remove a folder or a file, if there is one."""
+    shutil.rmtree(staged, ignore_errors=True)
+    if not staged.is_dir():
+        staged.unlink(missing_ok=True)

@@ -3,7 +3,6 @@
 Knows the run folder; computes no metric. Imports neither torch nor transformers.
 """
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from llmrec.data import sealed
 from llmrec.data.catalog import Catalog
+from llmrec.data.files import sha256_of
 from llmrec.data.records import Examples, Interactions
 from llmrec.errors import DataError
 from llmrec.evaluation.predictions import Predictions
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from llmrec.runs.folder import RunFolder
 
 log = logging.getLogger("llmrec")
+PER_USER = "per_user"  # in metrics.json, the SHA-256 of the rows that they are means of
 
 
 @dataclass(frozen=True)
@@ -100,15 +103,29 @@ def read_other_nll(folder: "RunFolder", predictions: Predictions) -> npt.NDArray
 def read_metrics(path: Path) -> dict[str, Any]:
     """What `evaluate` wrote. Raises DataError for a file that is not there or something else."""
     try:
-        metrics = json.loads(path.read_text("utf-8"))
+        metrics = sealed.read_facts(path, "run `llmrec evaluate` again.")
     except FileNotFoundError:
         raise DataError(f"{path} is not there; run `llmrec evaluate` first.") from None
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON ({error}); run `llmrec evaluate` again.") from None
     lacking = {"name", "evaluate", "table", "comparisons", "systems"} - set(metrics)
     if lacking:
         raise DataError(f"{path} lacks {', '.join(sorted(lacking))}; run `llmrec evaluate` again.")
     return dict(metrics)
+
+
+def read_per_user(folder: "RunFolder", metrics: dict[str, Any]) -> pa.Table:
+    """The rows that `metrics` are means of. Raises DataError where they are not those."""
+    path, expected = folder.per_user, metrics.get(PER_USER)
+    if not path.is_file():
+        raise DataError(f"{path} is not there; run `llmrec evaluate` first.")
+    if expected is not None and sha256_of(path) != expected:
+        raise DataError(
+            f"{path} is damaged: it is not what {folder.metrics.name} was made with; run `llmrec "
+            "evaluate` again."
+        )
+    try:
+        return pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path} cannot be read ({error}); run `llmrec evaluate` again.") from None
 
 
 def _checked(path: Path, system: str, test: Examples, data: str | None) -> Predictions:
@@ -148,6 +165,9 @@ SYSTEM = "system"
 METHOD = "method"
 
 
+SCORES = "scores"  # in calibration.json, the SHA-256 of what thresholds are found from
+
+
 SCORE = "score"
 
 
@@ -158,12 +178,7 @@ def read_calibration(path: Path, data: str | None) -> dict[str, Any] | None:
     """
     if not path.is_file():
         return None
-    try:
-        said = dict(json.loads(path.read_text("utf-8")))
-    except (ValueError, TypeError) as error:
-        raise DataError(
-            f"{path} is not JSON ({error}); run `llmrec evaluate --calibration` again."
-        ) from None
+    said = sealed.read_facts(path, "run `llmrec evaluate --calibration` again.")
     lacking = {"version", "data", "k", "systems", "drawn", "notes"} - set(said)
     if lacking or said["version"] != CALIBRATION_VERSION:
         what = f"lacks {', '.join(sorted(lacking))}" if lacking else "is of another version"

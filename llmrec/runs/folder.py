@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from llmrec.data import sealed
-from llmrec.data.files import replacing, sha256_of, write_json
-from llmrec.errors import RecipeError
+from llmrec.data.files import replacing, sha256_of
+from llmrec.errors import DataError, RecipeError
 from llmrec.fetch import cache as fetch
 from llmrec.recipe import Recipe, shipped
 from llmrec.recipe import loading as recipe_loading
@@ -218,13 +218,24 @@ class RunFolder:
         trust = ".".join(recipe_loading.TRUST)  # holds for one command, and is not kept
         held = tuple(text for text in origin.overrides if text.partition("=")[0] != trust)
         origin = replace(origin, overrides=held)
-        write_json(self.origin_file, {**asdict(origin), "trained": trained})
+        said = {**asdict(origin), "trained": trained, "recipe": sha256_of(self.recipe)}
+        sealed.write_facts(self.origin_file, said)
 
     def _kept(self) -> dict[str, Any]:
+        """What `keep` wrote of where the recipe came from. Raises DataError for a damaged file."""
+        again = "remove it, and give the settings of the run once more on the command line"
         try:
-            return dict(json.loads(self.origin_file.read_text("utf-8")))
-        except (OSError, ValueError, TypeError):
+            kept = sealed.read_facts(self.origin_file, again)
+        except FileNotFoundError:
             return {}
+        given = kept.setdefault("overrides", [])
+        if not isinstance(given, list) or not all(isinstance(text, str) for text in given):
+            raise DataError(f"{self.origin_file}: overrides is no list of texts; {again}")
+        return kept
+
+    def _tell_if_edited(self, kept: dict[str, Any]) -> None:
+        if kept.get("recipe") not in (None, sha256_of(self.recipe)):
+            log.warning("%s was changed since it was written there", self.recipe)
 
     def _tell_of_changes(self, recipe: Recipe) -> None:
         now, then = flattened(recipe), flattened(recipe_loading.load(self.recipe))
@@ -278,7 +289,9 @@ def open_run(reference: str, overrides: list[str]) -> tuple[Recipe, RunFolder]:
     """
     folder = RunFolder(Path(reference))
     if folder.recipe.is_file():
-        recipe, kept = recipe_loading.load(folder.recipe, overrides), folder._kept()
+        kept = folder._kept()
+        folder._tell_if_edited(kept)
+        recipe = recipe_loading.load(folder.recipe, overrides)
         given = (*kept.get("overrides", ()), *(_absolute(recipe, text) for text in overrides))
         return recipe, replace(folder, origin=Origin(kept.get("file"), given))
     if folder.root.is_dir() and shipped.recipe_file(reference) is None:

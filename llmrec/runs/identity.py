@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from llmrec.data import sealed
 from llmrec.data.files import sha256_of, write_json
 from llmrec.errors import DataError, LlmrecError, RecipeError
 from llmrec.fetch import cache as fetch
@@ -103,7 +104,8 @@ def _recorded(folder: RunFolder) -> dict[str, str] | None:
     """The SHA-256 that the manifest has of each prepared file; None without a manifest."""
     manifest = folder.data / "manifest.json"
     try:
-        outputs = json.loads(manifest.read_text("utf-8"))["outputs"].items()
+        again = "run `llmrec prepare` to make it again"
+        outputs = sealed.read_facts(manifest, again)["outputs"].items()
         return {name: str(said["sha256"]) for name, said in outputs}
     except FileNotFoundError:
         return None

@@ -7,57 +7,87 @@ it, which is believed only while it is held. Whoever only reads takes no lock.
 import json
 import logging
 import os
+import re
+import shutil
 import socket
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from llmrec.data.files import is_read_only, write_json
 from llmrec.errors import RecipeError
 
+if TYPE_CHECKING:
+    from filelock import FileLock
+
 log = logging.getLogger("llmrec")
 LOCK, HOLDER = ".lock", ".holder.json"
+_ELSEWHERE = "wait until it ends or stop it, or give this run another name (name=OTHER)"
 _WAIT = 2.0  # seconds within which a new holder has said who it is
-_held: dict[Path, Any] = {}
+# What a process writes to before it puts it in place, by the process's id.
+_STAGED = re.compile(r"\.(\d+)\.[^.].*|\..*\.(\d+)\.(?:tmp|old)")
+_held: dict[Path, tuple["FileLock", int]] = {}  # the lock, and the thread that took it
 
 
 def hold(root: Path, verb: str) -> None:
     """Hold the lock of the run folder `root` for `llmrec <verb>` until this process ends.
 
     Of the processes of one launch one does it for all. Raises RecipeError, naming the holder, where
-    another command holds it. A folder that cannot be written needs no lock.
+    another command or thread holds it. A folder that cannot be written needs no lock.
     """
     from filelock import FileLock, Timeout
 
     place = root.resolve()
     if place in _held:
+        if _held[place][1] != threading.get_ident():
+            raise RecipeError(f"{root} is in use by another thread of this process; {_ELSEWHERE}")
         return
     lock = FileLock(place / LOCK)
     try:
         place.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
-        raise RecipeError(
-            f"{root} is in use by {_holder(place)}; wait until it ends or stop it, or give this "
-            "run another name (name=OTHER)"
-        ) from None
+        raise RecipeError(f"{root} is in use by {_holder(place)}; {_ELSEWHERE}") from None
     except OSError as error:
         if not is_read_only(error):
             raise
         log.debug("%s is read-only, and not locked", root)
         return
-    _held[place] = lock
+    _held[place] = lock, threading.get_ident()
     since = datetime.now(UTC).isoformat(timespec="seconds")
     holder = {"host": socket.gethostname(), "pid": os.getpid(), "verb": verb, "since": since}
-    write_json(place / HOLDER, holder)
+    try:
+        write_json(place / HOLDER, holder)
+    except BaseException:
+        release(root)
+        raise
+    _clear_leftovers(place)
 
 
 def release(root: Path) -> None:
-    """Let go of a run folder that this process holds and has not touched."""
-    lock = _held.pop(root.resolve(), None)
-    if lock is not None:
-        lock.release()
+    """Let go of the lock of `root`, if this process holds it."""
+    place = root.resolve()
+    held = _held.pop(place, None)
+    if held is not None:
+        with suppress(OSError):
+            (place / HOLDER).unlink(missing_ok=True)
+        held[0].release()
+
+
+@contextmanager
+def holding(root: Path, verb: str) -> Iterator[None]:
+    """Hold the lock of `root` meanwhile, or go on holding it if this process does already."""
+    before = root.resolve() in _held
+    hold(root, verb)
+    try:
+        yield
+    finally:
+        if not before:
+            release(root)
 
 
 def holder_of(root: Path) -> str | None:
@@ -76,6 +106,18 @@ def holder_of(root: Path) -> str | None:
         if not is_read_only(error):
             raise
         return None
+
+
+def _clear_leftovers(place: Path) -> None:
+    """Remove what processes that were killed had begun to write."""
+    for path in list(place.rglob(".*")):
+        found = _STAGED.fullmatch(path.name)
+        if found is None or _lives(int(found[1] or found[2])):
+            continue
+        log.debug("removing %s, which an interrupted command left", path)
+        shutil.rmtree(path, ignore_errors=True)
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def _holder(place: Path) -> str:

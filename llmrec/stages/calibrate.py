@@ -16,7 +16,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llmrec.data.files import replacing, write_json
+from llmrec.data import sealed
+from llmrec.data.files import replacing, sha256_of
 from llmrec.data.records import Examples
 from llmrec.errors import DataError, RecipeError
 from llmrec.evaluation import calibration, conformal
@@ -41,10 +42,12 @@ from llmrec.runs.evaluated import (
     CALIBRATION_VERSION,
     METHOD,
     SCORE,
+    SCORES,
     SYSTEM,
     TestSplit,
     read_test_split,
 )
+from llmrec.stages.holding import alone
 
 if TYPE_CHECKING:
     from llmrec.recipe import Recipe
@@ -70,6 +73,7 @@ def asked(recipe: "Recipe") -> "Calibration":
     return recipe.evaluate.calibration
 
 
+@alone("evaluate --calibration")
 def run(recipe: "Recipe", folder: "RunFolder") -> dict[str, Any]:
     """Calibrate every system with lists; returns two tables and the files written.
 
@@ -130,7 +134,8 @@ def run(recipe: "Recipe", folder: "RunFolder") -> dict[str, Any]:
     )
     with replacing(folder.set_scores) as temporary:
         pq.write_table(pa.concat_tables(scores), temporary)
-    write_json(folder.calibration, said)
+    said[SCORES] = sha256_of(folder.set_scores)
+    sealed.write_facts(folder.calibration, said)
     return {
         "table": laid_out(*figures_table(said), "text") + "".join(f"{n}\n" for n in notes),
         "coverage": laid_out(*coverage_table(said), "text")

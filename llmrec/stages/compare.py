@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from llmrec.data.records import COLD, TIED, USER_ID
 from llmrec.errors import DataError, RecipeError
@@ -24,7 +23,7 @@ from llmrec.evaluation.comparison import Comparison, compared
 from llmrec.evaluation.intervals import Floats
 from llmrec.evaluation.layout import Form, laid_out, number
 from llmrec.evaluation.table import ALL, main_columns, metric_table
-from llmrec.runs.evaluated import read_metrics
+from llmrec.runs.evaluated import read_metrics, read_per_user
 from llmrec.runs.folder import RunFolder
 from llmrec.stages.evaluate import SYSTEM, TARGET_ITEM_ID, groups_of, tested_metrics
 
@@ -187,9 +186,7 @@ def _run_labels(folders: Sequence[RunFolder]) -> dict[Path, str]:
 
 def _read(folder: RunFolder, run_label: str) -> dict[str, _Answers]:
     metrics = read_metrics(folder.metrics)
-    if not folder.per_user.is_file():
-        raise DataError(f"{folder.per_user} is not there; run `llmrec evaluate` first.")
-    table = pq.read_table(folder.per_user)
+    table = read_per_user(folder, metrics)
     column = np.array(table[SYSTEM].to_pylist(), dtype=object)
     return {
         system: _Answers(

@@ -7,8 +7,10 @@ from llmrec.recipe import Recipe
 from llmrec.runs.folder import RunFolder
 from llmrec.runs.processes import begun, main_first
 from llmrec.stages import prepare
+from llmrec.stages.holding import alone
 
 
+@alone("distill")
 def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     """Prepare, then let the fine-tuned model answer its training prompts; see `soft.distill`."""
     begun(recipe, folder.root)

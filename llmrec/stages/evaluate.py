@@ -15,7 +15,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llmrec.data.files import is_read_only, replacing, write_json
+from llmrec.data import sealed
+from llmrec.data.files import is_read_only, replacing, sha256_of
 from llmrec.data.records import COLD, TARGET, TIED, USER_ID, Examples
 from llmrec.evaluation.beyond import beyond_accuracy
 from llmrec.evaluation.comparison import compared, in_words
@@ -36,8 +37,15 @@ from llmrec.evaluation.table import (
     metric_table,
 )
 from llmrec.recipe.systems import System
-from llmrec.runs.evaluated import TestSplit, read_other_nll, read_predictions, read_test_split
+from llmrec.runs.evaluated import (
+    PER_USER,
+    TestSplit,
+    read_other_nll,
+    read_predictions,
+    read_test_split,
+)
 from llmrec.stages.evaluate_columns import debiased, of_candidates, validity
+from llmrec.stages.holding import alone
 
 if TYPE_CHECKING:
     from llmrec.recipe import Recipe
@@ -52,6 +60,7 @@ _PREFERRED_K = 10
 PerUser = Mapping[str, Mapping[str, Floats]]
 
 
+@alone("evaluate")
 def run(recipe: "Recipe", folder: "RunFolder") -> dict[str, Any]:
     """Evaluate all predictions of a run; returns the table, the findings and the files written.
 
@@ -137,7 +146,8 @@ def run(recipe: "Recipe", folder: "RunFolder") -> dict[str, Any]:
     unkept: dict[str, Any] = {}
     try:
         _write_per_user(folder, per_user, split)
-        write_json(folder.metrics, as_json(metrics))
+        metrics[PER_USER] = sha256_of(folder.per_user)
+        sealed.write_facts(folder.metrics, as_json(metrics))
     except OSError as error:
         if not is_read_only(error):
             raise

@@ -5,6 +5,7 @@ Files of one row a user and item: `train`, `valid`, `test` (what was chosen, old
 """
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -20,6 +21,7 @@ from llmrec.data.records import ITEM_ID, TIMESTAMP, TITLE, USER_ID, Examples, In
 from llmrec.errors import RecipeError
 from llmrec.evaluation.foreign import RANK, SCORE
 from llmrec.runs.evaluated import read_predictions, read_test_split
+from llmrec.stages.holding import held_by_main
 
 if TYPE_CHECKING:
     from llmrec.recipe import Recipe
@@ -37,7 +39,12 @@ def run(
     """
     if form not in get_args(FileFormat):
         raise RecipeError(f"--format {form}: one of {', '.join(get_args(FileFormat))}")
-    split, root = read_test_split(folder), into or folder.root / "export"
+    with held_by_main(folder.root, "export") if into is None else nullcontext():
+        return _exported(recipe, folder, into or folder.root / "export", form)
+
+
+def _exported(recipe: "Recipe", folder: "RunFolder", root: Path, form: str) -> dict[str, Any]:
+    split = read_test_split(folder)
     items, interactions = _Items(split.catalog), Interactions.read(folder.interactions)
     tables = {
         "train": items.table(

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from llmrec.data import sealed
 from llmrec.data.candidates import read_candidates
 from llmrec.data.records import Examples, Interactions, Longs
 from llmrec.errors import DataError
 from llmrec.inference.pools import Pools
 from llmrec.recipe.data import Data
 from llmrec.stages import prepare
+from llmrec.stages.holding import alone
 from llmrec.stages.leakage_checks import (
     NOT_THERE,
     Findings,
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 PARTS = ("train", "valid", "test")
 
 
+@alone("check leakage")
 def run(recipe: "Recipe", folder: "RunFolder") -> dict[str, Any]:
     """Check all that stands in a run folder.
 
@@ -93,7 +96,7 @@ def _prepared_from(folder: "RunFolder") -> tuple[Data, int, dict[str, Any]]:
         raise DataError(
             f"{path} is not there, so there is nothing to check; run `llmrec prepare` first."
         )
-    manifest = _json(path)
+    manifest = sealed.read_facts(path, "run `llmrec prepare` again.")
     try:
         settings = manifest["settings"]
         data = Data.model_validate_json(json.dumps(settings["data"]))

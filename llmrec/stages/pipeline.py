@@ -14,6 +14,7 @@ from llmrec import stopping
 from llmrec.recipe import Recipe
 from llmrec.recipe.systems import parsed
 from llmrec.runs.folder import RunFolder
+from llmrec.stages.holding import alone
 
 log = logging.getLogger("llmrec")
 # What `run` tells of what its stages found.
@@ -53,6 +54,7 @@ def stages_of(recipe: Recipe) -> list[Stage]:
     ]
 
 
+@alone("run")
 def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     """Prepare, train, recommend, evaluate, report; what they found and each one's seconds."""
     from llmrec.runs.processes import begun, staged
@@ -80,6 +82,7 @@ def told(found: dict[str, Any]) -> str:
     return "\n\n".join([*(part for part in parts if part), places])
 
 
+@alone("train")
 def train(recipe: Recipe, folder: RunFolder, only: str | None = None) -> dict[str, Any]:
     """Train as the recipe's method says, step by step; `only`: that step alone.
 

@@ -5,7 +5,6 @@ Reads a source, filters, splits, and writes items, interactions, the three files
 where the manifest of an earlier run still holds. Knows no text and no model.
 """
 
-import json
 import logging
 import shutil
 from collections import Counter
@@ -14,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llmrec.data import sealed
 from llmrec.data.candidates import draw_candidates, write_candidates
 from llmrec.data.catalog import NUMBER_SUFFIX, UNTITLED, Catalog, duplicate_titles
-from llmrec.data.files import write_json
 from llmrec.data.filters import drawn_items, seeded_subset
 from llmrec.data.records import Bools, Examples, Interactions
 from llmrec.data.sources import RawData, described
@@ -31,6 +30,7 @@ from llmrec.data.splits import (
 )
 from llmrec.errors import DataError, LlmrecError
 from llmrec.runs.made import require_same_data
+from llmrec.stages.holding import alone
 from llmrec.stages.prepared_log import (
     catalogued,
     fingerprint,
@@ -72,6 +72,7 @@ _SPLIT_RULES = {
 }
 
 
+@alone("prepare")
 def run(recipe: "Recipe", folder: "RunFolder", offline: bool = False) -> dict[str, Any]:
     """Prepare `folder.data` as `recipe.data` says; returns the manifest and `skipped`.
 
@@ -180,11 +181,11 @@ def _proposes(recipe: "Recipe") -> bool:
 def verified_manifest(data: Path) -> dict[str, Any] | None:
     """The manifest of a prepared folder, if every file it names is there as it was written."""
     try:
-        manifest = json.loads((data / MANIFEST).read_text("utf-8"))
+        manifest = sealed.read_facts(data / MANIFEST, "making it again")
         outputs = manifest["outputs"].items()
         if all(fingerprint(data / name) == recorded for name, recorded in outputs):
             return dict(manifest)
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+    except (DataError, OSError, ValueError, KeyError, AttributeError, TypeError):
         pass
     return None
 
@@ -352,7 +353,7 @@ def _write(
         outputs = {path.name: fingerprint(path) for path in sorted(staging.iterdir())}
         manifest = {**manifest, "outputs": outputs}
         require_same_data(folder, manifest)
-        write_json(staging / MANIFEST, manifest)
+        sealed.write_facts(staging / MANIFEST, manifest)
         if folder.data.exists():
             folder.data.rename(former)  # a folder cannot be renamed onto one that has files
         staging.rename(folder.data)

@@ -12,6 +12,7 @@ from llmrec.recipe import Recipe
 from llmrec.recipe.systems import System, parsed
 from llmrec.runs.folder import RunFolder
 from llmrec.stages import prepare
+from llmrec.stages.holding import alone
 from llmrec.systems.calibrated_lists import MainOnly, write_lists
 from llmrec.systems.other_histories import write_other_histories
 from llmrec.systems.resources import Resources
@@ -21,6 +22,7 @@ from llmrec.terminal import by_main
 log = logging.getLogger("llmrec")
 
 
+@alone("recommend")
 def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     """Write `predictions/<system>.parquet` for each system that has none of these settings yet."""
     if not any(system.kind == "language_model" for system in parsed(recipe.systems)):

@@ -3,6 +3,7 @@
 Answers as they come, batch by batch, as rows or into a file. The test split is `recommend`'s.
 """
 
+import json
 import logging
 import time
 from collections.abc import Iterable, Iterator
@@ -13,16 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet as pq
 
 from llmrec import stopping
-from llmrec.data.files import replacing
 from llmrec.errors import DataError, RecipeError
 from llmrec.recipe import Recipe
 from llmrec.recipe.data import Data
 from llmrec.runs.folder import RunFolder
+from llmrec.runs.identity import combined
 from llmrec.stages import prepare
+from llmrec.systems.kept_answers import require_form, write_answers
 from llmrec.systems.linking import Unknown
 from llmrec.systems.raw_histories import (
     RawRequest,
@@ -91,62 +91,80 @@ def tables(
     recipe: Recipe, folder: RunFolder, batches: Batches, wanted: Wanted
 ) -> Iterator[pa.Table]:
     """Recommendations for each batch of histories; what stands before a bad line is answered."""
-    recommender = None
-    candidates, exclude = (
-        None if path is None else read_items(path, flag)
-        for path, flag in ((wanted.candidates, "--candidates"), (wanted.exclude, "--exclude"))
-    )
-    try:
+    with _Answers(recipe, folder, wanted) as answers:
         for batch in batches:
             stopping.check()
-            if recommender is None:
-                # Once there is a request: a file that is not there is told before torch is loaded.
-                from llmrec.systems.recommender import Recommender
-
-                recommender = Recommender(recipe, folder, wanted.system)
-            own = [request.candidates for request in batch] if batch[0].candidates else None
-            if own is not None and candidates is not None:
-                raise RecipeError(
-                    "--candidates is for histories without candidates; these have their own"
-                )
-            yield recommender.recommend(
-                [request.history for request in batch],
-                wanted.top_k,
-                [request.user for request in batch],
-                wanted.coverage,
-                own or candidates,
-                exclude=exclude,
-                unknown=wanted.unknown,
-            )
-    finally:
-        if recommender is not None:
-            _tell(recommender)
+            yield answers.to(batch)
 
 
-def write(found: Iterable[pa.Table], out: Path) -> dict[str, Any]:
-    """Write tables into one file, Parquet or CSV by its name, and put it in place as a whole.
+def write(
+    recipe: Recipe, folder: RunFolder, batches: Batches, wanted: Wanted, out: Path
+) -> dict[str, Any]:
+    """Write recommendations for all histories into one file, Parquet or CSV by its name, and put
+    it in place as a whole; interrupted, the same call goes on behind the last user answered.
 
-    Raises RecipeError for another name.
+    Raises RecipeError for another name, DataError where there is no history.
     """
-    if out.suffix.lower() not in (".parquet", ".pq", ".csv"):
-        raise RecipeError(f"--out {out}: written as .parquet or .csv; give it such a name")
-    begun, count, users, writer = time.monotonic(), 0, 0, None
-    with replacing(out) as temporary:
-        try:
-            for table in found:
-                if writer is None:
-                    make = pa.csv.CSVWriter if out.suffix.lower() == ".csv" else pq.ParquetWriter
-                    writer = make(temporary, table.schema)
-                writer.write_table(table)
-                count += table.num_rows
-                users += len(table["user"].unique())
-        finally:
-            if writer is not None:
-                writer.close()
-        if writer is None:
-            raise DataError("there is no history to answer")
+    require_form(out)
+    begun = time.monotonic()
+    with _Answers(recipe, folder, wanted) as answers:
+        users, before, rows = write_answers(batches, answers.to, out, lambda: answers.key)
     seconds = round(time.monotonic() - begun, 1)
-    return {"file": str(out), "users": users, "rows": count, "seconds": seconds}
+    said = {"file": str(out), "users": users, "rows": rows, "seconds": seconds}
+    return {**said, "answered_before": before} if before else said
+
+
+class _Answers:
+    """A run's answers to batches of histories, and at the end what is told of their entries."""
+
+    def __init__(self, recipe: Recipe, folder: RunFolder, wanted: Wanted) -> None:
+        self.recipe, self.folder, self.wanted = recipe, folder, wanted
+        self.candidates, self.exclude = (
+            None if path is None else read_items(path, flag)
+            for path, flag in ((wanted.candidates, "--candidates"), (wanted.exclude, "--exclude"))
+        )
+        self._made: Recommender | None = None
+
+    def __enter__(self) -> "_Answers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._made is not None:
+            _tell(self._made)
+
+    @property
+    def recommender(self) -> "Recommender":
+        """Made once there is a request: a file that is not there is told before torch is loaded."""
+        if self._made is None:
+            from llmrec.systems.recommender import Recommender
+
+            self._made = Recommender(self.recipe, self.folder, self.wanted.system)
+        return self._made
+
+    @property
+    def key(self) -> str:
+        """SHA-256 of all that the answers rest on."""
+        told = {"top_k": self.wanted.top_k, "coverage": self.wanted.coverage}
+        told |= {"unknown": self.wanted.unknown, "system": self.recommender.system.name}
+        told |= {"candidates": self.candidates, "exclude": self.exclude}
+        return combined([json.dumps([told, self.recommender.rests_on], sort_keys=True)])
+
+    def to(self, batch: list[RawRequest]) -> pa.Table:
+        """The rows of some users, one user after the other."""
+        own = [request.candidates for request in batch] if batch[0].candidates else None
+        if own is not None and self.candidates is not None:
+            raise RecipeError(
+                "--candidates is for histories without candidates; these have their own"
+            )
+        return self.recommender.recommend(
+            [request.history for request in batch],
+            self.wanted.top_k,
+            [request.user for request in batch],
+            self.wanted.coverage,
+            own or self.candidates,
+            exclude=self.exclude,
+            unknown=self.wanted.unknown,
+        )
 
 
 def _tell(recommender: "Recommender") -> None:

@@ -39,6 +39,7 @@ from llmrec.evaluation.page import (
 )
 from llmrec.evaluation.predictions import Predictions
 from llmrec.evaluation.table import MetricTable
+from llmrec.model.kept_weights import read_log
 from llmrec.recipe import loading as recipe_loading
 from llmrec.runs.evaluated import (
     TestSplit,
@@ -47,6 +48,7 @@ from llmrec.runs.evaluated import (
     read_predictions,
     read_test_split,
 )
+from llmrec.stages.holding import held_by_main
 
 if TYPE_CHECKING:
     from llmrec.recipe import Recipe
@@ -57,16 +59,24 @@ log = logging.getLogger("llmrec")
 VISITORS, SHELVES, HISTORY = 3, 5, 10
 
 
-def run(recipe: "Recipe", folder: "RunFolder") -> dict[str, Any]:
-    """Write `folder.report`. Raises DataError where `evaluate` was not run on what is there."""
+def run(recipe: "Recipe", folder: "RunFolder", out: Path | None = None) -> dict[str, Any]:
+    """Write the page, by default to `folder.report`. Raises DataError where `evaluate` was not run
+    on what is there."""
+    if out is not None:  # only reads the run
+        return _written(recipe, folder, out)
+    with held_by_main(folder.root, "report"):
+        return _written(recipe, folder, folder.report)
+
+
+def _written(recipe: "Recipe", folder: "RunFolder", path: Path) -> dict[str, Any]:
     metrics, split = read_metrics(folder.metrics), read_test_split(folder)
     predictions, _ = read_predictions(recipe, folder, split.examples)
     report = _report(recipe, folder, metrics, split, predictions)
     page = render(report)
-    with replacing(folder.report) as temporary:
+    with replacing(path) as temporary:
         temporary.write_text(page, "utf-8")
-    log.info("report: %s", folder.report)
-    return {"report": str(folder.report), "headline": verdict(report)[0]}
+    log.info("report: %s", path)
+    return {"report": str(path), "headline": verdict(report)[0]}
 
 
 def _report(
@@ -83,7 +93,8 @@ def _report(
             f"of {', '.join(found)}; run `llmrec evaluate` again."
         )
     table, k = MetricTable.from_json(metrics["table"]), metrics["evaluate"]["main_k"]
-    lines, best = _log_lines(folder.train_log), metrics["best_baseline"]
+    lines = [line for line in read_log(folder.train_log) if "step" in line]
+    best = metrics["best_baseline"]
     curves = [
         ("Loss of the training rows, by optimiser step.", loss_curve(lines)),
         (
@@ -230,18 +241,6 @@ def _visitor(split: TestSplit, shown: Sequence[Predictions], k: int, row: int) -
         titles[target],
         tuple(shelves),
     )
-
-
-def _log_lines(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    lines = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
-        try:
-            lines.append(dict(json.loads(line)))
-        except (ValueError, TypeError):
-            log.warning("report: %s:%d is no JSON object and was left out", path, number)
-    return [line for line in lines if "step" in line]
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -19,6 +19,7 @@ from llmrec.inference.similar_users import SimilarUsers, item_vectors, shortfall
 from llmrec.retrieval.fitting import KS, RetrieverRow, compare_retrievers, fit_weights
 from llmrec.retrieval.similarity import MEASURES
 from llmrec.stages import prepare
+from llmrec.stages.holding import alone
 
 if TYPE_CHECKING:
     from llmrec.recipe import Recipe
@@ -29,6 +30,7 @@ VECTORS = ("factors", "states", "sentences")
 CONFIGURED, FITTED = "recipe", "fitted"
 
 
+@alone("retrieve")
 def run(
     recipe: "Recipe", folder: "RunFolder", vectors: list[str] | None = None, fit: bool = False
 ) -> dict[str, Any]:

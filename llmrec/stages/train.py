@@ -4,7 +4,6 @@ Goes on from the newest whole checkpoint, and does nothing when an adapter of th
 stands already.
 """
 
-import json
 import logging
 import shutil
 from dataclasses import replace
@@ -18,6 +17,7 @@ from accelerate import DistributedType
 from transformers import TrainingArguments
 
 from llmrec.data import sealed as checkpoints
+from llmrec.data.files import free_bytes, replacing, require_space
 from llmrec.data.records import Examples
 from llmrec.errors import LlmrecError, RecipeError
 from llmrec.inference.from_recipe import base_of
@@ -25,7 +25,7 @@ from llmrec.methods.method import Job, Kept
 from llmrec.methods.table import method_of
 from llmrec.methods.validation import validation_of
 from llmrec.model.forward import require_tree_support
-from llmrec.model.kept_weights import BEST, CHECKPOINT, read_log
+from llmrec.model.kept_weights import BEST, CHECKPOINT, log_line, read_log
 from llmrec.model.loading import Lora, load_model, with_new_lora, with_weights
 from llmrec.model.trainer import TreeTrainer
 from llmrec.recipe import Recipe
@@ -34,12 +34,14 @@ from llmrec.runs.folder import RunFolder
 from llmrec.runs.made import adapter, start_of
 from llmrec.runs.processes import begun, main_first, main_only, processes, together
 from llmrec.stages import prepare, prompts
+from llmrec.stages.holding import alone
 from llmrec.stages.tracking import tracking
 from llmrec.text.tree import TokenTree
 
 log = logging.getLogger("llmrec")
 
 
+@alone("train")
 def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     """Train the language model as the recipe says; returns what `adapter/` then holds.
 
@@ -60,6 +62,8 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     loss = method.loss(job)
     model = _model(recipe)
     _require_graphs(recipe, model)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    require_space(folder.root, _bytes_needed(recipe, trainable), "training")
     require_tree_support(model, recipe.prompt.max_tokens)
     resume = _resume_point(folder, made)
     with tracking(folder, recipe.train.get("report_to")):
@@ -145,7 +149,6 @@ def preview(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     total = sum(size for name, size, _ in sizes if ".lora_" not in name)
     trainable = sum(size for _, size, trains in sizes if trains)
     epochs = float(recipe.train["num_train_epochs"])
-    kept = int(recipe.train.get("save_total_limit") or 1) + 2  # best, adapter
     return {
         "rows": len(rows),
         "targets": int(targets.sum()),
@@ -154,10 +157,17 @@ def preview(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
         "optimiser_steps": int(-(-len(rows) // batch) * epochs),
         "parameters": total,
         "trainable_parameters": trainable,
-        "disk_needed_bytes": trainable * 4 * 3 * kept,  # weights and two moments of AdamW
-        "disk_free_bytes": shutil.disk_usage(_existing(folder.root)).free,
+        "disk_needed_bytes": _bytes_needed(recipe, trainable),
+        "disk_free_bytes": free_bytes(folder.root),
         "prompt": prompts.rendered(job),
     }
+
+
+def _bytes_needed(recipe: Recipe, trainable: int) -> int:
+    """Of checkpoints (weights and two moments of AdamW), of the best weights and the adapter; and
+    one checkpoint more, as the next is whole before the former goes."""
+    checkpoints_kept = int(recipe.train.get("save_total_limit") or 1) + 1
+    return trainable * 4 * (3 * checkpoints_kept + 3)
 
 
 def _real_targets(row: TokenTree) -> int:
@@ -222,8 +232,9 @@ def _forget_after(folder: RunFolder, step: int) -> None:
     """Drop log lines and best weights of steps that will be run again."""
     if folder.train_log.exists():
         lines = read_log(folder.train_log)
-        kept = [json.dumps(line) + "\n" for line in lines if step and line["step"] <= step]
-        folder.train_log.write_text("".join(kept), "utf-8")
+        kept = [log_line(line) for line in lines if step and line["step"] <= step]
+        with replacing(folder.train_log) as temporary:
+            temporary.write_text("".join(kept), "utf-8")
     for told in (*folder.selected.glob("*.json"), *folder.candidate_sets.glob("*.json")):
         if not step or int(told.stem) > step:
             told.unlink()
@@ -232,15 +243,21 @@ def _forget_after(folder: RunFolder, step: int) -> None:
             shutil.rmtree(best)
 
 
-def _arguments(recipe: Recipe, folder: RunFolder) -> TrainingArguments:
-    given: dict[str, Any] = {
+def training_arguments_of(recipe: Recipe) -> dict[str, Any]:
+    """What `train` of a recipe says, with what it does not say."""
+    return {
         "eval_strategy": "epoch",
-        "save_strategy": "epoch",
+        "save_strategy": "steps",  # an epoch may take days
+        "save_steps": 100,
         "save_total_limit": 1,
         "disable_tqdm": True,
         "run_name": recipe.name,
         **recipe.train,
     }
+
+
+def _arguments(recipe: Recipe, folder: RunFolder) -> TrainingArguments:
+    given = training_arguments_of(recipe)
     try:
         return TrainingArguments(
             output_dir=str(folder.checkpoints),
@@ -266,7 +283,3 @@ def _model(recipe: Recipe) -> Any:
     shape = Lora(lora.r, int(lora.alpha), lora.dropout, lora.target_modules, lora.layers)
     model = with_new_lora(load_model(base), shape, recipe.seed)
     return model if start is None else with_weights(model, start)
-
-
-def _existing(path: Path) -> Path:
-    return path if path.exists() else _existing(path.parent)

@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
+from llmrec.data.files import sha256_of
 from llmrec.errors import LlmrecError
 from llmrec.evaluation import calibration, conformal
-from llmrec.runs.evaluated import METHOD, SCORE, SYSTEM, read_calibration
+from llmrec.runs.evaluated import METHOD, SCORE, SCORES, SYSTEM, read_calibration
 from llmrec.runs.folder import RunFolder
 
 LAC = conformal.Rule("lac")
@@ -88,6 +89,11 @@ def prediction_sets(
             f"{folder.calibration} is of other lists of {system!r} than this run "
             f"makes now (differs: {', '.join(sorted(differ))}), so no coverage can "
             f"be promised; {_HOW}"
+        )
+    if said.get(SCORES) not in (None, sha256_of(folder.set_scores)):
+        raise LlmrecError(
+            f"{folder.set_scores} is damaged: it is not what {folder.calibration.name} was made "
+            f"with; {_HOW}"
         )
     kept = pq.read_table(
         folder.set_scores, filters=[(SYSTEM, "=", system), (METHOD, "=", LAC.method)]

@@ -174,9 +174,13 @@ class Recommender:
             return None
         return self._answer.explain(requests, top_k)
 
+    @property
+    def rests_on(self) -> dict[str, Any]:
+        """All that the system's answers depend on, besides the versions of packages."""
+        return artifact_of(self._resources, self.system, "test").key
+
     def _sets(self, coverage: float) -> PredictionSets:
-        settings = artifact_of(self._resources, self.system, "test").key
-        return prediction_sets(self.folder, self.system.name, coverage, settings)
+        return prediction_sets(self.folder, self.system.name, coverage, self.rests_on)
 
     def _linked(self, name: str, entries: Sequence[Entry], unknown: Unknown) -> Items:
         found, notices = self.linker.positions(name, entries, unknown)

@@ -63,3 +63,14 @@ def test_a_template_by_its_name_and_as_a_file_of_ones_own(tmp_path):
         shipped.prompt_copied("next_item/movie", path)
     with pytest.raises(RecipeError, match="no template 'next_item/moon'; there are "):
         PromptTemplate.from_name("next_item/moon")
+
+
+def test_no_training_that_is_shipped_saves_by_epochs_alone():
+    """An epoch may take days, and the default is every 100 steps."""
+    from llmrec.recipe.loading import load
+    from llmrec.stages.train import training_arguments_of
+
+    for name in shipped.recipe_names():
+        given = training_arguments_of(load(name, []))
+        assert given["save_strategy"] == "steps", name
+        assert 0 < given["save_steps"] <= 200, name

@@ -4,14 +4,16 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from llmrec.data.files import write_json
 from llmrec.errors import RecipeError
 from llmrec.fetch import cache
-from llmrec.runs.lock import HOLDER, hold
+from llmrec.runs.lock import HOLDER, hold, holding, release
 from llmrec.text import trie_files
 
 STARTER = (
@@ -102,15 +104,64 @@ def test_the_commands_hold_it_and_readers_do_not(tmp_path, monkeypatch, capsys):
 
     with started(tmp_path / "runs" / "x", "run") as holder:
         assert holder.stdout.readline() == "runs\n"
-        for verb in ("prepare", "train", "distill", "retrieve", "evaluate", "report", "run"):
-            code, said = call(verb, "x.yaml")
+        verbs = ["prepare", "train", "distill", "retrieve", "evaluate", "report", "run", "export"]
+        for verb in [*([v] for v in verbs), ["check", "leakage"]]:
+            code, said = call(*verb, "x.yaml")
             assert (code, "in use by `llmrec run`" in said.err) == (2, True), verb
         assert call("recommend", "x.yaml")[0] == 2
         assert call("recommend", "x.yaml", "--histories", "h.jsonl")[0] == 0
         assert call("config", "show", "x.yaml")[0] == 0
         monkeypatch.setenv("RANK", "1")  # another process of the job that holds it
         assert call("prepare", "x.yaml")[0] == 3  # its own error: there is no x.csv
+        monkeypatch.delenv("RANK")
         holder.communicate("")
+
+
+def test_a_call_from_python_holds_it_and_lets_go(recipe_of):
+    from llmrec.stages import evaluate, prepare, recommend
+
+    recipe, folder = recipe_of("systems=[popularity]")
+    with started(folder.root, "train") as holder:
+        assert holder.stdout.readline() == "runs\n"
+        for stage in (prepare, recommend, evaluate):
+            with pytest.raises(RecipeError, match="in use by `llmrec train`, pid"):
+                stage.run(recipe, folder)
+        holder.communicate("")
+    prepare.run(recipe, folder)
+    with started(folder.root) as after:
+        assert after.stdout.readline() == "runs\n"
+        after.communicate("")
+
+
+def test_two_threads_are_two_writers(tmp_path):
+    with holding(tmp_path, "train"), ThreadPoolExecutor(1) as pool:
+        with pytest.raises(RecipeError, match="another thread of this process"):
+            pool.submit(hold, tmp_path, "train").result()
+        with holding(tmp_path, "prepare"):  # a stage that another calls
+            pass
+        with started(tmp_path) as late:
+            assert "in use by" in late.communicate()[1]
+    hold(tmp_path, "train")
+    release(tmp_path)
+
+
+def test_what_a_killed_process_left_is_cleared(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    left = [tmp_path / f".{gone.pid}.adapter", tmp_path / "a" / f".x.json.{gone.pid}.tmp"]
+    kept = [
+        tmp_path / f".{os.getpid()}.adapter",
+        tmp_path / ".mine",
+        tmp_path / ".12.",
+        tmp_path / "a.1.tmp",
+    ]
+    left[0].mkdir()
+    left[1].parent.mkdir()
+    for path in (left[0] / "weights", left[1], *kept):
+        path.write_text("")
+    with holding(tmp_path, "train"):
+        assert not any(path.exists() for path in left)
+        assert all(path.exists() for path in kept)
 
 
 def test_an_old_name_is_not_believed(tmp_path):
@@ -136,6 +187,56 @@ def test_a_read_only_cache_and_run_folder_serve_readers(tmp_path, read_only):
     hold(run, "evaluate")
     assert len(trie_files.shared(sequences, run / "trie").items) == 2
     assert not list(run.iterdir())
+
+
+def visible(root):
+    """The files of a folder that are not hidden: what arrow writes asks no audit hook."""
+    return {p: p.read_bytes() for p in root.rglob("[!.]*") if p.is_file()}
+
+
+def test_the_commands_serve_from_a_run_that_is_read_only(
+    trained, read_only, tmp_path, monkeypatch, capsys
+):
+    from llmrec.cli import main
+    from llmrec.stages import evaluate, recommend
+
+    recipe, folder = trained
+    recommend.run(recipe, folder)
+    evaluate.run(recipe, folder)
+    before = visible(folder.root)
+    histories, out = tmp_path / "h.jsonl", tmp_path / "out"
+    histories.write_text('["The Man", "The Man II"]\n["Love"]\n')
+    monkeypatch.setattr("llmrec.terminal.signal.signal", lambda *_: None)
+    monkeypatch.setattr(cache, "cache_root", lambda: tmp_path / "cache")
+    (tmp_path / "cache").mkdir()
+    read_only(folder.root)
+    read_only(tmp_path / "cache")
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["llmrec", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return end.value.code or 0, capsys.readouterr().err
+
+    for arguments in (
+        ["evaluate", folder.root],
+        ["report", folder.root, "--out", out / "page.html"],
+        ["export", folder.root, "--out", out],
+        ["recommend", folder.root, "--histories", histories, "--out", out / "answers.parquet"],
+        ["recommend", folder.root, "--histories", histories],
+        ["check", "leakage", folder.root],
+        ["prompts", "render", folder.root],
+        ["evaluate", folder.root, "--json"],
+    ):
+        assert call(*arguments)[0] == 0, arguments
+    for arguments in (["report", folder.root], ["export", folder.root]):
+        code, said = call(*arguments)
+        assert (code, "may not be read or written" in said) == (1, True), said
+        assert "--out" in said
+    assert pq.read_table(out / "answers.parquet")["user"].to_pylist() == ["1"] * 10 + ["2"] * 10
+    assert (out / "page.html").is_file()
+    assert (out / "predictions" / "tuned.parquet").is_file()
+    assert visible(folder.root) == before
 
 
 def test_a_finished_run_that_is_read_only_is_evaluated(recipe_of, read_only, caplog):

@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from llmrec.cli import app
+from llmrec.data import sealed
 from llmrec.data.catalog import Catalog
 from llmrec.data.files import write_json
 from llmrec.data.records import Examples, Interactions, concatenated, offsets_of
@@ -298,6 +299,10 @@ def test_the_verb_does_both_and_the_report_says_whether_to_trust(tmp_path):
     # Of other data: left out, with a word in the log.
     said = said_of(folder)
     write_json(folder.calibration, said | {"data": "f" * 64})
+    with pytest.raises(DataError, match="damaged"):
+        report.run(recipe(), folder)
+    said.pop("seal")
+    sealed.write_facts(folder.calibration, said | {"data": "f" * 64})
     report.run(recipe(), folder)
     assert "Can its confidence be trusted?" not in folder.report.read_text("utf-8")
     folder.calibration.write_text("{}", "utf-8")

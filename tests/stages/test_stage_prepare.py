@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from llmrec.data import sealed
 from llmrec.data.catalog import Catalog
 from llmrec.data.files import sha256_of
 from llmrec.data.records import Examples, Interactions
@@ -19,6 +20,7 @@ from llmrec.fetch import cache as fetch
 from llmrec.recipe import Recipe
 from llmrec.recipe.data import Data
 from llmrec.runs.folder import RunFolder
+from llmrec.runs.lock import LOCK
 from llmrec.stages import leakage, prepare
 
 FILES = {
@@ -66,7 +68,7 @@ def contents(folder: RunFolder) -> dict[str, bytes]:
 def test_what_is_written_can_be_read_and_is_described(source: Path, folder: RunFolder) -> None:
     result = prepare.run(recipe(source), folder)
     assert set(contents(folder)) == FILES
-    assert os.listdir(folder.root) == ["data"]
+    assert set(os.listdir(folder.root)) == {"data", LOCK}
     catalog = Catalog.read(folder.items)
     assert catalog.item_ids == tuple(str(n) for n in range(10))
     assert catalog.titles[:4] == (
@@ -84,6 +86,7 @@ def test_what_is_written_can_be_read_and_is_described(source: Path, folder: RunF
     assert test.tied.tolist() == [True] + [False] * 5
     assert len(Interactions.read(folder.interactions)) == 36
     manifest = json.loads((folder.data / "manifest.json").read_text())
+    assert manifest.pop("seal")
     assert {**manifest, "skipped": False} == result
     assert manifest["counts"] == {
         "rows_read": 48,
@@ -240,7 +243,7 @@ def test_bad_rows_are_left_out_and_listed_or_end_it(source: Path, folder: RunFol
         stream.write("0,1,5,soon\n")
     with pytest.raises(DataError, match=r"interactions\.csv:50:timestamp: 'soon' is not a number"):
         prepare.run(recipe(source), folder)
-    assert not folder.root.exists()
+    assert os.listdir(folder.root) == [LOCK]
     manifest = prepare.run(recipe(source, max_bad_rows=1), folder)
     assert manifest["bad_rows"] == ["interactions.csv:50:timestamp: 'soon' is not a number"]
     assert manifest["counts"]["rows_read"] == 49
@@ -257,7 +260,7 @@ def _no_space(*_: Any) -> None:
         (Catalog, "write"),
         (Interactions, "write"),
         (Examples, "write"),
-        (prepare, "write_json"),
+        (sealed, "write_facts"),
         (Path, "rename"),
     ],
 )
@@ -280,7 +283,7 @@ def test_a_failing_write_leaves_what_was_there(
         assert prepare.run(recipe(source), folder)["skipped"]
     else:
         assert not folder.data.exists()
-    assert [name for name in os.listdir(folder.root) if name != "data"] == []
+    assert [name for name in os.listdir(folder.root) if name not in ("data", LOCK)] == []
 
 
 def test_the_second_rename_failing_brings_the_former_folder_back(
@@ -302,7 +305,7 @@ def test_the_second_rename_failing_brings_the_former_folder_back(
     monkeypatch.undo()
     folder.data.rename(folder.root / ".data.former")  # as a kill between the renames leaves it
     assert not prepare.run(recipe(source, seed=5), folder)["skipped"]
-    assert os.listdir(folder.root) == ["data"]
+    assert set(os.listdir(folder.root)) == {"data", LOCK}
 
 
 @pytest.mark.parametrize(
@@ -322,7 +325,7 @@ def test_data_that_cannot_be_used_says_why(
     with pytest.raises(DataError, match=message) as caught:
         prepare.run(recipe(source, **data), folder)
     assert caught.value.exit_code == 3
-    assert not folder.root.exists()
+    assert os.listdir(folder.root) == [LOCK]
 
 
 def test_a_name_is_looked_up_among_the_fetched(
@@ -372,7 +375,7 @@ def test_out_of_core_writes_the_same_files(source: Path, tmp_path: Path, titled:
         prepare.run(recipe(source, out_of_core=n == 1, **asked), folder)
         for n, folder in enumerate(folders)
     )
-    assert os.listdir(folders[1].root) == ["data"]
+    assert set(os.listdir(folders[1].root)) == {"data", LOCK}
     ours, theirs = (contents(folder) for folder in folders)
     assert ours.pop("manifest.json") != theirs.pop("manifest.json")
     assert ours == theirs

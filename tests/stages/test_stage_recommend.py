@@ -1,9 +1,11 @@
 """Recommending: every system answers every test user, again with the same bytes, also when cut."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
+import torch
 
 from llmrec import Recommender
 from llmrec.data.catalog import Catalog
@@ -183,3 +185,28 @@ def test_two_processes_give_the_answers_of_one(finished, in_two_processes):
         assert together.items.tolist() == alone[system].items.tolist()
         assert together.scores.tolist() == alone[system].scores.tolist()
         np.testing.assert_array_equal(together.nll, alone[system].nll)
+
+
+def test_where_memory_runs_out_fewer_are_read_at_a_time_and_answers_stay(finished, monkeypatch):
+    from llmrec.decoding.shared_prompt import SharedPrompt
+
+    recipe, folder = finished
+    recommend.run(recipe, folder)
+    language = ("untuned", "tuned", "tuned_guided")
+    whole = {name: Predictions.read(folder.predictions(name)) for name in language}
+    shutil.rmtree(folder.predictions("x").parent)
+    real, read = SharedPrompt.__init__, []
+
+    def reading(self, model, prompts, *rest):
+        read.append(len(prompts))
+        if len(prompts) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        real(self, model, prompts, *rest)
+
+    monkeypatch.setattr(SharedPrompt, "__init__", reading)
+    recommend.run(recipe, folder)
+    assert max(read) == recipe.decode.batch_size
+    for name, before in whole.items():
+        after = Predictions.read(folder.predictions(name))
+        assert after.items.tolist() == before.items.tolist()
+        np.testing.assert_allclose(after.nll, before.nll, atol=1e-5)

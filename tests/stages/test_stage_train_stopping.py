@@ -1,8 +1,13 @@
 """A training that is told to stop saves at the end of the step, publishes nothing and goes on alike
 afterwards."""
 
-import json
+import os
 import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -10,6 +15,8 @@ from llmrec import stopping
 from llmrec.data import sealed
 from llmrec.errors import LlmrecError, RecipeError
 from llmrec.model.callbacks import Finite
+from llmrec.model.kept_weights import read_log
+from llmrec.recipe.loading import dump
 from llmrec.stages import train
 
 
@@ -24,7 +31,7 @@ def adapter_bytes(folder):
 
 
 def logged(folder):
-    lines = map(json.loads, folder.train_log.read_text().splitlines())
+    lines = read_log(folder.train_log)
     return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
 
 
@@ -74,3 +81,43 @@ def test_a_training_that_another_stopped_is_not_published(recipe_of, monkeypatch
 def test_no_other_listens_for_signals(recipe_of):
     with pytest.raises(RecipeError, match="saves at the end of the step"):
         recipe_of("train.enable_jit_checkpoint=true")
+
+
+def test_a_signal_to_one_of_two_processes_ends_both_at_a_step(recipe_of, tmp_path):
+    """Over gloo, as a launcher starts them: a checkpoint, 75 from both, and the table of one."""
+    recipe, folder = recipe_of("train.num_train_epochs=400", "train.save_steps=100000")
+    path = tmp_path / "two.yaml"
+    path.write_text(dump(recipe), "utf-8")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "ACCELERATE_USE_CPU": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "llmrec", "-q", "train", str(path)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank},
+        )
+        for rank in "01"
+    ]
+    until = time.monotonic() + 200
+    while len(read_log(folder.train_log)) < 5 and time.monotonic() < until:
+        assert all(rank.poll() is None for rank in ranks), [r.communicate()[1] for r in ranks]
+        time.sleep(0.05)
+    ranks[1].send_signal(signal.SIGTERM)
+    told = [rank.communicate(timeout=100)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [75, 75], told
+    assert "Traceback" not in "".join(told)
+    newest, _ = sealed.newest(folder.checkpoints, "checkpoint-")
+    steps = [line["step"] for line in read_log(folder.train_log) if "loss" in line]
+    assert sealed.facts(newest)["step"] >= max(steps) - 1
+    assert not folder.adapter.exists()

@@ -9,7 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from llmrec.errors import DataError, RecipeError
-from llmrec.systems.raw_histories import as_they_come, in_batches, read_file, read_histories
+from llmrec.systems.kept_answers import require_form, write_answers
+from llmrec.systems.raw_histories import (
+    RawRequest,
+    as_they_come,
+    in_batches,
+    read_file,
+    read_histories,
+)
 
 
 def test_a_file_is_read_in_growing_batches_and_no_further():
@@ -112,3 +119,82 @@ def test_files_that_are_none_are_told(tmp_path):
         list(read_file(tmp_path / "x.jsonl"))
     with pytest.raises(DataError, match="no JSON"):
         list(read_histories(["[" * 100_000]))
+
+
+def requests_of(*users):
+    return [RawRequest(user, [f"item of {user}"], []) for user in users]
+
+
+def by(size, requests):
+    left = iter(requests)
+    while batch := list(islice(left, size)):
+        yield batch
+
+
+def answering(asked):
+    """Two rows a user; who is asked about is noted. Of "none" nothing comes."""
+    schema = pa.schema([("user", pa.string()), ("rank", pa.int32()), ("item_id", pa.string())])
+
+    def ask(batch):
+        asked.append([request.user for request in batch])
+        rows = [
+            {"user": r.user, "rank": rank, "item_id": f"{r.history[0]} {rank}"}
+            for r in batch
+            for rank in (1, 2)
+            if r.user != "none"
+        ]
+        return pa.Table.from_pylist(rows, schema.with_metadata({"is": "told"}))
+
+    return ask
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_a_file_of_answers_goes_on_user_by_user(tmp_path, form):
+    out, straight = tmp_path / f"a.{form}", tmp_path / f"b.{form}"
+    users = ["a", "a", "none", "b", "c", "d", "e"]
+    requests, asked = requests_of(*users), []
+
+    def write(requests, size, ask, out, key="key"):
+        return write_answers(by(size, requests), ask, out, lambda: key)
+
+    assert write(requests, 3, answering([]), straight) == (7, 0, 12)
+
+    def fails(batch):
+        if len(asked) == 1:
+            raise KeyboardInterrupt
+        return answering(asked)(batch)
+
+    with pytest.raises(KeyboardInterrupt):
+        write(requests, 2, fails, out)
+    assert not out.exists()
+    part = tmp_path / f".a.{form}.part"
+    whole = part.read_bytes()
+    part.write_bytes(whole + b"0123456789abcdef {")  # as a kill leaves it
+    assert write(requests, 3, answering(asked), out) == (7, 2, 12)
+    assert asked == [["a", "a"], ["none"], ["b", "c", "d"], ["e"]]
+    assert out.read_bytes() == straight.read_bytes()
+    assert not part.exists()
+    # Damaged in the middle: answered again from there; of other settings: from the beginning; and
+    # where the requests are others, behind those that are not.
+    flipped = bytearray(whole)
+    flipped[whole.index(b"item of a 2") + 8] ^= 1
+    for content, key, users_now, again in (
+        (bytes(flipped), "key", users, 0),
+        (whole, "other", users, 0),
+        (whole, "key", ["a", "x"], 1),
+        (whole, "key", ["a"], 1),
+        (whole, "key", ["a", "a"], 2),
+    ):
+        part.write_bytes(content)
+        now = requests_of(*users_now)
+        assert write(now, 3, answering([]), out, key)[:2] == (len(users_now), again)
+        write(now, 3, answering([]), straight, key)
+        assert out.read_bytes() == straight.read_bytes()
+
+
+def test_without_a_request_or_a_form_nothing_is_written(tmp_path):
+    with pytest.raises(RecipeError, match=r"\.parquet or \.csv"):
+        require_form(tmp_path / "answers.txt")
+    with pytest.raises(DataError, match="no history"):
+        write_answers([], answering([]), tmp_path / "a.csv", lambda: "key")
+    assert not list(tmp_path.iterdir())
