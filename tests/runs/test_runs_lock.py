@@ -88,13 +88,13 @@ def test_of_eight_starters_one_runs_and_seven_name_it(tmp_path):
 
 def test_the_commands_hold_it_and_readers_do_not(tmp_path, monkeypatch, capsys):
     from llmrec.cli import main
-    from llmrec.stages import recommend
+    from llmrec.stages import recommend_histories
 
     (tmp_path / "x.yaml").write_text("name: x\ndata: {source: x.csv}\n")
     (tmp_path / "h.jsonl").write_text('["a"]\n')
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("llmrec.terminal.signal.signal", lambda *_: None)
-    monkeypatch.setattr(recommend, "raw", lambda *_, **__: [{"user": "1"}])
+    monkeypatch.setattr(recommend_histories, "tables", lambda *_: [])
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["llmrec", *arguments])
