@@ -76,7 +76,7 @@ def _made(resources: Resources, system: System, split: str) -> Predictions | Non
 
         path = resources.folder.predictions(system.name)
         if split == "test" and path.exists():  # they are what was recommended
-            return Predictions.read(path) if resources.language.is_main_process else None
+            return Predictions.read(path)
         return language.predictions_of(resources, system, split)
     test, valid = resources.test, resources.valid
     examples = test if split == "test" else valid.take(valid_rows(resources))
