@@ -30,6 +30,7 @@ INTERRUPTED, CTRL_C, FAILED = 75, 130, 1
 # else, which leaves no part behind whenever it ends.
 GRACE, AT_ONCE = 120.0, 2.0
 DRAWN_EVERY = 0.2  # seconds between two drawings of a bar
+SENTENCES = 100  # characters of a list from which each of it has a line of its own
 MAX_LINE, MAX_LINES = 2000, 100  # of an error or a log line
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _UNSEEN_BUT_COLOUR = re.compile(rf"(?!\x1b\[[0-9;]*m){_UNSEEN.pattern}")
@@ -324,7 +325,10 @@ def _lines(value: Any, indent: str) -> list[str]:
         return lines
     if isinstance(value, list):
         if all(not isinstance(item, dict | list) for item in value):
-            return [indent + ", ".join(_word(item) for item in value)]
+            words = [_word(item) for item in value]
+            if sum(map(len, words)) > SENTENCES:
+                return [f"{indent}- {word}" for word in words]
+            return [indent + ", ".join(words)]
         return [line for item in value for line in (*_lines(item, indent), "")][:-1]
     return [indent + _word(value)]
 

@@ -142,7 +142,7 @@ def small_recipes(tmp_path, tmp_path_factory, tiny_base, monkeypatch):
         elif source.endswith(".parquet"):
             write_parquet(data, source, recipe["data"]["items"])
         else:
-            write_amazon(data, source.rpartition("/")[2])
+            write_amazon(data, source.rpartition("/")[2].removesuffix(".jsonl.gz") + ".jsonl.gz")
         recipe["evaluate"]["k"] = [1, 4]
         head = text[: text.index("name:")]
         (recipes / f"{name}.yaml").write_text(head + yaml.safe_dump(recipe), "utf-8")
