@@ -22,25 +22,37 @@ CANDIDATES, LOG_Q = "candidates", "log_q"
 
 
 def draw_candidates(
-    examples: Examples, catalog_size: int, count: int, seed: int, purpose: int
+    examples: Examples, catalog_size: int, count: int, seed: int, purpose: int, draw: int = 0
 ) -> Ints:
     """(E, count) positions: each example's target and `count` - 1 unseen items, in random order.
 
     The items are distinct and drawn uniformly from the N = `catalog_size` less the example's
-    history and target. A row's generator is seeded with the SHA-256 of `seed`, `purpose` (a number
-    for the split), timestamp, target and user id, so a row's draw does not depend on the other
-    rows and a subset keeps its candidates. Raises DataError where a user has fewer than
-    `count` - 1 unseen items, ValueError for a count below 1.
+    history and target. A row's draw does not depend on the other rows, so a subset keeps its
+    candidates; `draw` numbers those of one row (see `generator_of`). Raises DataError where a user
+    has fewer than `count` - 1 unseen items, ValueError for a count below 1.
     """
     if count < 1:
         raise ValueError(f"{count} candidates; there must be at least 1, the target")
     drawn = np.empty((len(examples), count), np.int32)
     for row, example in enumerate(examples):
-        drawn[row] = _candidates(example, catalog_size, count, seed, purpose)
+        generator = generator_of(example, seed, purpose, draw)
+        drawn[row] = _candidates(example, catalog_size, count, generator)
     return drawn
 
 
-def _candidates(example: Example, catalog_size: int, count: int, seed: int, purpose: int) -> Ints:
+def generator_of(example: Example, seed: int, purpose: int, draw: int = 0) -> np.random.Generator:
+    """What draws for one example: seeded with the SHA-256 of `seed`, `purpose` (a number for the
+    split), timestamp, target, user id and, after the first one, the number of the `draw`."""
+    # The user id comes last: it alone can hold a space.
+    content = f"{seed} {purpose} {example.timestamp} {example.target} {example.user_id}"
+    content = f"draw {draw} {content}" if draw else content
+    digest = hashlib.sha256(content.encode("utf-8")).digest()
+    return np.random.default_rng(int.from_bytes(digest, "big"))
+
+
+def _candidates(
+    example: Example, catalog_size: int, count: int, generator: np.random.Generator
+) -> Ints:
     taken = np.unique(np.append(example.history, example.target))
     unseen = catalog_size - len(taken)
     if unseen < count - 1:
@@ -49,17 +61,8 @@ def _candidates(example: Example, catalog_size: int, count: int, seed: int, purp
             f"{catalog_size} in the catalog; {count} candidates need {count - 1}. Ask for at most "
             f"{unseen + 1} candidates, or leave out users with histories as long as this"
         )
-    generator = generator_of(example, seed, purpose)
     others = draw_unseen(taken, catalog_size, count - 1, generator)
     return generator.permutation(np.append(others, example.target)).astype(np.int32)
-
-
-def generator_of(example: Example, seed: int, purpose: int) -> np.random.Generator:
-    """The random numbers of an example, which no other one has, whatever is drawn besides."""
-    # The user id comes last: it alone can hold a space.
-    content = f"{seed} {purpose} {example.timestamp} {example.target} {example.user_id}"
-    digest = hashlib.sha256(content.encode("utf-8")).digest()
-    return np.random.default_rng(int.from_bytes(digest, "big"))
 
 
 def as_trained(

@@ -20,6 +20,7 @@ from llmrec.errors import DataError
 
 ITEMS, SCORES, NLL, COLD_PLACE = "items", "scores", "nll", "cold_place"
 METADATA_KEY = b"llmrec"
+LEAKY = "leaky"  # of hyperparameters: prompts show what must not be known
 
 Kind = Literal["baseline", "network", "language_model", "external"]
 
@@ -51,6 +52,17 @@ class SystemInfo:
         except (OSError, pa.ArrowInvalid) as error:
             raise _unreadable(path, error) from None
         return _info(path, schema.names, schema.metadata)
+
+
+def leaky_notes(hyperparameters: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What a table says where some of its systems, by name, had prompts that leak."""
+    leaky = [name for name, said in hyperparameters.items() if said.get(LEAKY)]
+    if not leaky:
+        return []
+    return [
+        f"LEAKY, of no use but to compare with: {', '.join(leaky)}. Prompts show what other users "
+        "of the same split chose next (demonstrations.by leaky)."
+    ]
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,11 @@ class Neighbour:
     rows: npt.NDArray[np.int64]
     score: float
 
+    @property
+    def titles(self) -> npt.NDArray[np.int32]:
+        """The positions of all that is known of them, oldest first: what they can vote for."""
+        return np.append(self.history, self.chosen).astype(np.int32)
+
     def shown(self) -> Demonstration:
         """As a prompt shows it."""
         return Demonstration(self.history, self.chosen)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from llmrec.data.candidates import read_candidates
+from llmrec.data.candidates import draw_unseen, generator_of, read_candidates
 from llmrec.data.records import Examples
 from llmrec.errors import DataError
 from llmrec.inference.engine import Engine
@@ -18,13 +18,17 @@ from llmrec.inference.pools import Pools
 from llmrec.inference.ratings import Selected, Selecting
 from llmrec.inference.similar_users import SimilarUsers
 from llmrec.recipe import Recipe
+from llmrec.retrieval.votes import tally
 from llmrec.runs.folder import RunFolder
 from llmrec.text.encoding import Context, Ids, PromptEncoder
+
+RANDOM_TITLES = 5  # the purpose of that draw
 
 
 @dataclass(frozen=True)
 class Prompting:
-    """E histories with, where the recipe has them, `candidates` (E, C) and the `pools` of each."""
+    """E histories with, where the recipe has them, `candidates` (E, C), the `pools` of each, and
+    the `votes` (E) that each prompt shows, positions with most votes first."""
 
     encoder: PromptEncoder
     histories: Sequence[npt.NDArray[np.int32]]
@@ -32,6 +36,7 @@ class Prompting:
     pools: Pools | None = None
     shown: int = 0  # demonstrations in a prompt
     selecting: Selecting | None = None
+    votes: Sequence[npt.NDArray[np.int32]] | None = None
 
     def __len__(self) -> int:
         return len(self.histories)
@@ -43,6 +48,7 @@ class Prompting:
             histories=[self.histories[i] for i in rows.tolist()],
             candidates=None if self.candidates is None else self.candidates[rows],
             pools=None if self.pools is None else self.pools.take(rows),
+            votes=None if self.votes is None else [self.votes[i] for i in rows.tolist()],
         )
 
     def selected(self, engine: Engine | None) -> list[Selected]:
@@ -61,7 +67,9 @@ class Prompting:
         for i, chosen in enumerate(selected):
             users = [] if self.pools is None else self.pools.neighbours[i]
             candidates = () if self.candidates is None else tuple(self.candidates[i].tolist())
-            contexts.append(Context(tuple(users[at].shown() for at in chosen.shown), candidates))
+            votes = () if self.votes is None else tuple(self.votes[i].tolist())
+            shown = tuple(users[at].shown() for at in chosen.shown)
+            contexts.append(Context(shown, candidates, votes))
         return contexts
 
     def shown_first(self) -> list[Context]:
@@ -94,9 +102,10 @@ def prompting_of(
     """
     wanted = recipe.demonstrations
     encoder.template.check_context(
-        demonstrations=wanted is not None,
+        demonstrations=wanted is not None and wanted.shows_users,
         candidates=recipe.data.candidates is not None and recipe.prompt.task == "similar_users",
         selection=wanted is not None and wanted.selection is not None,
+        votes=wanted is not None and wanted.shows_votes,
     )
     if candidates is None and recipe.data.candidates is not None:
         candidates = read_candidates(folder.candidates(split))
@@ -108,6 +117,51 @@ def prompting_of(
     if wanted is None:
         return Prompting(encoder, examples.histories(), candidates)
     finder = SimilarUsers(recipe, folder)
-    pools = finder.of(split, examples) if keep else finder.find(examples)
+    return demonstrated(recipe, encoder, finder, examples, candidates, split if keep else None)
+
+
+def demonstrated(
+    recipe: Recipe,
+    encoder: PromptEncoder,
+    finder: SimilarUsers,
+    examples: Examples,
+    candidates: npt.NDArray[np.int32] | None,
+    split: str | None = None,
+) -> Prompting:
+    """The prompts of examples with what `finder` finds for them, kept for a `split` if one is told.
+
+    The recipe has demonstrations.
+    """
+    wanted = finder.wanted
+    pools = votes = None
+    if wanted.shows_users:
+        pools = finder.find(examples) if split is None else finder.of(split, examples)
+    if wanted.shows_votes:
+        votes = _votes(recipe, finder, examples, split, len(encoder.titles))
     selecting = Selecting(encoder, wanted) if wanted.selection is not None else None
-    return Prompting(encoder, examples.histories(), candidates, pools, wanted.count, selecting)
+    return Prompting(
+        encoder, examples.histories(), candidates, pools, wanted.count, selecting, votes
+    )
+
+
+def _votes(
+    recipe: Recipe, finder: SimilarUsers, examples: Examples, split: str | None, items: int
+) -> list[npt.NDArray[np.int32]]:
+    """For each example the titles that it shows as votes; see `Votes`."""
+    wanted, histories = finder.wanted.votes, examples.histories()
+    if wanted.pick == "random":
+        drawn = []
+        for example in examples:
+            seen = np.unique(example.history)
+            count = min(wanted.titles, items - len(seen))
+            rng = generator_of(example, recipe.seed, RANDOM_TITLES)
+            drawn.append(draw_unseen(seen, items, count, rng).astype(np.int32))
+        return drawn
+    if split is None:
+        voters = finder.find(examples, wanted.users)
+    else:
+        voters = finder.voters(split, examples)
+    return [
+        tally([voter.titles for voter in pool], history).items[: wanted.titles]
+        for pool, history in zip(voters.neighbours, histories, strict=True)
+    ]

@@ -13,18 +13,20 @@ import numpy.typing as npt
 
 from llmrec.data.catalog import Catalog
 from llmrec.data.records import Examples, Interactions
-from llmrec.errors import DataError
+from llmrec.errors import DataError, RecipeError
 from llmrec.inference.pools import Neighbour, Pools
 from llmrec.recipe import Recipe
 from llmrec.recipe.demonstrations import Demonstrations
 from llmrec.retrieval.index import VectorIndex
 from llmrec.retrieval.retriever import Neighbours, Retriever, random_neighbours
-from llmrec.retrieval.snapshots import Queries, queries_of, snapshots_of
+from llmrec.retrieval.snapshots import NOTHING, Queries, Snapshots, queries_of, snapshots_of
 from llmrec.retrieval.vectors import cooccurrence_factors, window_vectors
 from llmrec.runs import made
+from llmrec.runs.artifact import Artifact
 from llmrec.runs.folder import RunFolder
 
 log = logging.getLogger("llmrec")
+UNTOLD = -1  # the source row of what a leaky prompt shows
 
 
 class SimilarUsers:
@@ -33,6 +35,12 @@ class SimilarUsers:
     def __init__(self, recipe: Recipe, folder: RunFolder) -> None:
         assert recipe.demonstrations is not None  # noqa: S101  callers ask first
         self.recipe, self.folder, self.wanted = recipe, folder, recipe.demonstrations
+        if self.wanted.leaks and not folder.of_study:
+            raise RecipeError(
+                "demonstrations.by leaky shows what other users of the same split chose next, so "
+                "its figures are of no use but to compare with; run it as an arm of `llmrec "
+                "study`, or take retrieval"
+            )
         self.interactions = Interactions.read(folder.interactions)
         self.snapshots = snapshots_of(
             self.interactions, self.wanted.history, self.wanted.similarity.every
@@ -42,20 +50,34 @@ class SimilarUsers:
     def of(self, split: str, examples: Examples) -> Pools:
         """The pools of a split's examples; read where they stand, by these settings, found else."""
         artifact = made.pools(self.recipe, self.folder, split, _hash_of(examples))
+        return self._kept(artifact, split, examples, self.wanted.pool)
+
+    def voters(self, split: str, examples: Examples) -> Pools:
+        """Those whose votes are counted for a split's examples; kept as `of` keeps its pools."""
+        artifact = made.voters(self.recipe, self.folder, split, _hash_of(examples))
+        return self._kept(artifact, split, examples, self.wanted.votes.users)
+
+    def _kept(self, artifact: Artifact, split: str, examples: Examples, count: int) -> Pools:
         if artifact.facts_or_none() is not None:
             return Pools.read(artifact.place)
-        log.info("retrieve: similar users of %d %s examples", len(examples), split)
-        pools = self.find(examples)
+        log.info("retrieve: %d similar users of %d %s examples", count, len(examples), split)
+        pools = self.find(examples, count)
         artifact.write(pools.write)
         return pools
 
-    def find(self, examples: Examples) -> Pools:
-        """The pools of any examples; a user id that training does not know is nobody's own."""
+    def find(self, examples: Examples, count: int | None = None) -> Pools:
+        """The pools of any examples; a user id that training does not know is nobody's own.
+
+        `count` users of each, by default as many as are shown or selected from.
+        """
+        count = self.wanted.pool if count is None else count
+        if self.wanted.leaks:
+            return leaky_pools(self, examples, count)
         queries = self.queries(examples)
         if self.wanted.by == "random":
-            found = random_neighbours(self.snapshots, queries, self.wanted.pool, self.recipe.seed)
+            found = random_neighbours(self.snapshots, queries, count, self.recipe.seed)
         else:
-            found = self.retriever.retrieve(queries, self.wanted.pool)
+            found = self.retriever.retrieve(queries, count)
         return self._pools(examples, found)
 
     def queries(self, examples: Examples) -> Queries:
@@ -69,10 +91,15 @@ class SimilarUsers:
         )
 
     @property
+    def vectors(self) -> npt.NDArray[np.float32]:
+        """(N, d) the recipe's vectors of the catalog's items."""
+        return item_vectors(self.recipe, self.folder, self.wanted.similarity.vectors)
+
+    @property
     def retriever(self) -> Retriever:
         """The retriever over the recipe's vectors, its index read where it stands."""
         if self._retriever is None:
-            vectors = item_vectors(self.recipe, self.folder, self.wanted.similarity.vectors)
+            vectors = self.vectors
             self._retriever = Retriever(
                 self.snapshots,
                 vectors,
@@ -141,6 +168,42 @@ def item_vectors(recipe: Recipe, folder: RunFolder, kind: str) -> npt.NDArray[np
             np.save(stream, vectors)
         artifact.seal(staged)
     return vectors
+
+
+def leaky_pools(finder: SimilarUsers, examples: Examples, count: int) -> Pools:
+    """Users found among the examples themselves, what they chose next included, whatever the time.
+
+    As the authors of AdaptRec do it, for comparison: a test prompt then shows other users' labels.
+    The query's own user is left out. No source rows are told, as targets have none in training.
+    """
+    asked = finder.queries(examples)
+    names = np.unique(examples.user_ids.astype(str), return_inverse=True)[1]
+    rows = np.flatnonzero(asked.windows[:, -1] != NOTHING)
+    none = np.zeros(len(rows), np.int64)
+    snapshots = Snapshots(
+        names[rows].astype(np.int32), asked.windows[rows], examples.targets[rows], none, rows
+    )
+    similarity = finder.wanted.similarity
+    retriever = Retriever(
+        snapshots, finder.vectors, similarity.weights.model_dump(), similarity.coarse
+    )
+    queries = Queries(names.astype(np.int32), asked.windows, np.ones(len(asked), np.int64))
+    found = retriever.retrieve(queries, count)
+    neighbours = [
+        [
+            Neighbour(
+                str(examples.user_ids[rows[at]]),
+                snapshots.history(at),
+                int(snapshots.chosen[at]),
+                np.full(len(snapshots.history(at)) + 1, UNTOLD),
+                float(score),
+            )
+            for at, score in zip(row.tolist(), scores.tolist(), strict=True)
+            if at >= 0
+        ]
+        for row, scores in zip(found.snapshot, found.score, strict=True)
+    ]
+    return Pools(examples.user_ids, examples.timestamps, neighbours)
 
 
 def shortfalls(pools: Pools, examples: Examples, wanted: int) -> dict[str, int]:

@@ -60,14 +60,31 @@ class Selection(Section):
     """While training the live model selects anew every so many steps; 0: once, before the first."""
 
 
+class Votes(Section):
+    """The titles that similar users had chosen, counted: one vote a user for each title of the
+    history that would be shown of them and the one they chose next."""
+
+    users: Count = 100
+    """Users who vote."""
+    titles: Count = 20
+    """Titles shown in a prompt, most votes first; none that the user has seen."""
+    pick: Literal["most_voted", "random"] = "most_voted"
+    """random: titles drawn from the catalog instead, to compare with."""
+
+
 class Demonstrations(Section):
     """Similar users shown in a prompt: their histories and what they chose next, all of it earlier
     than what is asked."""
 
+    show: Literal["users", "votes", "both"] = "users"
+    """users: some of them, one by one; votes: the titles that many of them chose; both: both."""
     count: Annotated[int, Field(ge=1, le=20)] = 3
     """Users shown; the paper tries 1, 3, 5, 7, 10."""
-    by: Literal["retrieval", "random"] = "retrieval"
-    """retrieval: the most similar users; random: any."""
+    by: Literal["retrieval", "random", "leaky"] = "retrieval"
+    """retrieval: the most similar users; random: any; leaky, in a study alone: as the paper's
+    authors do it, users of the very split that is asked about, answers and all."""
+    votes: Votes = Votes()
+    """How the votes of similar users are counted and shown."""
     history: Count = 10
     """Latest titles shown of each, and compared."""
     similarity: Similarity = Similarity()
@@ -81,12 +98,30 @@ class Demonstrations(Section):
             raise ValueError(
                 f"selection.pool = {self.selection.pool} users cannot give count = {self.count}"
             )
-        if self.similarity.coarse < self.pool:
+        wanted = max(self.pool, self.votes.users)
+        if self.similarity.coarse < wanted:
             raise ValueError(
                 f"similarity.coarse = {self.similarity.coarse} users found by vectors cannot give "
-                f"the {self.pool} that are wanted"
+                f"the {wanted} that are wanted"
             )
+        if self.selection is not None and not self.shows_users:
+            raise ValueError("selection chooses users to show, and show = votes shows none")
         return self
+
+    @property
+    def shows_users(self) -> bool:
+        """Whether prompts show users one by one."""
+        return self.show in ("users", "both")
+
+    @property
+    def shows_votes(self) -> bool:
+        """Whether prompts show a list of titles."""
+        return not self.shows_users or self.show == "both"
+
+    @property
+    def leaks(self) -> bool:
+        """Whether prompts show what must not be known."""
+        return self.by == "leaky"
 
     @property
     def pool(self) -> int:

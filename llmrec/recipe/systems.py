@@ -22,9 +22,10 @@ GuidingBaseline = Literal[
     "text_knn",
     "text_knn_sentences",
 ]
-Baseline = Literal[GuidingBaseline, "tgh"]
+Voting = Literal["votes"]  # asks who is similar, and when; the others ask for histories alone
+Baseline = Literal[GuidingBaseline, "tgh", Voting]
 IdsAlone = Literal[
-    "popularity", "recent_popularity", "markov", "item_knn", "tgh", "sasrec", "gru4rec"
+    "popularity", "recent_popularity", "markov", "item_knn", "tgh", "sasrec", "gru4rec", "votes"
 ]
 NetworkWeights = Literal["network", "network_ce", "network_cpft"]
 LanguageWeights = Literal["untuned", "tuned", "tuned_sft"]
@@ -44,6 +45,7 @@ SystemName = Literal[
     "text_knn_sentences",
     "sasrec",
     "gru4rec",
+    "votes",
     "network",
     "network_ce",
     "network_cpft",
@@ -93,6 +95,10 @@ _DECODE = {
     "free": ("filter_seen", "top_k", "grounding"),
     "fused": ("filter_seen", "top_k", "renormalise", "candidates_alone", "fusion"),
 }
+
+
+# Who the similar users are whose votes are counted.
+_VOTERS = tuple(f"demonstrations.{key}" for key in ("by", "history", "similarity", "votes.users"))
 
 
 @dataclass(frozen=True)
@@ -145,8 +151,13 @@ class System:
     def gives_probabilities(self) -> bool:
         """Whether its scores are probabilities of items, so that a target has a likelihood."""
         if self.kind == "baseline":
-            return self.weights in GUIDES
+            return self.weights in GUIDES or self.asks_similar_users
         return self.way in ("ranked", "guided", "fused")
+
+    @property
+    def asks_similar_users(self) -> bool:
+        """Whether it is a count over users who are similar at the time, with no weights."""
+        return self.weights in get_args(Voting)
 
     @property
     def knows_ids_alone(self) -> bool:
@@ -182,6 +193,8 @@ class System:
             needs["conformal"] = "is fine-tuned with conformal prediction"
         if self.is_before_soft:
             needs["soft"] = "is the first step of SOFT"
+        if self.asks_similar_users:
+            needs["demonstrations"] = "counts the votes of similar users"
         if self.way == "guided":
             needs["decode.guidance.baseline"] = "is guided by a baseline"
         if self.way == "free":
@@ -212,6 +225,7 @@ class System:
             "seed",
             *(f"decode.{key}" for key in decode),
             *(("prompt", "model", "demonstrations") if language else ()),
+            *(_VOTERS if self.asks_similar_users else ()),
             *(("baselines.trials",) if self.weights in ("sasrec", "gru4rec") else ()),
             *(("baselines.encoder",) if self.weights == "text_knn_sentences" else ()),
         )

@@ -30,17 +30,19 @@ class RunFolder:
     """runs/<name>/. The properties are paths; nothing is made until a stage writes.
 
     `part`: a folder inside that holds what is trained, where a run trains more than once.
+    `of_study`: a study runs here, which may compare with what is of no use by itself.
     `origin`: the recipe file and the settings of the command line that it was opened with.
     """
 
     root: Path
     part: str = ""
+    of_study: bool = field(default=False, compare=False)
     origin: "Origin | None" = field(default=None, compare=False)
 
     @staticmethod
-    def of(recipe: Recipe) -> "RunFolder":
+    def of(recipe: Recipe, of_study: bool = False) -> "RunFolder":
         """The folder of a recipe: <output_dir>/<name>."""
-        return RunFolder(Path(recipe.output_dir).expanduser() / recipe.name)
+        return RunFolder(Path(recipe.output_dir).expanduser() / recipe.name, of_study=of_study)
 
     @property
     def recipe(self) -> Path:
@@ -90,6 +92,10 @@ class RunFolder:
     def pools(self, split: str) -> Path:
         """The similar users found for each prompt of `train`, `valid` or `test`."""
         return self.similar / f"{split}.parquet"
+
+    def voters(self, split: str) -> Path:
+        """The similar users whose votes are counted for each prompt of a split."""
+        return self.similar / f"voters-{split}.parquet"
 
     def shown(self, system: str) -> Path:
         """Which of the similar users found for it each test prompt of a system showed."""

@@ -261,10 +261,20 @@ def pools(recipe: Recipe, folder: RunFolder, split: str, asked: str) -> Artifact
         without=(
             "demonstrations.selection",
             "demonstrations.count",
+            "demonstrations.show",
+            "demonstrations.votes",
             "demonstrations.similarity.encoder",
         ),
         contents={**indexed.contents, "examples": asked, "pool": recipe.demonstrations.pool},
     )
+
+
+def voters(recipe: Recipe, folder: RunFolder, split: str, asked: str) -> Artifact:
+    """The similar users whose votes are counted for the examples of a split."""
+    assert recipe.demonstrations is not None  # noqa: S101  callers ask first
+    shown = pools(recipe, folder, split, asked)
+    users = recipe.demonstrations.votes.users
+    return replace(shown, place=folder.voters(split), contents={**shown.contents, "pool": users})
 
 
 def states(recipe: Recipe, titles: str) -> Artifact:
@@ -315,6 +325,9 @@ def predictions(
         reads.append("baselines.trials")
     if weights is not None:
         contents["weights"] = weights
+    if system.asks_similar_users and recipe.demonstrations is not None:
+        of_items = vectors(recipe, folder, recipe.demonstrations.similarity.vectors)
+        contents |= {f"vectors: {name}": value for name, value in of_items.contents.items()}
     return Artifact(
         folder.predictions(system.name), recipe, reads, contents=contents, verb="recommend"
     )

@@ -22,6 +22,7 @@ from llmrec.errors import DataError, RecipeError
 from llmrec.evaluation.comparison import Comparison, compared
 from llmrec.evaluation.intervals import Floats
 from llmrec.evaluation.layout import Form, laid_out, number
+from llmrec.evaluation.predictions import leaky_notes
 from llmrec.evaluation.table import ALL, main_columns, metric_table
 from llmrec.runs.evaluated import read_metrics, read_per_user
 from llmrec.runs.folder import RunFolder
@@ -232,6 +233,9 @@ def _on_shared(
         for name, count in left_out.items()
         if count
     ]
+    notes += leaky_notes(
+        {a.label: a.metrics["systems"][a.system].get("hyperparameters") or {} for a in aligned}
+    )
     sizes = {a.run: a.metrics["catalog"] for a in answers}
     if len(set(sizes.values())) > 1:
         said = ", ".join(f"{name} {size}" for name, size in sizes.items())

@@ -24,7 +24,7 @@ from llmrec.evaluation.gates import POPULARITY, SENSITIVITY, Gates, distinct_sha
 from llmrec.evaluation.intervals import Floats, difference, mean_interval
 from llmrec.evaluation.layout import as_json
 from llmrec.evaluation.metrics import METRICS, at_every_k
-from llmrec.evaluation.predictions import Predictions
+from llmrec.evaluation.predictions import Predictions, leaky_notes
 from llmrec.evaluation.rankings import answer_counts
 from llmrec.evaluation.table import (
     ALL,
@@ -82,6 +82,7 @@ def run(recipe: "Recipe", folder: "RunFolder") -> dict[str, Any]:
         missing = np.full(len(test), np.nan)
         costs = missing if other is None else difference(other, p.nll)
         per_user[p.info.system][SENSITIVITY] = costs
+    notes += leaky_notes({p.info.system: p.info.hyperparameters for p in predictions})
     notes += _skipped(per_user) + _unmeasured(per_user, ks)
     if recipe.evaluate.debias is not None:
         notes += debiased(per_user, recipe.evaluate.propensity, split, ks)

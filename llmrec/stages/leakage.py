@@ -1,8 +1,8 @@
 """`llmrec check leakage`: prompts are made of nothing later than their own time.
 
 Reads the raw source anew and holds the files of a run against it, row by row: training
-interactions, examples, candidates, similar users, what of these was shown, and what networks were
-trained on. Trusts none of those
+interactions, examples, candidates, similar users, those whose votes count, what of these was shown,
+and what networks were trained on. Trusts none of those
 files and asks no retriever. Knows no text: prompts are not kept, what they are made from is.
 """
 
@@ -78,6 +78,12 @@ def run(recipe: "Recipe", folder: "RunFolder") -> dict[str, Any]:
     for part, of_part in pools.items():
         asked = None if part == "train" else examples[part]
         check_pools(log, of_part, asked, trained, _inside(folder, folder.pools(part)), found)
+    for part in PARTS:
+        place = folder.voters(part)
+        if place.is_file():
+            # What votes list is a count over these users and nothing else.
+            asked, voters = (None if part == "train" else examples[part]), _read(place, Pools.read)
+            check_pools(log, voters, asked, trained, _inside(folder, place), found, "voters")
     _check_shown(folder, pools, found)
     _check_index(folder, training, found)
     check_networks(folder, found)
@@ -203,7 +209,12 @@ def _not_checked(
         yield "Candidates of training prompts are drawn while training and not kept."
     if (folder.similar / "index").is_dir():
         yield "Of the index the number of its vectors was checked, not the vectors."
-    if recipe.demonstrations is not None:
+    wanted = recipe.demonstrations
+    if wanted is not None and wanted.shows_votes and wanted.votes.pick == "random":
+        yield "Titles shown as votes were drawn at random from those that a user had not seen."
+    if wanted is not None and wanted.leaks:
+        yield "demonstrations.by is leaky: prompts show other users' answers, as violations say."
+    if wanted is not None and wanted.shows_users:
         for part in PARTS:
             if not folder.pools(part).is_file():
                 yield f"No similar users of {part} prompts stand in the run."

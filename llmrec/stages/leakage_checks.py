@@ -202,7 +202,13 @@ def check_candidates(
 
 
 def check_pools(
-    log: Log, pools: Pools, examples: Examples | None, trained: Bools, file: str, found: Findings
+    log: Log,
+    pools: Pools,
+    examples: Examples | None,
+    trained: Bools,
+    file: str,
+    found: Findings,
+    kind: str = "similar_users",
 ) -> None:
     """Each pool is of its example, or of a training row; see `wrong_with` for who is in it."""
     if examples is not None and len(pools) != len(examples):
@@ -221,8 +227,8 @@ def check_pools(
         for name in sorted({name for name in names if names.count(name) > 1}):
             found.wrong(f"{where} user {name!r} is in the pool {names.count(name)} times")
         for neighbour in pools.neighbours[number]:
-            found.checked["similar_users"] += 1
-            found.checked["rows_of_similar_users"] += len(neighbour.rows)
+            found.checked[kind] += 1
+            found.checked[f"rows_of_{kind}"] += len(neighbour.rows)
             for wrong in wrong_with(log, neighbour, user, time, trained):
                 found.wrong(f"{where} similar user {neighbour.user_id!r} {wrong}")
 

@@ -7,7 +7,7 @@ or the recipe says it. Knows no stage.
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from llmrec.runs.folder import RunFolder
 from llmrec.studies import file
 from llmrec.studies.file import Study
 
+LEAKY = " (leaky: shows other users' answers)"
 RUN = "run:"  # begins a value that is a path in another arm's run folder
 AtArms = tuple[str | int, ...]
 
@@ -94,7 +95,7 @@ def plan_of(study: Study, reading: Reading, overrides: Sequence[str], folder: Pa
     root = Path(study.output_dir).expanduser() / study.name
     cells = []
     recipes: dict[str, None] = {}  # problems, each once and in order
-    for line in lines.values():
+    for line in list(lines.values()):
         for seed in study.seeds:
             settings, needs = _settings(study, reading, line, seed, lines, root, folder)
             try:
@@ -102,7 +103,9 @@ def plan_of(study: Study, reading: Reading, overrides: Sequence[str], folder: Pa
             except RecipeError as error:
                 recipes |= dict.fromkeys(error.problems)
                 continue
-            cells.append(Cell(line, seed, recipe, RunFolder.of(recipe), needs))
+            lines[line.name] = line = _marked(line, recipe)
+            folder_of = RunFolder.of(recipe, of_study=True)
+            cells.append(Cell(line, seed, recipe, folder_of, needs))
     pairs, starts = _pairs(study, reading, lines), _starts(study, reading, lines)
     _check_overrides(study, overrides, reading)
     plan = Plan(study, root, lines, _in_order(cells, reading), pairs, starts)
@@ -133,6 +136,13 @@ def _lines(study: Study, arm: str) -> Iterator[Line]:
         name = "-".join([arm, *(f"{key}-{_word(value)}" for key, value in short.items())])
         title = ", ".join([said.title or arm, *(f"{k} {_word(v)}" for k, v in short.items())])
         yield Line(name, arm, title, said.system or study.system, at)
+
+
+def _marked(line: Line, recipe: Recipe) -> Line:
+    """The line with a title that warns where its prompts show what must not be known."""
+    if recipe.demonstrations is None or not recipe.demonstrations.leaks:
+        return line
+    return replace(line, title=f"{line.title.removesuffix(LEAKY)}{LEAKY}")
 
 
 def _word(value: Any) -> str:

@@ -80,6 +80,10 @@ def _made(resources: Resources, system: System, split: str) -> Predictions | Non
         return language.predictions_of(resources, system, split)
     test, valid = resources.test, resources.valid
     examples = test if split == "test" else valid.take(valid_rows(resources))
+    if system.asks_similar_users:
+        from llmrec.systems import votes
+
+        return votes.predictions_of(resources, system, examples, _length(resources, system))
     return baselines.predictions_of(resources, system, examples, _length(resources, system))
 
 

@@ -10,7 +10,7 @@ from llmrec.data import sealed
 from llmrec.data.batching import Batch
 from llmrec.data.candidates import candidate_nll, read_log_q
 from llmrec.data.files import write_json
-from llmrec.evaluation.predictions import Predictions, SystemInfo
+from llmrec.evaluation.predictions import LEAKY, Predictions, SystemInfo
 from llmrec.inference.engine import Engine, Ranked, closed_items, plan_of
 from llmrec.inference.prompting import Prompting
 from llmrec.inference.ratings import Selected
@@ -147,12 +147,21 @@ def demonstrated(
     """What was shown of similar users; keeps which ones, for `check leakage`."""
     test = resources.test
     prompting = resources.language.prompting("test", test)
+    said: dict[str, Any] = {}
+    if prompting.votes is not None:
+        shows = [t in v for t, v in zip(test.targets.tolist(), prompting.votes, strict=True)]
+        said["votes_shown"] = float(np.mean([len(v) for v in prompting.votes]))
+        said["targets_among_votes"] = float(np.mean(shows))
+    wanted = resources.recipe.demonstrations
+    if wanted is not None and wanted.leaks:
+        said[LEAKY] = True
     if prompting.pools is None:
-        return {}
+        return said
     shown = [answer.get("shown", []) for answer in answers]
     write_json(resources.folder.shown(system.name), shown)
     others = [len(set(s) - set(range(len(s)))) / len(s) for s in shown if s]
     return {
+        **said,
         **shortfalls(prompting.pools, test, prompting.shown),
         "other_users_than_retrieved": float(np.mean(others)) if others else 0.0,
         "selection_failed": sum(bool(answer.get("failed")) for answer in answers),

@@ -17,8 +17,7 @@ from llmrec.data.records import Examples, concatenated, offsets_of
 from llmrec.decoding.beam import Ranking
 from llmrec.errors import LlmrecError
 from llmrec.inference.engine import Engine, closed_items
-from llmrec.inference.prompting import Prompting
-from llmrec.inference.ratings import Selecting
+from llmrec.inference.prompting import Prompting, demonstrated
 from llmrec.inference.similar_users import SimilarUsers
 from llmrec.recipe import Recipe
 from llmrec.recipe.systems import System
@@ -26,7 +25,7 @@ from llmrec.runs.artifact import SETTINGS, VERSION, Artifact, differences
 from llmrec.runs.folder import RunFolder
 from llmrec.runs.identity import base_content, template_content
 from llmrec.runs.made import PROMPT
-from llmrec.systems import baselines, explaining, free
+from llmrec.systems import baselines, explaining, free, votes
 from llmrec.systems.fusion import served_fusion
 from llmrec.systems.grounded import served_fusion as served_grounded_fusion
 from llmrec.systems.guidance import served_guidance
@@ -61,6 +60,8 @@ def answering(resources: Resources, system: System) -> Answer:
     fits baselines now. Raises LlmrecError where the system is none of this run, lacks its weights,
     or would be given other prompts than it was trained with.
     """
+    if system.asks_similar_users:
+        return _Voted(resources)
     if system.kind != "language_model":
         return _Scored(resources, baselines.served_scorer(resources, system))
     engine, prompts = resources.language.engine(system), RawPrompts(resources)
@@ -82,6 +83,22 @@ def with_proposed(resources: Resources, requests: Requests) -> Requests:
     order = np.random.default_rng(resources.recipe.seed).permutation(retriever.count)
     proposed, _ = retriever.propose(requests.histories, requests.closed)
     return replace(requests, candidates=proposed[:, order])
+
+
+def examples_of_now(histories: Sequence[Items], users: Sequence[str] | None) -> Examples:
+    """Histories (U) with their users' names, asked about after all that is known; no targets."""
+    count = len(histories)
+    now, none = np.full(count, np.iinfo(np.int64).max), np.zeros(count, bool)
+    names = [None] * count if users is None else users
+    return Examples(
+        np.array(names, object),
+        offsets_of(histories),
+        concatenated(histories),
+        np.zeros(count, np.int32),
+        now,
+        none,
+        none,
+    )
 
 
 class RawPrompts:
@@ -111,21 +128,8 @@ class RawPrompts:
             return Prompting(self.encoder, histories, candidates)
         if self._finder is None:
             self._finder = SimilarUsers(self.recipe, self.folder)
-        count = len(histories)
-        now, none = np.full(count, np.iinfo(np.int64).max), np.zeros(count, bool)
-        names = [None] * count if requests.users is None else requests.users
-        examples = Examples(
-            np.array(names, object),
-            offsets_of(histories),
-            concatenated(histories),
-            np.zeros(count, np.int32),
-            now,
-            none,
-            none,
-        )
-        selecting = Selecting(self.encoder, wanted) if wanted.selection is not None else None
-        pools = self._finder.find(examples)
-        return Prompting(self.encoder, histories, candidates, pools, wanted.count, selecting)
+        examples = examples_of_now(requests.histories, requests.users)
+        return demonstrated(self.recipe, self.encoder, self._finder, examples, candidates)
 
 
 class _Scored:
@@ -142,6 +146,30 @@ class _Scored:
             scorer = WithoutItems(scorer, closed)
         return baselines.ranked(
             scorer, requests.histories, self.size, k, self.filter_seen, requests.candidates
+        )
+
+
+class _Voted:
+    """The votes of users who are similar now."""
+
+    def __init__(self, resources: Resources) -> None:
+        self.resources = resources
+        self.counting = votes.served_counting(resources)
+
+    def __call__(self, requests: Requests, k: int) -> list[Ranking]:
+        requests = with_proposed(self.resources, requests)
+        examples = examples_of_now(requests.histories, requests.users)
+        voters = self.counting.finder.find(examples, self.counting.users)
+        scorer: Any = self.counting.scorer
+        if requests.closed is not None:
+            scorer = WithoutItems(scorer, requests.closed)
+        return baselines.ranked(
+            scorer,
+            votes.Asked(requests.histories, voters.neighbours),
+            len(self.resources.catalog),
+            k,
+            self.resources.recipe.decode.filter_seen,
+            requests.candidates,
         )
 
 

@@ -8,10 +8,12 @@ from llmrec.systems.resources import Resources
 
 def predictions_of(resources: Resources, system: System) -> Predictions | None:
     """A system's answers for the test split; None in a process that only helps."""
+    if system.asks_similar_users:
+        from llmrec.systems import votes
+
+        return votes.predictions_of(resources, system, resources.test, _listed(resources))
     if system.kind != "language_model":
-        among = resources.recipe.data.candidates
-        listed = resources.recipe.decode.top_k if among is None else among.count
-        return baselines.predictions_of(resources, system, resources.test, listed)
+        return baselines.predictions_of(resources, system, resources.test, _listed(resources))
     from llmrec.systems import free, grounded, language  # these bring torch
 
     if system.way == "grounded":
@@ -19,3 +21,8 @@ def predictions_of(resources: Resources, system: System) -> Predictions | None:
     if system.way == "free":
         return free.predictions_of(resources, system)
     return language.predictions_of(resources, system, "test")
+
+
+def _listed(resources: Resources) -> int:
+    among = resources.recipe.data.candidates
+    return resources.recipe.decode.top_k if among is None else among.count

@@ -38,10 +38,12 @@ class Demonstration:
 
 @dataclass(frozen=True)
 class Context:
-    """What a prompt shows beside the user's own history: positions to choose from, and others."""
+    """What a prompt shows beside the user's own history: others, positions to choose from, and
+    positions that many others chose, most of them first."""
 
     demonstrations: tuple[Demonstration, ...] = ()
     candidates: tuple[int, ...] = ()
+    votes: tuple[int, ...] = ()
 
 
 NOTHING_ELSE = Context()
@@ -53,8 +55,8 @@ class EncodedPrompt:
     """A prompt of P tokens that shows H titles of the user's own history.
 
     `ids` (P,); title i of `history` (H,) takes ids `title_starts[i]` to `title_ends[i]` - 1.
-    `dropped`: how many older titles of it were left out. `demonstrations`: those that are shown,
-    as they are shown.
+    `dropped`: how many older titles of it were left out. `demonstrations`, `votes`: those that are
+    shown, as they are shown.
     """
 
     ids: Ids
@@ -63,6 +65,7 @@ class EncodedPrompt:
     title_ends: npt.NDArray[np.int64]
     dropped: int
     demonstrations: tuple[Demonstration, ...] = ()
+    votes: tuple[int, ...] = ()
 
 
 class PromptEncoder:
@@ -72,7 +75,8 @@ class PromptEncoder:
     as the user's message in the tokenizer's chat template. A prompt shows at most `max_history`
     titles, and with the longest completion behind it takes at most `max_tokens`. To keep to it the
     oldest title of the history that shows most is left out, again and again, the user's own among
-    equals last; then whole demonstrations, the last first. `tries`: a folder where the trie of a
+    equals last, or the last vote where there are more of those; then whole demonstrations, the last
+    first. `tries`: a folder where the trie of a
     large catalog is kept, for other processes and the next time. `today`: the day that a chat
     template which names one is given. `rows`: how many rows the model's embedding has.
     """
@@ -164,12 +168,15 @@ class PromptEncoder:
         for a position outside the catalog.
         """
         own, others = np.asarray(history, np.int32)[-self.max_history :], context.demonstrations
-        room = self.max_tokens - self._longest_completion
+        room, votes = self.max_tokens - self._longest_completion, context.votes
         while True:
-            parts, starts, ends = self._laid_out(own, others, context.candidates)
+            parts, starts, ends = self._laid_out(own, others, context.candidates, votes)
             size = sum(map(len, parts))
             if size <= room:
                 break
+            if len(votes) > max([len(own), *(len(other.history) for other in others)]):
+                votes = votes[:-1]
+                continue
             if len(own) <= 1 and not others:
                 raise RecipeError(
                     f"prompt.max_tokens = {self.max_tokens} leaves {room} tokens for a prompt, "
@@ -184,6 +191,7 @@ class PromptEncoder:
             ends,
             len(history) - len(own),
             others,
+            votes,
         )
 
     def similarity_questions(
@@ -264,9 +272,13 @@ class PromptEncoder:
         return "".join(s.text for s in spans[:at]), "".join(s.text for s in spans[at + 1 :])
 
     def _laid_out(
-        self, own: Ids, others: Sequence[Demonstration], candidates: Sequence[int]
+        self,
+        own: Ids,
+        others: Sequence[Demonstration],
+        candidates: Sequence[int],
+        votes: Sequence[int] = (),
     ) -> tuple[list[Ids], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        shown = [*own, *(p for d in others for p in (*d.history, d.chosen)), *candidates]
+        shown = [*own, *(p for d in others for p in (*d.history, d.chosen)), *candidates, *votes]
         if shown and not 0 <= min(shown) <= max(shown) < len(self.titles):
             raise ValueError(
                 f"a prompt shows positions {min(shown)} to {max(shown)}; the catalog "
@@ -277,7 +289,7 @@ class PromptEncoder:
         ends = np.zeros(len(own), np.int64)
         size = 0
         lengths = tuple(len(d.history) for d in others)
-        for piece in self._pieces_of("prompt", len(own), lengths, len(candidates)):
+        for piece in self._pieces_of("prompt", len(own), lengths, len(candidates), len(votes)):
             ids = self.title_ids[shown[piece]] if isinstance(piece, int) else piece
             if isinstance(piece, int) and piece < len(own):
                 starts[piece], ends[piece] = size, size + len(ids)
@@ -286,20 +298,25 @@ class PromptEncoder:
         return parts, starts, ends
 
     def _pieces_of(
-        self, block: str, count: int, others: int | tuple[int, ...] = (), candidates: int = 0
+        self,
+        block: str,
+        count: int,
+        others: int | tuple[int, ...] = (),
+        candidates: int = 0,
+        votes: int = 0,
     ) -> list[Ids | int]:
         """A block that shows `count` titles of a history: token ids of its words, title numbers.
 
         `others`: how many titles each demonstration's history has; in block `selection`, how many
         the other user's. Titles are numbered as the template numbers them.
         """
-        key = (block, count, others, candidates)
+        key = (block, count, others, candidates, votes)
         if key not in self._pieces:
             if isinstance(others, int):
                 spans = self.template.selection([""] * count, [""] * others)
             else:
                 shown = [([""] * other, "") for other in others]
-                spans = self.template.prompt([""] * count, shown, [""] * candidates)
+                spans = self.template.prompt([""] * count, shown, [""] * candidates, [""] * votes)
             self._pieces[key] = self._encoded(spans)
         return self._pieces[key]
 

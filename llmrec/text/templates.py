@@ -47,10 +47,10 @@ class PromptTemplate:
     """A template's source and its name in messages.
 
     Block `prompt` sees `history`, the titles so far, oldest first; `demonstrations`, each with the
-    `history` of a similar user and the title `chosen` next; and `candidates`, the titles to choose
-    from. Both of these may be empty. Block `completion` sees `target`; block `selection` sees
-    `history` and `other`, the history of a user to be compared. All are rendered by a sandbox that
-    refuses undefined names.
+    `history` of a similar user and the title `chosen` next; `votes`, titles that many similar users
+    chose; and `candidates`, the titles to choose from. All but the first may be empty. Block
+    `completion` sees `target`; block `selection` sees `history` and `other`, the history of a user
+    to be compared. All are rendered by a sandbox that refuses undefined names.
     """
 
     source: str
@@ -77,11 +77,12 @@ class PromptTemplate:
         history: Sequence[str],
         demonstrations: Sequence[tuple[Sequence[str], str]] = (),
         candidates: Sequence[str] = (),
+        votes: Sequence[str] = (),
     ) -> tuple[Span, ...]:
         """The text before the answer.
 
         A title span is numbered by its place in: history, each demonstration's history and choice,
-        candidates.
+        candidates, votes.
         """
         titles = list(history)
         shown = []
@@ -98,8 +99,9 @@ class PromptTemplate:
             "history": [_stand_in(i) for i in range(len(history))],
             "demonstrations": shown,
             "candidates": [_stand_in(len(titles) + i) for i in range(len(candidates))],
+            "votes": [_stand_in(len(titles) + len(candidates) + i) for i in range(len(votes))],
         }
-        return self._render("prompt", names, [*titles, *candidates])
+        return self._render("prompt", names, [*titles, *candidates, *votes])
 
     def completion(self, title: str) -> tuple[Span, ...]:
         """The answer to learn: its title span has number 0."""
@@ -123,7 +125,9 @@ class PromptTemplate:
         )
         self._require(_numbers(self.completion("A")), [0], "'completion'", "the `target`")
 
-    def check_context(self, demonstrations: bool, candidates: bool, selection: bool) -> None:
+    def check_context(
+        self, demonstrations: bool, candidates: bool, selection: bool, votes: bool = False
+    ) -> None:
         """Raise RecipeError unless those that are wanted show, each title once."""
         if demonstrations:
             found = _numbers(self.prompt(["A"], [(["B", "C"], "D"), (["E"], "F")]))
@@ -141,6 +145,14 @@ class PromptTemplate:
                 [0, 1, 2],
                 "'prompt'",
                 "two candidates, a history of one (loop over `candidates`)",
+            )
+        if votes:
+            found = _numbers(self.prompt(["A"], (), (), ["B", "C"]))
+            self._require(
+                sorted(found),
+                [0, 1, 2],
+                "'prompt'",
+                "two votes, a history of one (loop over `votes`)",
             )
         if selection:
             self._require(

@@ -250,9 +250,9 @@ def test_pools_are_read_where_they_stand_by_these_settings_and_found_else(
     looked = []
     real = SimilarUsers.find
 
-    def finding(self, examples):
+    def finding(self, examples, count=None):
         looked.append(len(examples))
-        return real(self, examples)
+        return real(self, examples, count)
 
     monkeypatch.setattr(SimilarUsers, "find", finding)
     whole = folder.pools("test").read_bytes()

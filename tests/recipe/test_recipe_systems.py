@@ -6,6 +6,7 @@ import pytest
 
 from llmrec.errors import LlmrecError
 from llmrec.recipe.decoding import Decode
+from llmrec.recipe.demonstrations import Demonstrations
 from llmrec.recipe.experiment import Recipe
 from llmrec.recipe.networks import Baselines
 from llmrec.recipe.systems import GUIDES, SYSTEMS, System, SystemName, parsed
@@ -31,7 +32,7 @@ def test_what_the_parser_finds():
         "network_ce",
         "network_cpft",
     }
-    assert {n for n, s in found.items() if s.kind == "baseline"} == {*GUIDES, "tgh"}
+    assert {n for n, s in found.items() if s.kind == "baseline"} == {*GUIDES, "tgh", "votes"}
     assert {n for n, s in found.items() if s.has_adapter} == {
         n for n in NAMES if n.startswith("tuned")
     }
@@ -77,8 +78,8 @@ def test_what_a_system_depends_on_is_said_by_paths_of_a_recipe(name):
     for path in System.parse(name).depends:
         section, _, key = path.partition(".")
         assert section in Recipe.model_fields
-        keys = {"decode": Decode, "baselines": Baselines}
-        assert not key or key in keys[section].model_fields
+        keys = {"decode": Decode, "baselines": Baselines, "demonstrations": Demonstrations}
+        assert not key or key.partition(".")[0] in keys[section].model_fields
 
 
 def test_every_key_of_decode_is_of_some_system_or_changes_speed_alone():

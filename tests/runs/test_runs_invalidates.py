@@ -148,6 +148,7 @@ def another(place, key, now):
         "decode.search": "certified",
         "network.hidden": 32,
         "demonstrations.similarity.encoder": "another/encoder",
+        "demonstrations.show": "both",
     }
     if key in special:
         return special[key]
@@ -189,6 +190,9 @@ def keys_of(recipe, root):
     if recipe.soft is not None:
         found["answers"] = made.answers(recipe, folder).key
     if recipe.demonstrations is not None:
+        found["voters"] = made.voters(recipe, folder, "test", "examples").key
+        votes = made.predictions(recipe, folder, System.parse("votes"))
+        found["predictions votes"] = votes.key
         kind = recipe.demonstrations.similarity.vectors
         found["vectors"] = made.vectors(recipe, folder, kind).key
         found["index"] = made.index(recipe, folder).key
