@@ -16,14 +16,14 @@ import numpy.typing as npt
 from llmrec.evaluation.intervals import Clusters, Floats, Interval, mean_intervals
 from llmrec.evaluation.layout import Form, as_json, from_json, laid_out, number
 
-NLL = "NLL"
+NLL, SCALED_NLL = "NLL", "NLL at a temperature"  # fitted in validation
 VALID, OF_VALID = "valid answers", "HR@1 of valid answers"  # where there are candidates
 AMONG_COLD = "among cold items"  # where targets never occur in training
 SNIPS = "SNIPS"  # by propensities of the targets
 ALL = "all"
 GROUPS = (ALL, "warm", "cold", "tied", "untied")
 UNIFORM = "uniform"
-LOWER_IS_BETTER = frozenset({NLL})
+LOWER_IS_BETTER = frozenset({NLL, SCALED_NLL})
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Column:
     @property
     def label(self) -> str:
         """What stands above the column."""
-        unit = ", nats" if self.metric == NLL else ""
+        unit = ", nats" if self.metric in LOWER_IS_BETTER else ""
         group = "" if self.group == ALL else f", {self.group}"
         return f"{self.metric}{unit}{group}, n = {self.examples}"
 
@@ -91,7 +91,7 @@ class MetricTable:
         ]
         if any(column.metric == NLL for column in self.columns):
             reference = [
-                number(self.uniform_nll) if column.metric == NLL else number(math.nan)
+                number(self.uniform_nll if column.metric in LOWER_IS_BETTER else math.nan)
                 for column in self.columns
             ]
             rows.append([f"{UNIFORM} (log N)", *reference])
@@ -183,9 +183,11 @@ def main_columns(k: int) -> list[tuple[str, str]]:
 
 
 def front_columns(k: int) -> list[tuple[str, str]]:
-    """The main columns, those without bias, and how valid answers of candidates are."""
+    """The main columns, NLL at a temperature beside NLL where systems are calibrated, those without
+    bias, and how valid answers of candidates are."""
+    nll, *others = main_columns(k)
     without_bias = [(f"{name}@{k} {SNIPS}", ALL) for name in ("HR", "NDCG")]
-    return [*main_columns(k), *without_bias, (OF_VALID, ALL), (VALID, ALL)]
+    return [nll, (SCALED_NLL, ALL), *others, *without_bias, (OF_VALID, ALL), (VALID, ALL)]
 
 
 def group_columns(table: MetricTable, k: int) -> list[tuple[str, str]]:

@@ -8,7 +8,6 @@ lists that `recommend` leaves for systems that are distributions. Imports no tor
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,7 +36,6 @@ from llmrec.evaluation.calibration_tables import (
 from llmrec.evaluation.conformal import RULES, Group
 from llmrec.evaluation.intervals import mean_intervals
 from llmrec.evaluation.layout import as_json, laid_out
-from llmrec.evaluation.predictions import Predictions
 from llmrec.runs.evaluated import (
     CALIBRATION_VERSION,
     METHOD,
@@ -47,6 +45,7 @@ from llmrec.runs.evaluated import (
     TestSplit,
     read_test_split,
 )
+from llmrec.runs.lists import read_lists
 from llmrec.stages.holding import alone
 
 if TYPE_CHECKING:
@@ -93,8 +92,9 @@ def run(recipe: "Recipe", folder: "RunFolder") -> dict[str, Any]:
         if not all(path.is_file() for path in paths):
             without.append(system)
             continue
-        fitting, *_ = _lists(paths[0], system, valid, provenance["data"])
-        whole, rows, made = _lists(paths[1], system, split.examples, provenance["data"])
+        fitting = read_lists(paths[0], system, valid, provenance["data"]).listed
+        asked_of = read_lists(paths[1], system, split.examples, provenance["data"])
+        whole, rows = asked_of.listed, asked_of.rows
         temperature = calibration.fit_temperature(fitting)
         stated = {STATED: whole, SCALED: calibration.temperature_scaled(whole, temperature)}
         found, own = _calibrated(recipe, settings, split, rows, calibrates[rows], stated, k)
@@ -102,7 +102,7 @@ def run(recipe: "Recipe", folder: "RunFolder") -> dict[str, Any]:
         systems[system] = {
             "temperature": temperature,
             "n_fitted": len(fitting),
-            "settings": made,
+            "settings": asked_of.settings,
             **found,
         }
         log.info("calibrate: %s, temperature %.3f", system, temperature)
@@ -269,41 +269,6 @@ def _examples(folder: "RunFolder", part: str) -> Examples:
     if not path.is_file():
         raise DataError(f"{path} is not there; run `llmrec prepare` first.")
     return Examples.read(path)
-
-
-def _lists(
-    path: Path, system: str, examples: Examples, data: str | None
-) -> tuple[Listed, npt.NDArray[np.int64], Any]:
-    """The lists of one file, the rows (L,) of `examples` they are of, all or those it names, and
-    the settings that they depend on."""
-    lists, again = Predictions.read(path), "Run `llmrec recommend` again."
-    if lists.info.system != system:
-        raise DataError(
-            f"{path}: says it is of the system {lists.info.system!r}, not {system!r}. {again}"
-        )
-    made_from = lists.info.provenance.get("data")
-    if data is not None and made_from is not None and made_from != data:
-        raise DataError(
-            f"{path}: made from other data (manifest {str(made_from)[:12]}) than "
-            f"stands in this run ({data[:12]}). {again}"
-        )
-    named = lists.info.provenance.get("rows")
-    rows = np.asarray(range(len(examples)) if named is None else named, np.int64)
-    if len(rows) != len(lists) or len(np.unique(rows)) != len(rows):
-        raise DataError(f"{path}: {len(lists)} lists for {len(np.unique(rows))} examples. {again}")
-    if len(rows) and not 0 <= rows.min() <= rows.max() < len(examples):
-        raise DataError(f"{path}: names row {int(rows.max())} of {len(examples)} examples. {again}")
-    differs = np.flatnonzero(lists.user_ids != examples.user_ids[rows])
-    if len(differs):
-        row = int(differs[0])
-        raise DataError(
-            f"{path}: row {row} is of user {lists.user_ids[row]!r}, the split has "
-            f"{examples.user_ids[rows[row]]!r} there ({len(differs)} rows differ). "
-            f"{again}"
-        )
-    scores = [lists.scores[a:b] for a, b in zip(lists.offsets, lists.offsets[1:], strict=False)]
-    found = calibration.listed(lists.rankings(), scores, examples.targets[rows])
-    return found, rows, lists.info.provenance.get("settings")
 
 
 def _cut_off(ks: Sequence[int]) -> int:

@@ -44,7 +44,7 @@ from llmrec.runs.evaluated import (
     read_predictions,
     read_test_split,
 )
-from llmrec.stages.evaluate_columns import debiased, of_candidates, validity
+from llmrec.stages.evaluate_columns import at_temperatures, debiased, of_candidates, validity
 from llmrec.stages.holding import alone
 
 if TYPE_CHECKING:
@@ -83,6 +83,8 @@ def run(recipe: "Recipe", folder: "RunFolder") -> dict[str, Any]:
         costs = missing if other is None else difference(other, p.nll)
         per_user[p.info.system][SENSITIVITY] = costs
     notes += leaky_notes({p.info.system: p.info.hyperparameters for p in predictions})
+    temperatures, told = at_temperatures(recipe, folder, split, predictions, per_user)
+    notes += told
     notes += _skipped(per_user) + _unmeasured(per_user, ks)
     if recipe.evaluate.debias is not None:
         notes += debiased(per_user, recipe.evaluate.propensity, split, ks)
@@ -141,7 +143,13 @@ def run(recipe: "Recipe", folder: "RunFolder") -> dict[str, Any]:
         "table": table.to_json(),
         "comparisons": [comparison.to_json() for comparison in comparisons],
         "gates": {name: one.to_json() for name, one in gates.items()},
-        "systems": {p.info.system: _described(p, split, k) for p in predictions},
+        "systems": {
+            p.info.system: {
+                **_described(p, split, k),
+                "temperature": temperatures.get(p.info.system),
+            }
+            for p in predictions
+        },
         "provenance": folder.provenance(recipe),
     }
     unkept: dict[str, Any] = {}

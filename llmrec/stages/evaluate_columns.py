@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llmrec.data.candidates import read_candidates
+from llmrec.data.records import Examples
 from llmrec.evaluation.intervals import Floats, mean_interval
 from llmrec.evaluation.metrics import at_every_k
 from llmrec.evaluation.predictions import Predictions
 from llmrec.evaluation.propensity import propensities, self_normalised
 from llmrec.evaluation.rankings import answer_counts
-from llmrec.evaluation.table import OF_VALID, SNIPS, VALID
+from llmrec.evaluation.table import OF_VALID, SCALED_NLL, SNIPS, VALID
 from llmrec.runs.evaluated import TestSplit
+from llmrec.runs.lists import nll_at_temperature
 
 if TYPE_CHECKING:
     from llmrec.recipe import Recipe
@@ -76,3 +78,31 @@ def debiased(
         f"{SNIPS}: users weigh 1 / theta, theta = max((n / max n) ** {asked.power:g}, "
         f"{asked.floor:g}) of their target's n training interactions."
     ]
+
+
+def at_temperatures(
+    recipe: "Recipe",
+    folder: "RunFolder",
+    split: TestSplit,
+    predictions: Sequence[Predictions],
+    per_user: Mapping[str, dict[str, Floats]],
+) -> tuple[dict[str, float], list[str]]:
+    """Add the NLL at a temperature to each system's values, where systems are calibrated.
+
+    The temperature by system, and in words what it is.
+    """
+    valid = folder.examples("valid")
+    if recipe.evaluate.calibration is None or not valid.is_file():
+        return {}, []
+    fitting, data = Examples.read(valid), folder.provenance(recipe)["data"]
+    found = {}
+    for p in predictions:
+        name, missing = p.info.system, np.full(len(split.examples), np.nan)
+        at = nll_at_temperature(folder, name, fitting, split.examples, len(split.catalog), data)
+        per_user[name][SCALED_NLL] = missing if at is None else at[1]
+        found |= {} if at is None else {name: at[0]}
+    told = ", ".join(f"{name} {temperature:.2f}" for name, temperature in found.items())
+    return found, [
+        f"Temperatures, fitted in validation: {told}. NLL at it is exact where the whole catalog "
+        "is listed (evaluate.calibration.listed), else at most so large."
+    ] * bool(found)

@@ -9,17 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from llmrec.evaluation.calibration_tables import NLL as CALIBRATED_NLL
-from llmrec.evaluation.calibration_tables import SCALED
 from llmrec.evaluation.comparison import Comparison
 from llmrec.evaluation.gates import POPULARITY, SENSITIVITY, Gates
 from llmrec.evaluation.intervals import Interval, difference
 from llmrec.evaluation.layout import from_json
 from llmrec.evaluation.over_seeds import seeded_comparisons, seeded_intervals
-from llmrec.evaluation.table import NLL
+from llmrec.evaluation.table import NLL, SCALED_NLL
 from llmrec.model.kept_weights import read_log
 from llmrec.studies.cells import Cell, Plan, Side
-from llmrec.studies.confidence import calibrations
 from llmrec.studies.pooled import Pooled, Row
 
 SAMPLES, CONFIDENCE = 2000, 0.95
@@ -143,16 +140,9 @@ def _mean(pooled: Pooled, values: Any) -> Interval | None:
     return interval if interval.n else None
 
 
-def at_temperature(cells: Sequence[Cell], system: str) -> float:
-    """Mean over seeds of the NLL at the temperature fitted in validation; NaN without calibration.
-
-    Of the half of the test users that `evaluate --calibration` measures on.
-    """
-    found = [
-        from_json(said[SCALED]["figures"][CALIBRATED_NLL]["mean"])
-        for said in calibrations(cells, system)
-    ]
-    return float(np.mean(found)) if found else float("nan")
+def at_temperature(pooled: Pooled, side: Side) -> Interval | None:
+    """The mean NLL at a temperature that was fitted in validation; None without calibration."""
+    return _mean(pooled, pooled.values[side][SCALED_NLL])
 
 
 def trainings(cells: Sequence[Cell]) -> list[list[tuple[float, float]]]:

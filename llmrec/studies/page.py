@@ -128,11 +128,9 @@ def _gates_part(plan: Plan, gates: Mapping[Side, Gates]) -> Part:
 def _means_part(plan: Plan, pooled: Pooled, group: Group) -> Part:
     several = len(plan.study.seeds) > 1
     scaled = {
-        row.side: at_temperature(plan.of(row.side.line), row.side.system)
-        for row in pooled.rows
-        if group.name == "all"
+        row.side: at_temperature(pooled, row.side) for row in pooled.rows if group.name == "all"
     }
-    has_scaled = any(math.isfinite(value) for value in scaled.values())
+    has_scaled = any(value is not None for value in scaled.values())
     first = plan.study.metrics[0]
     header = ["", *(f"{m}, nats" if m == NLL else m for m in plan.study.metrics)]
     header += ["NLL at a temperature"] if has_scaled else []
@@ -140,7 +138,7 @@ def _means_part(plan: Plan, pooled: Pooled, group: Group) -> Part:
     rows = []
     for row in pooled.rows:
         cells = [_interval(group.means[row.side][m]) for m in plan.study.metrics]
-        cells += [number(scaled[row.side])] if has_scaled else []
+        cells += [_interval(scaled[row.side])] if has_scaled else []
         cells += [", ".join(map(number, by_seed(pooled, row.side, first)))] if several else []
         rows.append([row.title, *cells])
     heading = "All test users" if group.name == "all" else f"Targets that are {group.name}"
@@ -148,7 +146,8 @@ def _means_part(plan: Plan, pooled: Pooled, group: Group) -> Part:
     text += METHOD.format(level=f"{CONFIDENCE * 100:g}")
     if has_scaled:
         text += (
-            " The temperature is fitted in validation, its NLL is of the users it is measured on."
+            " The temperature is fitted in validation; its NLL is exact where the whole catalog is "
+            "listed, else at most so large."
         )
     return Part(heading, text, Sheet(header, rows))
 

@@ -16,7 +16,7 @@ from llmrec.data.records import COLD, TARGET, USER_ID
 from llmrec.errors import DataError
 from llmrec.evaluation.gates import SENSITIVITY
 from llmrec.evaluation.intervals import Floats
-from llmrec.evaluation.table import NLL
+from llmrec.evaluation.table import NLL, SCALED_NLL
 from llmrec.runs.evaluated import read_metrics
 from llmrec.studies.cells import Cell, Plan, Side
 
@@ -70,7 +70,7 @@ class _Evaluated:
 
 def pooled(plan: Plan, cells: Sequence[Cell]) -> Pooled:
     """The examples of the cells that stand. Raises DataError where two of a seed differ in them."""
-    wanted = [*plan.study.metrics, NLL, SENSITIVITY]
+    wanted = [*plan.study.metrics, NLL, SCALED_NLL, SENSITIVITY]
     found = [_read(cell, wanted) for cell in cells]
     parts: dict[int, list[_Evaluated]] = {}
     for one in found:

@@ -21,7 +21,7 @@ from llmrec.recipe.data import Data
 from llmrec.recipe.evaluation import Calibration
 from llmrec.recipe.experiment import Decode, Evaluate, Recipe
 from llmrec.runs.folder import RunFolder
-from llmrec.stages import calibrate, report
+from llmrec.stages import calibrate, evaluate, report
 
 SYSTEMS = ["popularity", "tgh", "untuned"]
 ITEMS, VALID, TEST = 20, 90, 240
@@ -76,7 +76,8 @@ def write_lists(folder, system, split, stated, names, kept, rows=None, **changes
         provenance | changes.get("provenance", {}),
     )
     users = np.array(names, object)[asked]
-    nll = np.zeros(len(asked))
+    targets = Examples.read(folder.examples(split)).targets[asked]
+    nll = -stated[asked, targets]
     Predictions.of(info, users, list(order.astype(np.int32)), list(scores), nll).write(
         folder.lists(system, split)
     )
@@ -121,6 +122,26 @@ def made(root, names=None):
             info, test.user_ids, lists, [np.zeros(8)] * len(test), np.full(len(test), 3.0)
         ).write(folder.predictions(system))
     return folder
+
+
+def test_the_main_table_has_the_nll_at_the_temperature_beside_the_nll(tmp_path):
+    folder = made(tmp_path)
+    said = evaluate.run(recipe(), folder)
+    metrics = json.loads(folder.metrics.read_text("utf-8"))
+    stated, targets = distributions(TEST, 1)  # whole lists of popularity, as `made` draws them
+    found = metrics["systems"]["popularity"]["temperature"]
+    assert found == pytest.approx(2.0, rel=0.2)  # the truth is the square root
+    logs = stated / found
+    expected = np.log(np.exp(logs).sum(axis=1)) - logs[np.arange(TEST), targets]
+    table = metrics["table"]["systems"]
+    cell = table["popularity"]["NLL at a temperature"]["all"]
+    assert (cell["mean"], cell["n"]) == (pytest.approx(expected.mean(), abs=1e-6), TEST)
+    assert table["tgh"]["NLL at a temperature"]["all"]["n"] == 0  # it has no lists
+    assert metrics["systems"]["tgh"]["temperature"] is None
+    assert f"popularity {found:.2f}, untuned " in said["table"]
+    assert said["table"].index("NLL, nats") < said["table"].index("NLL at a temperature, nats")
+    alone = recipe().model_copy(update={"evaluate": Evaluate(k=[1, 5], samples=100)})
+    assert "temperature" not in evaluate.run(alone, folder)["table"]
 
 
 @pytest.fixture(scope="module")
