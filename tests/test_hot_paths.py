@@ -65,7 +65,8 @@ def brought_back(function):
                 chained = isinstance(inner, ast.Call) and isinstance(inner.func, ast.Attribute)
                 if not (chained and inner.func.attr == "cpu" and called.attr == "numpy"):
                     yield node.lineno
-            if isinstance(called, ast.Name) and called.id in ("bool", "float", "int"):
+            makes_a_number = isinstance(called, ast.Name) and called.id in ("bool", "float", "int")
+            if makes_a_number and not isinstance(node.args[0], ast.Constant):
                 yield node.lineno
 
 
