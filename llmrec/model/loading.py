@@ -37,7 +37,8 @@ class BaseModel:
     """What to load: a folder or Hub id, and how.
 
     `trust_remote_code` is allowed only with a 40-hex `revision`, so that the code is fixed: a
-    commit, or of a folder the hash of its code (see `trust.require_pinned_code`).
+    commit, or of a folder the hash of its code (see `trust.require_pinned_code`). `sharded`: no
+    process is to hold it whole on its device, so it stays where it was loaded until it is cut up.
     """
 
     source: str
@@ -46,6 +47,7 @@ class BaseModel:
     quantization: str = "none"
     trust_remote_code: bool = False
     offline: bool = False
+    sharded: bool = False
 
     def __post_init__(self) -> None:
         if self.trust_remote_code and not re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):
@@ -98,7 +100,7 @@ def load_model(base: BaseModel, device: str | torch.device | None = None) -> Any
         options["quantization_config"] = _four_bit(base)
     model = _load(AutoModelForCausalLM.from_pretrained, base, options)
     with_tree_attention(model).config.use_cache = False
-    if base.quantization == "none":
+    if base.quantization == "none" and not base.sharded:
         model.to(device or default_device())
     return model.eval()
 
@@ -122,10 +124,11 @@ def load_tuned(base: BaseModel, tuned: Path) -> Any:
         raise LlmrecError(f"{tuned}: not an adapter of {base.source} ({_first(error)})") from None
 
 
-def with_new_lora(model: nn.Module, lora: Lora, seed: int) -> Any:
+def with_new_lora(model: nn.Module, lora: Lora, seed: int, sharded: bool = False) -> Any:
     """The model with fresh LoRA weights, drawn from `seed`, ready to train."""
-    if getattr(model, "is_loaded_in_4bit", False):
-        model = prepare_model_for_kbit_training(model)
+    if getattr(model, "is_loaded_in_4bit", False) and not sharded:  # shards are of one dtype
+        # Whether activations are kept is said by train.gradient_checkpointing.
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     torch.manual_seed(seed)
     config = LoraConfig(
         r=lora.r,
@@ -221,6 +224,8 @@ def _four_bit(base: BaseModel) -> Any:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute,
+        # Shards are cut from numbers, which the packed bits pass for.
+        **({"bnb_4bit_quant_storage": compute} if base.sharded else {}),
     )
 
 

@@ -18,6 +18,7 @@ from llmrec.data import sealed as checkpoints
 from llmrec.data.files import require_space
 from llmrec.model.halving import HalvingTrainer
 from llmrec.model.kept_weights import BEST, CHECKPOINT
+from llmrec.model.sharding import trained_weights
 
 
 class SavingTrainer(HalvingTrainer):
@@ -44,6 +45,13 @@ class SavingTrainer(HalvingTrainer):
             if self.args.should_save:
                 self._seal(staged, BEST, step, keep=1, **facts)
         self.accelerator.wait_for_everyone()
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As Hugging Face does, but of an adapter in shards its own weights alone are gathered."""
+        if self.is_fsdp_enabled and hasattr(self.model, "peft_config"):
+            self._save(output_dir, state_dict=trained_weights(self.model))
+        else:
+            super().save_model(output_dir, _internal_call)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         step = self.state.global_step

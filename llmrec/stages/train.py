@@ -27,6 +27,7 @@ from llmrec.methods.validation import validation_of
 from llmrec.model.forward import require_tree_support
 from llmrec.model.kept_weights import BEST, CHECKPOINT, log_line, read_log
 from llmrec.model.loading import Lora, load_model, with_new_lora, with_weights
+from llmrec.model.sharding import is_sharded
 from llmrec.model.trainer import TreeTrainer
 from llmrec.recipe import Recipe
 from llmrec.runs.artifact import Artifact
@@ -60,7 +61,8 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
         )
         return {**_described(done), "adapter": str(folder.adapter), "skipped": True}
     loss = method.loss(job)
-    model = _model(recipe)
+    arguments = _arguments(recipe, folder)
+    model = _model(recipe, is_sharded(arguments))
     _require_graphs(recipe, model)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     require_space(folder.root, _bytes_needed(recipe, trainable), "training")
@@ -69,7 +71,7 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     with tracking(folder, recipe.train.get("report_to")):
         trainer = TreeTrainer(
             model,
-            _arguments(recipe, folder),
+            arguments,
             rows,
             loss,
             validation_of(recipe, folder, job.encoder),
@@ -251,6 +253,8 @@ def training_arguments_of(recipe: Recipe) -> dict[str, Any]:
         "save_steps": 100,
         "save_total_limit": 1,
         "disable_tqdm": True,
+        "ddp_find_unused_parameters": False,  # every adapter takes part in every pass
+        **({"tf32": True} if _has_tf32() else {}),
         "run_name": recipe.name,
         **recipe.train,
     }
@@ -272,14 +276,20 @@ def _arguments(recipe: Recipe, folder: RunFolder) -> TrainingArguments:
         raise RecipeError(f"train: {error}") from None
 
 
-def _model(recipe: Recipe) -> Any:
+def _has_tf32() -> bool:
+    """Whether the GPU multiplies float32 matrices in TF32, which recipes may turn off."""
+    return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
+
+
+def _model(recipe: Recipe, sharded: bool = False) -> Any:
     """The model as training begins: with a fresh adapter, or with the one that it starts from."""
-    base, start, lora = base_of(recipe), start_of(recipe), recipe.model.lora
+    base, lora = replace(base_of(recipe), sharded=sharded), recipe.model.lora
+    start = start_of(recipe)
     if lora is None:
         if start is not None and not (start / "config.json").is_file():
             raise RecipeError(f"model.start_from: {start} is no whole model; give model.lora")
         whole = base if start is None else replace(base, source=str(start), revision=None)
         return load_model(whole)
     shape = Lora(lora.r, int(lora.alpha), lora.dropout, lora.target_modules, lora.layers)
-    model = with_new_lora(load_model(base), shape, recipe.seed)
+    model = with_new_lora(load_model(base), shape, recipe.seed, sharded)
     return model if start is None else with_weights(model, start)
