@@ -101,11 +101,13 @@ def prompting_of(
     examples.
     """
     wanted = recipe.demonstrations
+    asks = wanted.selection.ask if wanted is not None and wanted.selection is not None else None
     encoder.template.check_context(
         demonstrations=wanted is not None and wanted.shows_users,
         candidates=recipe.data.candidates is not None and recipe.prompt.task == "similar_users",
-        selection=wanted is not None and wanted.selection is not None,
+        selection=asks == "pointwise",
         votes=wanted is not None and wanted.shows_votes,
+        selections=asks == "listwise",
     )
     if candidates is None and recipe.data.candidates is not None:
         candidates = read_candidates(folder.candidates(split))

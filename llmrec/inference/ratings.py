@@ -1,9 +1,10 @@
 """Self-adaptive selection: the language model says how similar each user of a pool is.
 
 The question is one tree: the user's own history is its trunk, each other user's history a branch,
-and on each branch hang the ten answers. Reader `score` takes the mean rating under the model's
-probabilities of the ten; reader `generate` lets it write and reads JSON. Source: AdaptRec (arXiv
-2504.08786); how its paper words the question is not known.
+and on each branch hang the ten answers; or all histories are its trunk (listwise, as the authors
+ask), and each user's ten answers hang on that. Reader `score` takes the mean rating under the
+model's probabilities of the ten; reader `generate` lets it write and reads JSON. Source: AdaptRec
+(arXiv 2504.08786); how its paper words the question is not known.
 """
 
 import json
@@ -18,6 +19,7 @@ from llmrec.inference.engine import Engine
 from llmrec.inference.pools import Neighbour
 from llmrec.recipe.demonstrations import Demonstrations
 from llmrec.text.encoding import Ids, PromptEncoder
+from llmrec.text.questions import all_in_one, one_by_one
 from llmrec.text.tree import FlatTree, Segment, TokenTree
 
 RATINGS = range(1, 11)
@@ -42,11 +44,7 @@ class Selecting:
 
     def __init__(self, encoder: PromptEncoder, wanted: Demonstrations) -> None:
         self.encoder, self.wanted = encoder, wanted
-        said = [f'{{"similarity": {rating}}}' for rating in RATINGS]
-        ids = [encoder.title_tokens(text) for text in said]
-        shared = next(i for i, tokens in enumerate(zip(*ids, strict=False)) if len({*tokens}) > 1)
-        # All answers begin alike: that is read once a user, and is no matter of choice.
-        self._opening, self._answers = ids[0][:shared], [one[shared:] for one in ids]
+        self._known: dict[str, tuple[Ids, list[Ids]]] = {}
 
     def select(
         self,
@@ -61,10 +59,8 @@ class Selecting:
         selection = self.wanted.selection
         assert selection is not None  # noqa: S101  callers ask first
         asked = [i for i, pool in enumerate(pools) if len(pool) > 1]
-        questions = [
-            self.encoder.similarity_questions(histories[i], [n.history for n in pools[i]])
-            for i in asked
-        ]
+        ask = self._about_all if selection.ask == "listwise" else self._about_each
+        questions = [ask(histories[i], [n.history for n in pools[i]]) for i in asked]
         rated: list[npt.NDArray[np.float64] | None]
         if selection.reader == "score":
             rated = list(self._scored(engine, questions))
@@ -75,16 +71,41 @@ class Selecting:
             if ratings is None:
                 selected[i] = Selected(selected[i].shown, (), failed=True)
                 continue
-            # Users of one history are rated alike, but for what is lost in rounding.
-            best = np.argsort(-ratings.round(5), kind="stable")[: self.wanted.count]
+            best = np.argsort(-ratings, kind="stable")[: self.wanted.count]
             selected[i] = Selected(tuple(best.tolist()), tuple(ratings.tolist()))
         return selected
 
+    def _about_each(
+        self, history: npt.NDArray[np.int32], others: Sequence[npt.NDArray[np.int32]]
+    ) -> "Question":
+        trunk, branches = one_by_one(self.encoder, history, others)
+        return Question(trunk, branches, ["similarity"] * len(others))
+
+    def _about_all(
+        self, history: npt.NDArray[np.int32], others: Sequence[npt.NDArray[np.int32]]
+    ) -> "Question":
+        trunk = all_in_one(self.encoder, history, others)
+        names = [f"user {number}" for number in range(1, len(others) + 1)]
+        return Question(trunk, [trunk[:0]] * len(others), names)
+
+    def _answers(self, name: str) -> tuple[Ids, list[Ids]]:
+        """What the ten ratings of that name begin with, and how each goes on."""
+        if name not in self._known:
+            self._known[name] = self._encoded(name)
+        return self._known[name]
+
+    def _encoded(self, name: str) -> tuple[Ids, list[Ids]]:
+        said = [f'{{"{name}": {rating}}}' for rating in RATINGS]
+        ids = [self.encoder.title_tokens(text) for text in said]
+        shared = next(i for i, tokens in enumerate(zip(*ids, strict=False)) if len({*tokens}) > 1)
+        # All answers begin alike: that is read once a user, and is no matter of choice.
+        return ids[0][:shared], [one[shared:] for one in ids]
+
     def _scored(
-        self, engine: Engine, questions: Sequence[tuple[Ids, list[Ids]]]
+        self, engine: Engine, questions: Sequence["Question"]
     ) -> list[npt.NDArray[np.float64]]:
         """Mean rating of each of a question's users, under the probabilities of the answers."""
-        trees = [self._tree(*question) for question in questions]
+        trees = [self._tree(question) for question in questions]
         ratings = []
         for found in engine.branches(trees):
             logs = found.reshape(-1, len(RATINGS))
@@ -92,37 +113,59 @@ class Selecting:
             ratings.append((p * np.array(RATINGS)).sum(axis=1) / p.sum(axis=1))
         return ratings
 
-    def _tree(self, trunk: Ids, branches: Sequence[Ids]) -> FlatTree:
-        segments = [Segment(trunk)]
-        for branch in branches:
-            segments.append(Segment(np.concatenate([branch, self._opening]), 0))
+    def _tree(self, question: "Question") -> FlatTree:
+        segments = [Segment(question.trunk)]
+        for branch, name in zip(question.branches, question.names, strict=True):
+            opening, answers = self._answers(name)
+            segments.append(Segment(np.concatenate([branch, opening]), 0))
             place = len(segments) - 1
-            segments += [Segment(ids, place, number) for number, ids in enumerate(self._answers)]
+            segments += [Segment(ids, place, number) for number, ids in enumerate(answers)]
         return TokenTree(tuple(segments)).flatten()
 
     def _written(
-        self, engine: Engine, questions: Sequence[tuple[Ids, list[Ids]]]
+        self, engine: Engine, questions: Sequence["Question"]
     ) -> list[npt.NDArray[np.float64] | None]:
         """The ratings that the model writes; None where one of a question's cannot be read."""
-        prompts = [np.concatenate([trunk, b]) for trunk, branches in questions for b in branches]
-        counts = [len(branches) for _, branches in questions]
+        prompts = [one for question in questions for one in question.prompts()]
+        counts = [len(question.prompts()) for question in questions]
         # The prompts of a question begin with the same history: they are read together.
         together = [
             np.arange(end - count, end)
             for count, end in zip(counts, np.cumsum(counts), strict=True)
         ]
-        answers = engine.write(prompts, 1, ANSWER_TOKENS, together)
+        most = max((len(q.names) // len(q.prompts()) for q in questions), default=1)
+        answers = engine.write(prompts, 1, ANSWER_TOKENS * most, together)
         decode = self.encoder.tokenizer.decode
-        ratings = [rating_in(decode(beams[0].tokens.tolist())) for beams in answers]
-        of_questions = ([ratings[i] for i in numbers] for numbers in together)
-        return [None if None in some else np.array(some, np.float64) for some in of_questions]
+        texts = [decode(beams[0].tokens.tolist()) for beams in answers]
+        rated: list[npt.NDArray[np.float64] | None] = []
+        for question, numbers in zip(questions, together, strict=True):
+            own = [texts[i] for i in numbers] * (len(question.names) // len(numbers))
+            found = [rating_in(*pair) for pair in zip(own, question.names, strict=True)]
+            rated.append(None if None in found else np.array(found, np.float64))
+        return rated
 
 
-def rating_in(text: str) -> float | None:
-    """The rating in an answer: the number from 1 to 10 of its first JSON object, else None."""
+@dataclass(frozen=True)
+class Question:
+    """How alike some users are: `trunk` and, for each user, what follows it and what its rating is
+    called; where nothing follows they are all asked about in one prompt."""
+
+    trunk: Ids
+    branches: Sequence[Ids]
+    names: Sequence[str]
+
+    def prompts(self) -> list[Ids]:
+        """The prompts to write an answer behind."""
+        if not any(map(len, self.branches)):
+            return [self.trunk]
+        return [np.concatenate([self.trunk, branch]) for branch in self.branches]
+
+
+def rating_in(text: str, name: str = "similarity") -> float | None:
+    """The rating of that name in an answer: a number from 1 to 10 of its first JSON object."""
     found = _OBJECT.search(text)
     try:
-        value = json.loads(found.group())["similarity"] if found else None
+        value = json.loads(found.group())[name] if found else None
     except (ValueError, KeyError):
         return None
     number = isinstance(value, int | float) and not isinstance(value, bool)

@@ -53,6 +53,9 @@ class Selection(Section):
 
     pool: Count = 10
     """Users that the model rates."""
+    ask: Literal["pointwise", "listwise"] = "pointwise"
+    """pointwise: one question for each user of the pool; listwise: all of them in one prompt, as
+    the paper's authors ask."""
     reader: Literal["score", "generate"] = "score"
     """score: the mean rating under the probabilities of the ten answers; generate: JSON is
     written and read, and where that fails the order of retrieval stays."""

@@ -6,7 +6,7 @@ A title can hold the text of a control token, never its id (`parts`). Knows a to
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, time
 from functools import cached_property
@@ -103,7 +103,7 @@ class PromptEncoder:
         self._parts = Parts(tokenizer, rows)
         self.title_ids = self._parts.titles(list(titles))
         self._around = _chat_around(tokenizer, today) if form == "chat" else ("", "")
-        self._pieces: dict[tuple[Any, ...], list[Ids | int]] = {}
+        self._pieces: dict[Hashable, list[Ids | int]] = {}
         for position, ids in enumerate(self.title_ids):
             if len(ids) == 0:
                 raise RecipeError(
@@ -168,7 +168,7 @@ class PromptEncoder:
         for a position outside the catalog.
         """
         own, others = np.asarray(history, np.int32)[-self.max_history :], context.demonstrations
-        room, votes = self.max_tokens - self._longest_completion, context.votes
+        room, votes = self.room, context.votes
         while True:
             parts, starts, ends = self._laid_out(own, others, context.candidates, votes)
             size = sum(map(len, parts))
@@ -194,59 +194,16 @@ class PromptEncoder:
             votes,
         )
 
-    def similarity_questions(
-        self, history: Sequence[int] | Ids, others: Sequence[Ids]
-    ) -> tuple[Ids, list[Ids]]:
-        """The question how alike the user is to each of the `others`, by block `selection`.
-
-        Returns the token ids that all of them begin with, and what follows for each; a question is
-        both, one behind the other. None of the `others` is empty. Every history shows its latest
-        titles, at most `max_history` and so many that no question is longer than a prompt may be.
-        Raises RecipeError where not even one title of each fits, or where the words before the
-        other's history depend on it.
-        """
-        room = self.max_tokens - self._longest_completion
-        for titles in range(self.max_history, 0, -1):
-            own = np.asarray(history, np.int32)[-titles:]
-            questions = [self._question(own, other[-titles:]) for other in others]
-            longest = max((len(trunk) + len(rest) for trunk, rest in questions), default=0)
-            if longest <= room:
-                break
-        else:
-            raise RecipeError(
-                f"prompt.max_tokens = {self.max_tokens} leaves {room} tokens for the question how "
-                f"alike two users are, which takes {longest} with one title of each; raise it"
-            )
-        trunks = {trunk.tobytes() for trunk, _ in questions}
-        if len(trunks) > 1:
-            raise RecipeError(
-                f"{self.template.name}: block 'selection' says something of `other` "
-                "before the titles of `history` are over"
-            )
-        trunk = questions[0][0] if questions else np.zeros(0, np.int32)
-        return trunk, [rest for _, rest in questions]
-
-    def _question(self, own: Ids, other: Ids) -> tuple[Ids, Ids]:
-        """Token ids before the first title of `other`, and from there on."""
-        shown = np.concatenate([own, other])
-        pieces = self._pieces_of("selection", len(own), len(other))
-        first = next(i for i, p in enumerate(pieces) if isinstance(p, int) and p == len(own))
-        ids = [self.title_ids[shown[p]] if isinstance(p, int) else p for p in pieces]
-        return (
-            np.concatenate(ids[:first]).astype(np.int32),
-            np.concatenate(ids[first:]).astype(np.int32),
-        )
-
     def require_shared_prefixes(self) -> None:
         """Raise RecipeError unless a shorter history's prompt begins a longer one's.
 
         Rows with several targets need this: the text up to a title, and the closing words after
         the last one, must not depend on how many titles follow or stand before.
         """
-        whole = self._pieces_of("prompt", self.max_history)
+        whole = self._prompt_pieces(self.max_history)
         closing = whole[_last_title(whole) + 1 :]
         for count in range(1, self.max_history):
-            short = self._pieces_of("prompt", count)
+            short = self._prompt_pieces(count)
             cut = _last_title(short) + 1
             if not (_same(short[:cut], whole[:cut]) and _same(short[cut:], closing)):
                 raise RecipeError(
@@ -256,8 +213,9 @@ class PromptEncoder:
                 )
 
     @cached_property
-    def _longest_completion(self) -> int:
-        return max(map(len, self.completions))
+    def room(self) -> int:
+        """How many tokens a prompt may have."""
+        return self.max_tokens - max(map(len, self.completions))
 
     @cached_property
     def _around_target(self) -> tuple[Ids, Ids, Ids]:
@@ -289,7 +247,7 @@ class PromptEncoder:
         ends = np.zeros(len(own), np.int64)
         size = 0
         lengths = tuple(len(d.history) for d in others)
-        for piece in self._pieces_of("prompt", len(own), lengths, len(candidates), len(votes)):
+        for piece in self._prompt_pieces(len(own), lengths, len(candidates), len(votes)):
             ids = self.title_ids[shown[piece]] if isinstance(piece, int) else piece
             if isinstance(piece, int) and piece < len(own):
                 starts[piece], ends[piece] = size, size + len(ids)
@@ -297,27 +255,25 @@ class PromptEncoder:
             size += len(ids)
         return parts, starts, ends
 
-    def _pieces_of(
-        self,
-        block: str,
-        count: int,
-        others: int | tuple[int, ...] = (),
-        candidates: int = 0,
-        votes: int = 0,
+    def _prompt_pieces(
+        self, count: int, others: tuple[int, ...] = (), candidates: int = 0, votes: int = 0
     ) -> list[Ids | int]:
-        """A block that shows `count` titles of a history: token ids of its words, title numbers.
+        """The prompt of `count` titles and what it shows beside; `others`: the lengths of the
+        demonstrations' histories."""
 
-        `others`: how many titles each demonstration's history has; in block `selection`, how many
-        the other user's. Titles are numbered as the template numbers them.
+        def render() -> tuple[Span, ...]:
+            shown = [([""] * other, "") for other in others]
+            return self.template.prompt([""] * count, shown, [""] * candidates, [""] * votes)
+
+        return self.pieces(("prompt", count, others, candidates, votes), render)
+
+    def pieces(self, key: Hashable, render: Callable[[], Sequence[Span]]) -> list[Ids | int]:
+        """Token ids of a block's words and numbers of its titles, as the template numbers them.
+
+        `render` gives the block, `key` what it depends on: a block is encoded once.
         """
-        key = (block, count, others, candidates, votes)
         if key not in self._pieces:
-            if isinstance(others, int):
-                spans = self.template.selection([""] * count, [""] * others)
-            else:
-                shown = [([""] * other, "") for other in others]
-                spans = self.template.prompt([""] * count, shown, [""] * candidates, [""] * votes)
-            self._pieces[key] = self._encoded(spans)
+            self._pieces[key] = self._encoded(render())
         return self._pieces[key]
 
     def _encoded(self, spans: Sequence[Span]) -> list[Ids | int]:

@@ -62,8 +62,8 @@ _IN_WORDS = {
     nodes.Extends: "another file",
 }
 MAY = (
-    "it may loop over `history`, `demonstrations`, `candidates`, `votes` and what these hold, ask "
-    f"`if`, and show names, cut lists [-5:], and the filters {', '.join(sorted(FILTERS))}"
+    "it may loop over `history`, `demonstrations`, `candidates`, `votes`, `others` and what these "
+    f"hold, ask `if`, and show names, cut lists [-5:], and the filters {', '.join(sorted(FILTERS))}"
 )
 
 

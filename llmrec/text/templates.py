@@ -50,7 +50,8 @@ class PromptTemplate:
     `history` of a similar user and the title `chosen` next; `votes`, titles that many similar users
     chose; and `candidates`, the titles to choose from. All but the first may be empty. Block
     `completion` sees `target`; block `selection` sees `history` and `other`, the history of a user
-    to be compared. All are rendered by a sandbox that refuses undefined names.
+    to be compared; `selections` sees `history` and `others`, several of those. All are rendered by
+    a sandbox that refuses undefined names.
     """
 
     source: str
@@ -115,6 +116,18 @@ class PromptTemplate:
         }
         return self._render("selection", names, [*history, *other])
 
+    def selections(
+        self, history: Sequence[str], others: Sequence[Sequence[str]]
+    ) -> tuple[Span, ...]:
+        """The same question about several users at once; titles are numbered through all of it."""
+        titles = list(history)
+        shown = []
+        for other in others:
+            shown.append([_stand_in(len(titles) + i) for i in range(len(other))])
+            titles += other
+        names = {"history": [_stand_in(i) for i in range(len(history))], "others": shown}
+        return self._render("selections", names, titles)
+
     def check(self) -> None:
         """Raise RecipeError unless each history title shows once, in order, and the target once."""
         self._require(
@@ -126,7 +139,12 @@ class PromptTemplate:
         self._require(_numbers(self.completion("A")), [0], "'completion'", "the `target`")
 
     def check_context(
-        self, demonstrations: bool, candidates: bool, selection: bool, votes: bool = False
+        self,
+        demonstrations: bool,
+        candidates: bool,
+        selection: bool,
+        votes: bool = False,
+        selections: bool = False,
     ) -> None:
         """Raise RecipeError unless those that are wanted show, each title once."""
         if demonstrations:
@@ -154,6 +172,14 @@ class PromptTemplate:
                 "'prompt'",
                 "two votes, a history of one (loop over `votes`)",
             )
+        if selections:
+            self._require(
+                _numbers(self.selections(["A", "B"], [["C"], ["D", "E"]])),
+                [0, 1, 2, 3, 4],
+                "'selections'",
+                "a history of two and others of one and two (loop over `history`, then over "
+                "`others` and each one's titles)",
+            )
         if selection:
             self._require(
                 _numbers(self.selection(["A", "B"], ["C", "D"])),
@@ -176,7 +202,8 @@ class PromptTemplate:
         if block not in template.blocks:
             raise RecipeError(
                 f"{self.name}: no block '{block}'; a template has the blocks 'prompt' and "
-                "'completion', and 'selection' where the model chooses similar users"
+                "'completion', and where the model chooses similar users 'selection', or "
+                "'selections' for all of them at once"
             )
         try:
             text = _capped(template.blocks[block](template.new_context(dict(names))), self.name)

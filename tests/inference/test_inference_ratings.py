@@ -10,6 +10,7 @@ import torch
 from llmrec.data.catalog import Catalog
 from llmrec.data.records import Examples
 from llmrec.decoding.free import Written
+from llmrec.errors import RecipeError
 from llmrec.inference import engine as module
 from llmrec.inference.engine import Engine
 from llmrec.inference.from_recipe import encoder_of
@@ -24,6 +25,7 @@ from llmrec.recipe.decoding import Decode
 from llmrec.recipe.demonstrations import Demonstrations
 from llmrec.stages import train
 from llmrec.text.encoding import Context, PromptEncoder
+from llmrec.text.questions import all_in_one, one_by_one
 from llmrec.text.rows import single
 from llmrec.text.templates import PromptTemplate
 
@@ -77,7 +79,7 @@ def engine(model, chooser):
 
 def rated_alone(model, encoder, history, other):
     """Mean rating of one user: a forward pass for each answer behind the whole question."""
-    trunk, [branch] = encoder.similarity_questions(history, [other.history])
+    trunk, [branch] = one_by_one(encoder, history, [other.history])
     question = [*trunk.tolist(), *branch.tolist()]
     logs = []
     for rating in range(1, 11):
@@ -230,15 +232,15 @@ def weights(folder):
 @pytest.fixture
 def read_in_training(monkeypatch):
     """Step -> number of a row -> its prompt, as the trainer read it in that step."""
-    seen, real = {}, TreeTrainer._batch
+    seen, real = {}, TreeTrainer.piece_of
 
     def watched(self, fetched):
         step = seen.setdefault(self.state.global_step, {})
-        for number in fetched["row_numbers"].tolist():
+        for number in np.asarray(fetched["row_numbers"]).tolist():
             step[number] = self.train_dataset.rows[number].segments[0].ids.tolist()
         return real(self, fetched)
 
-    monkeypatch.setattr(TreeTrainer, "_batch", watched)
+    monkeypatch.setattr(TreeTrainer, "piece_of", watched)
     return seen
 
 
@@ -391,3 +393,71 @@ def test_interrupted_training_goes_on_with_the_users_it_had_to_the_same_bytes(
     assert untimed(folder_b) == untimed(folder_a)
     assert selections(folder_b) == selections(folder_a)
     assert weights(folder_b) == weights(folder_a)
+
+
+def rated_in_one(model, encoder, history, pool):
+    """Mean ratings of a pool that is asked about in one prompt, each of ten answers read alone."""
+    question = all_in_one(encoder, history, [n.history for n in pool]).tolist()
+    found = []
+    for number in range(1, len(pool) + 1):
+        logs = []
+        for rating in range(1, 11):
+            answer = encoder.title_tokens(f'{{"user {number}": {rating}}}').tolist()
+            with torch.no_grad():
+                logits = model(torch.tensor([[*question, *answer]])).logits[0].double()
+            of_answer = logits[len(question) - 1 : -1].log_softmax(-1)
+            logs.append(float(of_answer[range(len(answer)), answer].sum()))
+        p = np.exp(np.array(logs) - max(logs))
+        found.append(float((p * range(1, 11)).sum() / p.sum()))
+    return found
+
+
+@pytest.mark.parametrize("form", ["plain", "chat"])
+def test_all_are_asked_about_in_one_prompt(tiny_llama, selecting, tokenizer, form):
+    chooser = selecting(ask="listwise")
+    chooser.encoder = PromptEncoder(MOVIE, tokenizer, TITLES, form=form)
+    found = chooser.select(engine(tiny_llama, chooser), HISTORIES, POOLS)
+    for history, pool, selected in zip(HISTORIES[:3], POOLS[:3], found[:3], strict=True):
+        alone = rated_in_one(tiny_llama, chooser.encoder, history, pool)
+        np.testing.assert_allclose(selected.ratings, alone, atol=1e-5)
+        assert selected.shown == tuple(sorted(range(len(pool)), key=lambda at: -alone[at])[:2])
+    text = tokenizer.decode(
+        all_in_one(chooser.encoder, HISTORIES[0], [n.history for n in POOLS[0]]).tolist()
+    )
+    lines = text.split("\n")
+    for number, other in enumerate(POOLS[0], start=1):
+        at = lines.index(f"User {number} watched these movies, oldest first:")
+        titles = [TITLES[p] for p in other.history]
+        assert lines[at + 1 : at + 1 + len(titles)] == titles
+    assert text.startswith("<|im_start|>user") == (form == "chat")
+    assert text.endswith("assistant\n" if form == "chat" else "JSON:\n")
+
+
+def test_a_list_of_ratings_is_read_from_one_answer(tiny_llama, selecting, monkeypatch):
+    said = ['{"user 1": 3, "user 2": 9, "user 3": 9}', '{"user 1": 4}', "no JSON"]
+
+    def written(self, prompts, beams, tokens, together):
+        assert [len(batch) for batch in together] == [1, 1, 1]
+        ids = [self.encoder.title_tokens(text) for text in said]
+        return [[Written(one, 0.0)] for one in ids]
+
+    monkeypatch.setattr(Engine, "write", written)
+    chooser = selecting(ask="listwise", reader="generate")
+    found = chooser.select(engine(tiny_llama, chooser), HISTORIES, POOLS)
+    assert (found[0].shown, found[0].ratings) == ((1, 2), (3.0, 9.0, 9.0))
+    assert [one.failed for one in found] == [False, True, True, False, False]
+    assert found[1].shown == found[2].shown == (0, 1)  # as retrieved
+
+
+def test_a_list_that_is_too_long_shows_fewer_titles_of_everybody(tokenizer):
+    whole = PromptEncoder(MOVIE, tokenizer, TITLES)
+    others = [n.history for n in POOLS[2]]
+    question = all_in_one(whole, HISTORIES[2], others)
+    longest = max(map(len, whole.completions))
+    tight = PromptEncoder(MOVIE, tokenizer, TITLES, max_tokens=len(question) + longest - 1)
+    cut = all_in_one(tight, HISTORIES[2], others)
+    assert len(cut) < len(question)
+    titles = [h[-3:] for h in (HISTORIES[2], *others)]
+    assert cut.tolist() == all_in_one(whole, titles[0], titles[1:]).tolist()
+    with pytest.raises(RecipeError, match="raise it"):
+        all_in_one(PromptEncoder(MOVIE, tokenizer, TITLES, max_tokens=80), HISTORIES[2], others)

@@ -149,6 +149,7 @@ def another(place, key, now):
         "network.hidden": 32,
         "demonstrations.similarity.encoder": "another/encoder",
         "demonstrations.show": "both",
+        "evaluate.debias": "snips",
     }
     if key in special:
         return special[key]

@@ -12,6 +12,7 @@ from llmrec.data.catalog import clean_title
 from llmrec.errors import RecipeError
 from llmrec.recipe import shipped
 from llmrec.text.encoding import Context, Demonstration, PromptEncoder
+from llmrec.text.questions import one_by_one
 from llmrec.text.rows import single
 from llmrec.text.templates import PromptTemplate
 
@@ -118,7 +119,7 @@ def test_a_title_in_any_place_is_never_a_control_token_or_template_code(tokenize
         def controls(at, encoder=encoder):
             shown = (demonstration([at, at], at), demonstration([at], at))
             prompt = encoder.prompt([at], Context(shown, (at, at)))
-            trunk, [branch] = encoder.similarity_questions([at], [np.array([at], np.int32)])
+            trunk, [branch] = one_by_one(encoder, [at], [np.array([at], np.int32)])
             said = tokenizer.decode(prompt.ids)
             assert said.count(titles[at]) >= 8
             ids = np.concatenate([prompt.ids, trunk, branch])
@@ -228,7 +229,7 @@ def test_a_question_is_its_trunk_and_its_branch(tokenizer, form):
     encoder = encoder_for(tokenizer, form=form, max_history=3)
     for own in ([3, 1], [], [7, 6, 5, 4, 3]):
         others = [np.array(h, np.int32) for h in ([2], [4, 0, 8], [1, 2, 3, 4, 5], [2])]
-        trunk, branches = encoder.similarity_questions(own, others)
+        trunk, branches = one_by_one(encoder, own, others)
         assert len(branches) == len(others)
         for other, branch in zip(others, branches, strict=True):
             spans = MOVIE.selection([TITLES[i] for i in own[-3:]], [TITLES[i] for i in other[-3:]])
@@ -263,13 +264,13 @@ def test_a_row_learns_the_same_completion_behind_whatever_is_shown(tokenizer):
 def test_a_question_keeps_to_the_budget_with_the_latest_titles_of_both(tokenizer):
     own, other = list(range(6)), np.arange(6, 12, dtype=np.int32)
     whole = encoder_for(tokenizer, max_history=6)
-    trunk, [branch] = whole.similarity_questions(own, [other])
+    trunk, [branch] = one_by_one(whole, own, [other])
     size = len(trunk) + len(branch)
     longest = max(map(len, whole.completions))
     counts = []
     for tokens in range(size + longest, size + longest - 40, -5):
         tight = encoder_for(tokenizer, max_history=6, max_tokens=tokens)
-        trunk, [branch] = tight.similarity_questions(own, [other])
+        trunk, [branch] = one_by_one(tight, own, [other])
         assert len(trunk) + len(branch) <= tokens - longest
         text = tokenizer.decode([*trunk, *branch])
         shown = [i for i in own if f"\n{TITLES[i]}\n" in text]
@@ -279,7 +280,7 @@ def test_a_question_keeps_to_the_budget_with_the_latest_titles_of_both(tokenizer
     assert counts[0] == 6
     assert counts[-1] < 6
     with pytest.raises(RecipeError, match="with one title of each"):
-        encoder_for(tokenizer, max_tokens=longest + 20).similarity_questions(own, [other])
+        one_by_one(encoder_for(tokenizer, max_tokens=longest + 20), own, [other])
 
 
 def test_a_question_that_speaks_of_the_other_user_too_soon_is_refused(tokenizer):
@@ -287,5 +288,5 @@ def test_a_question_that_speaks_of_the_other_user_too_soon_is_refused(tokenizer)
     encoder = encoder_for(tokenizer, PromptTemplate(source, "mine"))
     others = [np.array([1, 2, 3], np.int32), np.array([2], np.int32)]
     with pytest.raises(RecipeError, match="says something of `other` before"):
-        encoder.similarity_questions([0], others)
-    encoder.similarity_questions([0], others[:1])
+        one_by_one(encoder, [0], others)
+    one_by_one(encoder, [0], others[:1])
