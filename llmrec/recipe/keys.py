@@ -65,6 +65,22 @@ def all_keys() -> tuple[tuple[str, ...], ...]:
     return (*_walk(Recipe, ()), *train)
 
 
+def default_at(path: str) -> Any:
+    """What a recipe that does not say `path` (dotted) has there, as plain values.
+
+    A key of a section that is not there by default has the default of that section. Raises KeyError
+    for a path that no recipe has.
+    """
+    model: type[BaseModel] | None = Recipe
+    *above, key = path.split(".")
+    for part in above:
+        model = None if model is None else section_of(model.model_fields[part].annotation)
+    if model is None:
+        raise KeyError(path)
+    default = model.model_fields[key].get_default(call_default_factory=True)
+    return default.model_dump(mode="json") if isinstance(default, BaseModel) else default
+
+
 def keys_in(section: tuple[str, ...]) -> list[str]:
     """Names of the keys directly in a section; of the whole recipe for ()."""
     return [path[-1] for path in all_keys() if path[:-1] == section]

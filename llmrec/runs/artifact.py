@@ -19,6 +19,7 @@ from llmrec.data import sealed
 from llmrec.data.files import unique
 from llmrec.errors import LlmrecError
 from llmrec.recipe import Recipe
+from llmrec.recipe.keys import default_at
 from llmrec.runs.folder import leaves
 from llmrec.runs.identity import combined
 
@@ -35,7 +36,8 @@ class Artifact:
 
     `reads`: recipe paths, of a key or a section; `without`: those below them that make no
     difference. `contents`: what else it is made from, by a word for it. `verb`: what makes it.
-    `version` is raised when the code gives something else for the same key. Where `costly`, one of
+    `version` is raised when the code gives something else for the same key, so a new recipe key's
+    default must do what was done before; what was made then still stands. Where `costly`, one of
     another key is refused, else it is made again. `grows`: numbers that may be larger than when it
     was made, as it can be continued; `beside`: where states that it is continued from are.
     With `to_use` what it was made from besides is not looked at.
@@ -161,7 +163,9 @@ class Artifact:
         made = facts.get(SETTINGS) or {}
         if self.to_use:
             made = {name: value for name, value in made.items() if name in self.key}
-        return differences(made, self.key)
+        # A key that came into recipes later stands at what was done before there was such a key.
+        later = {n for n in self.key.keys() - made.keys() if self.key[n] == _default_at(n)}
+        return differences(made, {n: v for n, v in self.key.items() if n not in later})
 
     def _is_longer(self, different: Difference) -> bool:
         return all(name in self.grows and _grew(old, new) for name, (old, new) in different.items())
@@ -204,6 +208,14 @@ def lines_of(different: Difference) -> str:
         f"  {name.removeprefix('settings.')}: {_shown(old)} -> {_shown(new)}"
         for name, (old, new) in different.items()
     )
+
+
+def _default_at(name: str) -> Any:
+    """A recipe key's default; what equals nothing for a word that is none."""
+    try:
+        return default_at(name)
+    except KeyError:
+        return _ABSENT
 
 
 def _at(tree: Any, path: str, absent: Any = None) -> Any:

@@ -8,8 +8,10 @@ from typer.testing import CliRunner
 
 from llmrec.cli import app
 from llmrec.errors import LlmrecError
+from llmrec.recipe.keys import default_at
 from llmrec.recipe.loading import load
 from llmrec.runs.folder import RunFolder, open_run
+from llmrec.runs.made import adapter
 
 
 def cli(*arguments):
@@ -118,3 +120,38 @@ def test_a_path_of_the_command_line_holds_from_any_folder(recipe_of, tmp_path, m
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert open_run(str(file), [])[0].prompt.file == str(tmp_path / "own.jinja")
     assert RunFolder(folder.root).trained().keys() == {"adapter"}
+
+
+def test_weights_stand_when_recipes_get_a_new_key_that_stands_at_its_default(trained):
+    recipe, folder = trained
+    made = adapter(recipe, folder)
+    key = made.facts_or_none()["settings"]
+    later = ("model.lora.layers", "objective.listwise", "seed")
+    before = {name: value for name, value in key.items() if name not in later}
+    assert made.fits({"settings": before}, folder.adapter)
+    other = adapter(recipe.model_copy(update={"seed": 5}), folder)
+    with pytest.raises(LlmrecError, match=r"seed: \(not there\) -> 5"):
+        other.fits({"settings": before}, folder.adapter)
+    lacking = {name: value for name, value in key.items() if name != "prompt template"}
+    with pytest.raises(LlmrecError, match=r"prompt template: \(not there\)"):
+        made.fits({"settings": lacking}, folder.adapter)
+
+
+@pytest.mark.parametrize(
+    ("path", "default"),
+    [
+        ("seed", 0),
+        ("model.lora.r", 8),
+        ("soft", None),
+        ("soft.schedule", "adaptive"),
+        ("data.ties", "source_row"),
+    ],
+)
+def test_the_default_of_a_key_is_that_of_its_section(path, default):
+    assert default_at(path) == default
+
+
+@pytest.mark.parametrize("path", ["sed", "model.lora.rank", "seed.more", "prompt template"])
+def test_what_is_no_key_has_no_default(path):
+    with pytest.raises(KeyError):
+        default_at(path)
