@@ -36,6 +36,7 @@ from llmrec.model.softmax import FullSoftmax
 from llmrec.recipe.decoding import Decode
 from llmrec.runs.processes import gathered, processes, share_of
 from llmrec.text.encoding import Ids, PromptEncoder
+from llmrec.text.letters import letter_ids
 from llmrec.text.tree import FlatTree
 
 Items = npt.NDArray[np.int32]
@@ -121,21 +122,32 @@ class Engine:
     def choose(
         self, prompts: Sequence[Ids], candidates: Items, targets: Items | None = None
     ) -> Ranked:
-        """All `candidates` (E, C) of each of E prompts, best first; `nll` is among them."""
-        completions, plan = self.encoder.completions, plan_of(prompts, self.decode)
+        """All `candidates` (E, C) of each of E prompts, best first; `nll` is among them.
+
+        Where prompts show them with letters, by the probabilities of these.
+        """
+        encoder, plan = self.encoder, plan_of(prompts, self.decode)
+        completions, branches, renormalise = (
+            encoder.completions,
+            candidates,
+            self.decode.renormalise,
+        )
+        trie = None if self.decode.candidates_alone else encoder.trie
+        if encoder.letters:
+            completions, renormalise, trie = letter_ids(encoder.title_tokens), True, None
+            branches = np.broadcast_to(np.arange(candidates.shape[1]), candidates.shape)
 
         @cache
         def passes(vocabulary: int) -> int:
             """What each batch gets at least, so that processes read equally often."""
             if not self._evenly:
                 return 0
-            return max(passes_at_most(completions, candidates[b], vocabulary) for b in plan)
+            return max(passes_at_most(completions, branches[b], vocabulary) for b in plan)
 
         def ask(shared: SharedPrompt, batch: Batch) -> Iterable[tuple[Ranking, float]]:
             among, least = candidates[batch], passes(shared.logits.shape[1])
-            trie = None if self.decode.candidates_alone else self.encoder.trie
             scores = candidate_scores(
-                shared, completions, among, self.decode.renormalise, least, trie
+                shared, completions, branches[batch], renormalise, least, trie
             )
             nll = np.full(len(batch), np.nan)
             if targets is not None:

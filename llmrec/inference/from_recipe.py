@@ -51,6 +51,7 @@ def encoder_of(recipe: Recipe, catalog: Catalog, folder: RunFolder | None = None
         tries=None if folder is None else folder.trie,
         today=date.fromisoformat(prompt.today),
         rows=embedding_rows(base),
+        letters=prompt.letters,
     )
 
 

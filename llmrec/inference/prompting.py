@@ -108,6 +108,7 @@ def prompting_of(
         selection=asks == "pointwise",
         votes=wanted is not None and wanted.shows_votes,
         selections=asks == "listwise",
+        letters=recipe.prompt.letters,
     )
     if candidates is None and recipe.data.candidates is not None:
         candidates = read_candidates(folder.candidates(split))

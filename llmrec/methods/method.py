@@ -11,7 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from llmrec import stopping
@@ -19,9 +18,9 @@ from llmrec.data.candidates import draw_candidates
 from llmrec.data.catalog import Catalog
 from llmrec.data.records import Examples, Interactions, Ints
 from llmrec.errors import RecipeError
-from llmrec.inference.candidate_retriever import CandidateRetriever
 from llmrec.inference.from_recipe import encoder_of
 from llmrec.inference.prompting import Prompting, prompting_of
+from llmrec.methods.proposed import with_proposed
 from llmrec.methods.windows import Window, as_examples, training_windows
 from llmrec.model.curriculum import Mixture
 from llmrec.model.losses import Loss
@@ -70,28 +69,8 @@ class Job:
         """The training of a recipe in a run whose data are prepared."""
         encoder = encoder_of(recipe, Catalog.read(folder.items), folder)
         train = Examples.read(folder.examples("train"))
-        windows = training_windows(recipe, train)
-        asked = recipe.data.candidates
-        if asked is None or asked.retriever is None or recipe.rows.shape != "single":
-            return Job(recipe, folder, encoder, windows)
-        interactions = Interactions.read(folder.interactions)
-        drawn, hit = CandidateRetriever.of(recipe, folder).for_training(
-            as_examples(windows, interactions), interactions, recipe.seed
-        )
-        log.info(
-            "train: %s proposes the target of %d of %d rows%s",
-            asked.retriever,
-            hit.sum(),
-            len(hit),
-            "" if asked.keep_missed else ", the others are left out",
-        )
-        kept = np.flatnonzero(hit | asked.keep_missed)
-        if len(kept) == 0:
-            raise RecipeError(
-                f"{asked.retriever} proposes the target of no training row; raise "
-                "data.candidates.count or set data.candidates.keep_missed: true"
-            )
-        return Job(recipe, folder, encoder, [windows[i] for i in kept], proposed=drawn[kept])
+        windows, proposed = with_proposed(recipe, folder, training_windows(recipe, train))
+        return Job(recipe, folder, encoder, windows, proposed=proposed)
 
     def only(self, number: int) -> "Job":
         """The same of which the row of one window alone is asked for, to be looked at."""

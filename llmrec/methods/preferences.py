@@ -23,7 +23,7 @@ from llmrec.methods.method import Job, Method, Trees, alone
 from llmrec.methods.plain import importance_of, softmax_of
 from llmrec.model.losses import DPOLoss, Loss, SDPOLoss, WholeStepLoss
 from llmrec.model.softmax import Softmax
-from llmrec.runs import made
+from llmrec.runs import cached
 from llmrec.runs.processes import gathered, processes, share_of
 from llmrec.text.tree import TokenTree
 
@@ -48,7 +48,7 @@ def with_reference(job: Job, rows: Trees, model: nn.Module, loss: Loss) -> Loss:
     Every process calls this.
     """
     assert isinstance(loss, WholeStepLoss)  # noqa: S101  of the methods below
-    artifact = made.reference(job.recipe, _hash_of(rows))
+    artifact = cached.reference(job.recipe, _hash_of(rows))
     with processes().main_process_first():
         standing = artifact.facts_or_none() is not None
     processes().wait_for_everyone()

@@ -49,6 +49,16 @@ class Fusion(Section):
         raise ValueError("auto, or a number from 0")
 
 
+class Routing(Section):
+    """Who is a weak user, for the systems named *_routed: a short history, and a validation target
+    that the retriever ranks low."""
+
+    history: Share = 0.5
+    """Share of the validation users whose histories are short."""
+    auc: Share = 0.5
+    """Share of them whose target has a low AUC under the retriever."""
+
+
 class Grounding(Section):
     """Free text and the items nearest to it in the untuned model's embedding (BIGRec, arXiv
     2308.08434), for the systems named *_grounded."""
@@ -102,6 +112,8 @@ class Decode(Section):
     """Guidance by a baseline."""
     fusion: Fusion = Fusion()
     """Fusion with the retriever of the candidates."""
+    routing: Routing = Routing()
+    """Weak users to the language model."""
     grounding: Grounding = Grounding()
     """Free text, grounded."""
 

@@ -21,6 +21,8 @@ class Prompt(Section):
     """A template file of your own, instead of those."""
     form: Literal["plain", "chat"] = "plain"
     """Plain text, or turns of the model's chat template."""
+    letters: bool = False
+    """Candidates are shown with letters, and the answer is the letter of one."""
     today: Annotated[str, Field(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$")] = "2024-07-26"
     """The day that a chat template which names one is told, whatever the clock says."""
     max_history: Count = 10

@@ -11,6 +11,7 @@ from llmrec.recipe.systems import System, parsed
 
 WITH_NEGATIVES = ("objective.dpo", "objective.sdpo")
 OVER_CANDIDATES = ("objective.listwise", *WITH_NEGATIVES)
+MOST_LETTERS = 26
 OF_ONE_TARGET = (*OVER_CANDIDATES, "objective.grpo")
 
 
@@ -198,7 +199,8 @@ RULES = (
     Rule(
         "data.candidates",
         lambda r: (
-            r.data.candidates.retriever is None and _system(lambda system: system.way == "fused")(r)
+            r.data.candidates.retriever is None
+            and _system(lambda system: system.way in ("fused", "routed"))(r)
         ),
         "system {} adds the log-probabilities of a retriever; give data.candidates.from",
     ),
@@ -249,6 +251,29 @@ RULES = (
             "larger",
         )
         for name in WITH_NEGATIVES
+    ),
+    Rule(
+        "prompt",
+        lambda r: (
+            r.prompt.letters
+            and (r.data.candidates is None or r.data.candidates.count > MOST_LETTERS)
+        ),
+        f"prompt.letters are of candidates; it needs data.candidates of at most {MOST_LETTERS}",
+    ),
+    Rule(
+        "prompt",
+        lambda r: r.prompt.letters and not _shows_context(r),
+        "prompt.letters are shown by prompt.task similar_users, or by a prompt.file of your own",
+    ),
+    Rule(
+        "prompt",
+        lambda r: (
+            r.prompt.letters
+            and any(system.has_adapter for system in parsed(r.systems))
+            and (r.objective.name == "msl" or all(held(r, n) is None for n in OVER_CANDIDATES))
+        ),
+        "a letter is learned by a loss over candidates and the vocabulary; prompt.letters needs "
+        f"objective.name sft and one of {', '.join(OVER_CANDIDATES)}",
     ),
     Rule(
         "objective.grpo",

@@ -31,8 +31,8 @@ NetworkWeights = Literal["network", "network_ce", "network_cpft"]
 LanguageWeights = Literal["untuned", "tuned", "tuned_sft"]
 # ranked: by the system's own scores; guided: with a baseline's probabilities mixed in; grounded:
 # the items nearest to free text; free: the candidate that free text names; fused: a retriever's
-# candidates by the log-probabilities of both.
-Way = Literal["ranked", "guided", "grounded", "free", "fused"]
+# candidates by the log-probabilities of both; routed: so for weak users, the retriever for others.
+Way = Literal["ranked", "guided", "grounded", "free", "fused", "routed"]
 Kind = Literal["baseline", "network", "language_model"]
 
 SystemName = Literal[
@@ -60,6 +60,8 @@ SystemName = Literal[
     "tuned_free",
     "untuned_fused",
     "tuned_fused",
+    "untuned_routed",
+    "tuned_routed",
 ]
 
 # What a recipe that names none gets. Free text to ground is written far more slowly, tuned_sft is
@@ -94,6 +96,7 @@ _DECODE = {
     "grounded": ("filter_seen", "top_k", "grounding"),
     "free": ("filter_seen", "top_k", "grounding"),
     "fused": ("filter_seen", "top_k", "renormalise", "candidates_alone", "fusion"),
+    "routed": ("filter_seen", "top_k", "renormalise", "candidates_alone", "fusion", "routing"),
 }
 
 
@@ -152,7 +155,7 @@ class System:
         """Whether its scores are probabilities of items, so that a target has a likelihood."""
         if self.kind == "baseline":
             return self.weights in GUIDES or self.asks_similar_users
-        return self.way in ("ranked", "guided", "fused")
+        return self.way in ("ranked", "guided", "fused", "routed")
 
     @property
     def asks_similar_users(self) -> bool:
@@ -199,7 +202,7 @@ class System:
             needs["decode.guidance.baseline"] = "is guided by a baseline"
         if self.way == "free":
             needs["data.candidates"] = "answers by one of some candidates"
-        if self.way == "fused":
+        if self.way in ("fused", "routed"):
             needs["data.candidates"] = "ranks a retriever's candidates"
         return needs
 
@@ -212,7 +215,7 @@ class System:
     def compared_with(self) -> tuple[str, ...]:
         """The systems that paired tests compare it with, besides the best baseline."""
         names = [System(weights, self.way).name for weights in _BEFORE.get(self.weights, ())]
-        if self.way == "fused":
+        if self.way in ("fused", "routed"):
             names.append(System(self.weights).name)
         return tuple(name for name in names if self.is_name(name))
 

@@ -167,6 +167,10 @@ class RunFolder:
         """What one system recommends for each test example."""
         return self.root / "predictions" / f"{system}.parquet"
 
+    def routed(self, system: str) -> Path:
+        """For which test examples a system that routes users asked its language model."""
+        return self.root / "routed" / f"{system}.json"
+
     def other_history(self, system: str) -> Path:
         """The targets' NLL under a system that was shown another user's history."""
         return self.root / "gates" / f"{system}.parquet"

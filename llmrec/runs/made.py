@@ -57,7 +57,13 @@ TRAINING_DATA = ("train.parquet", "valid.parquet", "items.parquet", "interaction
 CANDIDATES = ("candidates-valid.parquet", "retriever.json")
 ANSWERS = "answers.parquet"
 TRAINING_TABLES = ("items.parquet", "interactions.parquet")
-PROMPT = ("prompt.form", "prompt.max_history", "prompt.max_tokens", "prompt.today")
+PROMPT = (
+    "prompt.form",
+    "prompt.letters",
+    "prompt.max_history",
+    "prompt.max_tokens",
+    "prompt.today",
+)
 MODEL = ("model.dtype", "model.quantization", "model.trust_remote_code")
 
 
@@ -286,23 +292,6 @@ def states(recipe: Recipe, titles: str) -> Artifact:
         MODEL,
         contents={**base_content(recipe), "titles": titles},
         verb="states",
-    ).named_by_key()
-
-
-def reference(recipe: Recipe, rows: str) -> Artifact:
-    """What the model that training starts from gives the branches of rows, whose SHA-256 is `rows`:
-    in the cache, as every run that starts there reads the same."""
-    start = start_of(recipe)
-    contents = {
-        **base_content(recipe),
-        "start": None if start is None else weights_content(start),
-        "rows": rows,
-    }
-    return Artifact(
-        fetch.cache_root() / "references" / "values.npy",
-        recipe,
-        (*MODEL, "objective.name", "objective.tau", "objective.head", "train.bf16", "train.fp16"),
-        contents=contents,
     ).named_by_key()
 
 

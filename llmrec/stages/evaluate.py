@@ -44,7 +44,13 @@ from llmrec.runs.evaluated import (
     read_predictions,
     read_test_split,
 )
-from llmrec.stages.evaluate_columns import at_temperatures, debiased, of_candidates, validity
+from llmrec.stages.evaluate_columns import (
+    at_temperatures,
+    debiased,
+    of_candidates,
+    of_routed,
+    validity,
+)
 from llmrec.stages.holding import alone
 
 if TYPE_CHECKING:
@@ -82,6 +88,7 @@ def run(recipe: "Recipe", folder: "RunFolder") -> dict[str, Any]:
         missing = np.full(len(test), np.nan)
         costs = missing if other is None else difference(other, p.nll)
         per_user[p.info.system][SENSITIVITY] = costs
+    notes += of_routed(recipe, folder, predictions, per_user, ks)
     notes += leaky_notes({p.info.system: p.info.hyperparameters for p in predictions})
     temperatures, told = at_temperatures(recipe, folder, split, predictions, per_user)
     notes += told

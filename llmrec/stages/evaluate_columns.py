@@ -1,6 +1,7 @@
 """Columns of `llmrec evaluate` beside the plain ones: what candidates hold, and without the bias of
 what is seen often. Imports neither torch nor transformers."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from llmrec.evaluation.predictions import Predictions
 from llmrec.evaluation.propensity import propensities, self_normalised
 from llmrec.evaluation.rankings import answer_counts
 from llmrec.evaluation.table import OF_VALID, SCALED_NLL, SNIPS, VALID
+from llmrec.recipe.systems import System
 from llmrec.runs.evaluated import TestSplit
 from llmrec.runs.lists import nll_at_temperature
 
@@ -106,3 +108,36 @@ def at_temperatures(
         f"Temperatures, fitted in validation: {told}. NLL at it is exact where the whole catalog "
         "is listed (evaluate.calibration.listed), else at most so large."
     ] * bool(found)
+
+
+def of_routed(
+    recipe: "Recipe",
+    folder: "RunFolder",
+    predictions: Sequence[Predictions],
+    per_user: Mapping[str, Mapping[str, Floats]],
+    ks: Sequence[int],
+) -> list[str]:
+    """For each system that routes users: how many its model is asked for, and both groups' NDCG."""
+    asked, k = recipe.data.candidates, 10 if 10 in ks else max(ks)
+    notes = []
+    for p in predictions:
+        name, path = p.info.system, folder.routed(p.info.system)
+        if asked is None or not System.is_name(name) or System.parse(name).way != "routed":
+            continue
+        weak = np.array(json.loads(path.read_text("utf-8")), np.bool_)
+        told = []
+        for system in (asked.retriever, name):
+            if system not in per_user or not 0 < weak.sum() < len(weak):
+                continue
+            values = per_user[system][f"NDCG@{k}"]
+            of_weak, of_others = float(values[weak].mean()), float(values[~weak].mean())
+            told.append(
+                f"{system} {of_weak:.3f} of weak users and {of_others:.3f} of others, worst group "
+                f"{min(of_weak, of_others):.3f}"
+            )
+        notes.append(
+            f"{name} asks its model for {weak.sum()} of {len(weak)} examples, which saves "
+            f"{1 - weak.mean():.1%} of its calls. "
+            + (f"NDCG@{k}: {'; '.join(told)}." if told else "")
+        )
+    return notes

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from llmrec.data import sealed
 from llmrec.data.batching import Batch
@@ -119,15 +120,22 @@ def _kept(resources: Resources, system: System) -> dict[str, Any]:
 
 
 def answered(
-    resources: Resources, system: System, split: str, answer: AnswerBatch
+    resources: Resources,
+    system: System,
+    split: str,
+    answer: AnswerBatch,
+    rows: npt.NDArray[np.int64] | None = None,
 ) -> tuple[list[dict[str, Any]], float]:
     """What `answer` gives for each example of a split, and the seconds that it took.
 
-    One file a batch, shared among processes; batches whose file is there are not done again.
+    `rows`: of some of the examples alone, which are then numbered anew. One file a batch, shared
+    among processes; batches whose file is there are not done again.
     Returns when all processes are done, and in a process that only helps with nothing.
     """
     models = resources.language
     prompting = models.prompting(split, resources.test if split == "test" else resources.valid)
+    if rows is not None:
+        prompting = prompting.take(rows)
 
     def begin() -> Callable[[Batch], list[Any]]:
         engine = models.engine(system)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import log_softmax
 
 from llmrec.baselines.ranking import WithoutItems, without_items
 from llmrec.data import sealed
@@ -25,7 +26,7 @@ from llmrec.runs.artifact import SETTINGS, VERSION, Artifact, differences
 from llmrec.runs.folder import RunFolder
 from llmrec.runs.identity import base_content, template_content
 from llmrec.runs.made import PROMPT
-from llmrec.systems import baselines, explaining, free, votes
+from llmrec.systems import baselines, explaining, free, routing, votes
 from llmrec.systems.fusion import served_fusion
 from llmrec.systems.grounded import served_fusion as served_grounded_fusion
 from llmrec.systems.guidance import served_guidance
@@ -69,7 +70,10 @@ def answering(resources: Resources, system: System) -> Answer:
         return _Grounded(resources, system, engine, prompts)
     if system.way == "free":
         return _Free(resources, engine, prompts)
-    return SearchedAnswer(resources, system, engine, prompts)
+    searched = SearchedAnswer(resources, system, engine, prompts)
+    if system.way == "routed":
+        return _Routed(resources, searched)
+    return searched
 
 
 def with_proposed(resources: Resources, requests: Requests) -> Requests:
@@ -182,7 +186,8 @@ class SearchedAnswer:
         self.resources, self.engine, self.prompts = resources, engine, prompts
         guided = system.way == "guided"
         self.guidance = served_guidance(resources, system) if guided else None
-        self.fusion = served_fusion(resources, system) if system.way == "fused" else None
+        fused = system.way in ("fused", "routed")
+        self.fusion = served_fusion(resources, system) if fused else None
 
     def __call__(self, requests: Requests, k: int) -> list[Ranking]:
         requests = with_proposed(self.resources, requests)
@@ -232,6 +237,32 @@ class SearchedAnswer:
         if requests.closed is not None:
             q = without_items(q, requests.closed)
         return q, self.guidance.weight
+
+
+class _Routed:
+    """The language model for weak users, the retriever's own list for the others."""
+
+    def __init__(self, resources: Resources, model: SearchedAnswer) -> None:
+        self.resources, self.model, self.retriever = resources, model, resources.retriever
+        assert self.retriever is not None  # noqa: S101  a rule of recipes
+        self.routing = routing.routing_of(resources, self.retriever)
+
+    def __call__(self, requests: Requests, k: int) -> list[Ranking]:
+        requests = with_proposed(self.resources, requests)
+        assert requests.candidates is not None  # noqa: S101  proposed
+        assert self.retriever is not None  # noqa: S101  a rule of recipes
+        log_q = self.retriever.log_q(requests.histories, requests.candidates)
+        found = routing.lists(requests.candidates, log_softmax(log_q, axis=1))
+        rows = np.flatnonzero(self.routing.weak(requests.histories, requests.users))
+        weak = replace(
+            requests,
+            histories=[requests.histories[i] for i in rows],
+            users=None if requests.users is None else [requests.users[i] for i in rows],
+            candidates=requests.candidates[rows],
+        )
+        for row, ranking in zip(rows, self.model(weak, k) if len(rows) else [], strict=True):
+            found[row] = ranking
+        return [Ranking(r.positions[:k], r.scores[:k], r.certified) for r in found]
 
 
 class _Grounded:

@@ -14,10 +14,12 @@ def predictions_of(resources: Resources, system: System) -> Predictions | None:
         return votes.predictions_of(resources, system, resources.test, _listed(resources))
     if system.kind != "language_model":
         return baselines.predictions_of(resources, system, resources.test, _listed(resources))
-    from llmrec.systems import free, grounded, language  # these bring torch
+    from llmrec.systems import free, grounded, language, routing  # these bring torch
 
     if system.way == "grounded":
         return grounded.predictions_of(resources, system)
+    if system.way == "routed":
+        return routing.predictions_of(resources, system)
     if system.way == "free":
         return free.predictions_of(resources, system)
     return language.predictions_of(resources, system, "test")

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llmrec.errors import RecipeError
+from llmrec.text.letters import LETTERS
 from llmrec.text.parts import Ids as Ids
 from llmrec.text.parts import Parts
 from llmrec.text.templates import PromptTemplate, Span
@@ -76,9 +77,9 @@ class PromptEncoder:
     titles, and with the longest completion behind it takes at most `max_tokens`. To keep to it the
     oldest title of the history that shows most is left out, again and again, the user's own among
     equals last, or the last vote where there are more of those; then whole demonstrations, the last
-    first. `tries`: a folder where the trie of a
-    large catalog is kept, for other processes and the next time. `today`: the day that a chat
-    template which names one is given. `rows`: how many rows the model's embedding has.
+    first. `tries`: a folder where the trie of a large catalog is kept, for other processes and the
+    next time. `today`: the day that a chat template which names one is given. `rows`: how many rows
+    the model's embedding has. `letters`: candidates are shown with letters, which are the answers.
     """
 
     def __init__(
@@ -93,13 +94,14 @@ class PromptEncoder:
         tries: Path | None = None,
         today: date = A_DAY,
         rows: int | None = None,
+        letters: bool = False,
     ) -> None:
         if tokenizer.eos_token_id is None:
             raise RecipeError("the tokenizer has no end-of-sequence token; titles cannot be closed")
         template.check()
         self.template, self.tokenizer, self.form = template, tokenizer, form
         self.titles, self.max_history, self.max_tokens = titles, max_history, max_tokens
-        self.tries = tries
+        self.tries, self.letters = tries, letters
         self._parts = Parts(tokenizer, rows)
         self.title_ids = self._parts.titles(list(titles))
         self._around = _chat_around(tokenizer, today) if form == "chat" else ("", "")
@@ -263,7 +265,11 @@ class PromptEncoder:
 
         def render() -> tuple[Span, ...]:
             shown = [([""] * other, "") for other in others]
-            return self.template.prompt([""] * count, shown, [""] * candidates, [""] * votes)
+            letters = LETTERS[:candidates] if self.letters else ""
+            none = [""]
+            return self.template.prompt(
+                none * count, shown, none * candidates, none * votes, letters
+            )
 
         return self.pieces(("prompt", count, others, candidates, votes), render)
 

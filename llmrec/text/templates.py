@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import jinja2
@@ -48,10 +49,11 @@ class PromptTemplate:
 
     Block `prompt` sees `history`, the titles so far, oldest first; `demonstrations`, each with the
     `history` of a similar user and the title `chosen` next; `votes`, titles that many similar users
-    chose; and `candidates`, the titles to choose from. All but the first may be empty. Block
-    `completion` sees `target`; block `selection` sees `history` and `other`, the history of a user
-    to be compared; `selections` sees `history` and `others`, several of those. All are rendered by
-    a sandbox that refuses undefined names.
+    chose; `candidates`, the titles to choose from; and `letters`, those of the candidates where the
+    answer is one. All but the first may be empty. Block `completion` sees `target`; block
+    `selection` sees `history` and `other`, the history of a user to be compared; `selections` sees
+    `history` and `others`, several of those. All are rendered by a sandbox that refuses undefined
+    names.
     """
 
     source: str
@@ -79,8 +81,9 @@ class PromptTemplate:
         demonstrations: Sequence[tuple[Sequence[str], str]] = (),
         candidates: Sequence[str] = (),
         votes: Sequence[str] = (),
+        letters: Sequence[str] = (),
     ) -> tuple[Span, ...]:
-        """The text before the answer.
+        """The text before the answer; `letters` of the candidates, where it is to be one.
 
         A title span is numbered by its place in: history, each demonstration's history and choice,
         candidates, votes.
@@ -101,6 +104,7 @@ class PromptTemplate:
             "demonstrations": shown,
             "candidates": [_stand_in(len(titles) + i) for i in range(len(candidates))],
             "votes": [_stand_in(len(titles) + len(candidates) + i) for i in range(len(votes))],
+            "letters": list(letters),
         }
         return self._render("prompt", names, [*titles, *candidates, *votes])
 
@@ -145,8 +149,17 @@ class PromptTemplate:
         selection: bool,
         votes: bool = False,
         selections: bool = False,
+        letters: bool = False,
     ) -> None:
         """Raise RecipeError unless those that are wanted show, each title once."""
+        if letters:
+            shown = self.prompt(["A"], (), ["B", "C"], (), "%&")
+            before = [a.text[-9:] for a, b in pairwise(shown) if b.title in (1, 2)]
+            if [("%" in text, "&" in text) for text in before] != [(True, False), (False, True)]:
+                raise RecipeError(
+                    f"{self.name}: block 'prompt' does not show each of `letters` right before its "
+                    "candidate; write ({{ letters[loop.index0] }}) in the loop over `candidates`"
+                )
         if demonstrations:
             found = _numbers(self.prompt(["A"], [(["B", "C"], "D"), (["E"], "F")]))
             self._require(
@@ -157,7 +170,7 @@ class PromptTemplate:
                 "`demonstrations`, in each over `history`, then `chosen`)",
             )
         if candidates:
-            found = _numbers(self.prompt(["A"], (), ["B", "C"]))
+            found = _numbers(self.prompt(["A"], (), ["B", "C"], (), "XY" if letters else ""))
             self._require(
                 sorted(found),
                 [0, 1, 2],

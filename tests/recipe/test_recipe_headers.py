@@ -70,19 +70,34 @@ def write_parquet(folder, name, items):
     pq.write_table(pa.table({k: list(v) for k, v in titles.items()}), folder / items)
 
 
-def write_amazon(folder, name):
-    def write(path, values):
-        with gzip.open(path, "wt", encoding="utf-8") as stream:
-            stream.writelines(json.dumps(value) + "\n" for value in values)
+def write_lines(path, values):
+    with gzip.open(path, "wt", encoding="utf-8") as stream:
+        stream.writelines(json.dumps(value) + "\n" for value in values)
 
-    write(
+
+def write_amazon_2018(folder, name):
+    write_lines(
+        folder / name,
+        (
+            {"reviewerID": f"u{u}", "asin": f"i{i}", "overall": 5.0, "unixReviewTime": t}
+            for u, i, t in log()
+        ),
+    )
+    write_lines(
+        folder / f"meta_{name.replace('_5.', '.')}",
+        ({"asin": f"i{i}", "title": f"Star {i}"} for i in range(ITEMS)),
+    )
+
+
+def write_amazon(folder, name):
+    write_lines(
         folder / name,
         (
             {"user_id": f"u{u}", "parent_asin": f"i{i}", "rating": 5.0, "timestamp": 1000 * t}
             for u, i, t in log()
         ),
     )
-    write(
+    write_lines(
         folder / f"meta_{name}",
         ({"parent_asin": f"i{i}", "title": f"Star {i}"} for i in range(ITEMS)),
     )
@@ -139,6 +154,8 @@ def small_recipes(tmp_path, tmp_path_factory, tiny_base, monkeypatch):
             recipe["data"]["source"] = str(place)
         elif source.endswith(".csv"):
             write_csv(data, source)
+        elif recipe["data"].get("format") == "amazon2018":
+            write_amazon_2018(data, source.rpartition("/")[2])
         elif source.endswith(".parquet"):
             write_parquet(data, source, recipe["data"]["items"])
         else:

@@ -52,7 +52,7 @@ CASES = {
             "baselines.trials": 1,
             "train.max_steps": 2,
         },
-        ["start", "sft", "listwise", "sdpo"],
+        ["start", "sft", "listwise", "sdpo", "grpo"],
     ),
 }
 
@@ -96,8 +96,9 @@ def test_a_small_version_runs_to_its_page(name, tmp_path, tiny_base, small_log, 
     for arm in tree["arms"].values():
         if arm.get("set", {}).get("conformal") and name == "cpft_language":
             arm["set"]["conformal"]["candidates"] = {"beams": 2, "sampled": 2}
-        if "objective.sdpo" in arm.get("set", {}):
-            arm["set"]["objective.sdpo"]["negatives"] = 2
+        for key, fewer in (("objective.sdpo", "negatives"), ("objective.grpo", "group")):
+            if key in arm.get("set", {}):
+                arm["set"][key][fewer] = 2
     tree |= {"name": name, "seeds": [0], "output_dir": str(tmp_path / "runs")}
     path = tmp_path / f"{name}.yaml"
     path.write_text(yaml.safe_dump(tree, sort_keys=False), "utf-8")

@@ -12,6 +12,8 @@ from llmrec.data.catalog import Catalog
 from llmrec.data.records import Examples, Interactions
 from llmrec.errors import DataError
 from llmrec.evaluation.predictions import Predictions
+from llmrec.fetch import cache
+from llmrec.inference.candidate_retriever import CandidateRetriever
 from llmrec.methods.method import Job
 from llmrec.methods.windows import as_examples
 from llmrec.stages import evaluate, leakage, prepare, recommend, train
@@ -19,6 +21,13 @@ from llmrec.stages import evaluate, leakage, prepare, recommend, train
 FROM = ("data.candidates.from=markov", "data.candidates.count=3", "systems=[tuned]")
 TITLES = "The Man,Dark City,A Star,Last Summer,Last Dance,Love,Blue,Red,The World,Dead,Boy,Girl"
 QUICK = ("rows.count=8", "train.num_train_epochs=1", "train.eval_steps=20")
+
+
+@pytest.fixture(autouse=True)
+def proposals(monkeypatch, tmp_path):
+    """A cache of this test's own."""
+    monkeypatch.setattr(cache, "cache_root", lambda: tmp_path / "cache")
+    return tmp_path / "cache" / "proposals"
 
 
 @pytest.fixture
@@ -153,6 +162,24 @@ def test_equal_prompts_with_different_targets_have_rows_of_their_own(recipe_of):
         assert window.target in row
         by_prompt.setdefault(tuple(prompt.tolist()), set()).add(window.target)
     assert max(map(len, by_prompt.values())) > 1
+
+
+def test_what_is_proposed_is_found_once_for_all_runs_of_the_same_data(
+    recipe_of, proposals, monkeypatch
+):
+    asked, real = [], CandidateRetriever.for_training
+    monkeypatch.setattr(
+        CandidateRetriever, "for_training", lambda *given: asked.append(1) or real(*given)
+    )
+    found = []
+    for name, more in (("a", ()), ("b", ("data.candidates.keep_missed=true",)), ("c", ("seed=1",))):
+        recipe, folder = recipe_of(*FROM, f"name={name}", "rows.every=item", *more)
+        prepare.run(recipe, folder)
+        job = Job.of(recipe, folder)
+        found.append({w.row: sorted(p) for w, p in zip(job.windows, job.proposed, strict=True)})
+    assert len(asked) == len(list(proposals.glob("candidates-*.npy"))) == 2
+    assert len(found[0]) < len(found[1])
+    assert found[0].items() <= found[1].items()
 
 
 def test_a_missed_target_is_a_miss_and_recall_is_told_as_the_ceiling(recipe_of):
