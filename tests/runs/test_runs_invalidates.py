@@ -133,7 +133,6 @@ def another(place, key, now):
         "soft.grid": [0.5],
         "systems": ["untuned"],
         "evaluate.k": [3],
-        "evaluate.debias": "snips",
         "evaluate.calibration.alpha": [0.2],
         "network.heads": 4,
         "network.settings": [{"dropout": 0.5}, {"hidden": 32}],
