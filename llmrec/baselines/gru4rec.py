@@ -4,6 +4,7 @@ What `sequential` says of the output and the loss. Source: arXiv 1511.06939; its
 sampled items gave way to cross-entropy in arXiv 1706.03847. Importing this module imports torch.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from llmrec.baselines.sequential import Network, Sequential
 class GRU4Rec(Sequential):
     """Sizes and training, see `Sequential`."""
 
-    def network(self, catalog_size: int) -> Network:
+    def network(self, catalog_size: int, titles: Sequence[str] = ()) -> Network:
         """An untrained network for N items."""
         return RecurrentNetwork(self, catalog_size)
 

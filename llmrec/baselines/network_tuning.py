@@ -11,17 +11,19 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors.torch import load_file, save_file
 
+from llmrec.baselines.fdsa import FDSA
 from llmrec.baselines.gru4rec import GRU4Rec
 from llmrec.baselines.sasrec import SASRec
-from llmrec.baselines.sequential import FittedNetwork, Sequential, default_device
+from llmrec.baselines.sequential import FittedNetwork, Network, Sequential, default_device
 from llmrec.data import sealed
 from llmrec.data.files import unique
 from llmrec.data.records import Examples, Interactions
@@ -30,7 +32,7 @@ from llmrec.workers import as_they_end, workers
 log = logging.getLogger("llmrec")
 WEIGHTS = "model.safetensors"
 VERSION = 1  # raised when the same settings and data would give other weights
-KINDS: Mapping[str, type[Sequential]] = {"sasrec": SASRec, "gru4rec": GRU4Rec}
+KINDS: Mapping[str, type[Sequential]] = {"sasrec": SASRec, "gru4rec": GRU4Rec, "fdsa": FDSA}
 # What the trials after the first one change, in their order: dropout to a value, learning rate and
 # width by a factor.
 CHANGES: tuple[Mapping[str, Any], ...] = (
@@ -73,16 +75,17 @@ class Store:
 
     root: Path
 
-    def read(self, key: Mapping[str, Any], settings: Sequential, items: int) -> Any:
-        """(network, facts) of what stands whole under a key, or None."""
+    def read(self, key: Mapping[str, Any], network: Callable[[], Network]) -> Any:
+        """(network, facts) of what stands whole under a key, or None.
+
+        `network` makes an untrained one of the same sizes.
+        """
         place = self._place(key)
         if not place.is_dir() or sealed.problem(place) is not None:
             return None
-        facts = sealed.facts(place)
-        network = settings.network(items)
-        network.load_state_dict(load_file(place / WEIGHTS))
-        network.to(default_device()).eval()
-        return FittedNetwork(network, settings.temperature, facts["epoch"]), facts
+        facts, made = sealed.facts(place), network()
+        made.load_state_dict(load_file(place / WEIGHTS))
+        return FittedNetwork(made.to(default_device()).eval(), 1.0, facts["epoch"]), facts
 
     def keep(self, key: Mapping[str, Any], fitted: FittedNetwork, **facts: Any) -> None:
         """Write a network and what is known of it."""
@@ -123,6 +126,7 @@ class Task:
     filter_seen: bool
     seed: int
     store: Store | None = None
+    titles: Sequence[str] = ()
 
     def key(self, settings: Sequential) -> dict[str, Any]:
         """What makes the weights of a setting what they are."""
@@ -133,11 +137,15 @@ class Task:
             "filter_seen": self.filter_seen,
             "seed": self.seed,
             **content_of(self.train, self.items, self.valid),
+            **({"titles": _hash_of(self.titles)} if settings.reads_titles else {}),
         }
 
     def known(self, settings: Sequential) -> Any:
         """(network, facts) of a setting that is kept, or None."""
-        return self.store and self.store.read(self.key(settings), settings, self.items)
+        if self.store is None:
+            return None
+        made = partial(settings.network, self.items, self.titles)
+        return self.store.read(self.key(settings), made)
 
     def trained(self, settings: Sequential) -> tuple[FittedNetwork, dict[str, Any]]:
         """(network, facts) of a setting, trained unless it is kept, and kept where it can be."""
@@ -146,7 +154,9 @@ class Task:
             fitted, facts = known
         else:
             begun = time.monotonic()
-            fitted = settings.fit(self.train, self.items, self.valid, self.filter_seen, self.seed)
+            fitted = settings.fit(
+                self.train, self.items, self.valid, self.filter_seen, self.seed, self.titles
+            )
             ndcg = fitted.ndcg(self.valid, self.filter_seen)
             facts = {"ndcg": ndcg, "seconds": round(time.monotonic() - begun, 2)}
             if self.store is not None:
@@ -196,3 +206,8 @@ def content_of(train: Interactions, items: int, valid: Examples) -> dict[str, An
     for array in arrays:
         read.update(np.ascontiguousarray(array, np.int64).tobytes() + b"|")
     return {"data": read.hexdigest(), "items": items}
+
+
+def _hash_of(titles: Sequence[str]) -> str:
+    """SHA-256 over titles in their order."""
+    return hashlib.sha256(json.dumps(list(titles)).encode()).hexdigest()

@@ -4,6 +4,7 @@ Learned positions; what `sequential` says of the output and the loss. Source: ar
 loss samples negatives, which understates it). Importing this module imports torch.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +20,7 @@ class SASRec(Sequential):
 
     heads: int = 2
 
-    def network(self, catalog_size: int) -> Network:
+    def network(self, catalog_size: int, titles: Sequence[str] = ()) -> Network:
         """An untrained network for N items."""
         return AttentionNetwork(self, catalog_size)
 

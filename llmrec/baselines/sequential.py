@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -91,12 +92,20 @@ class Sequential(ABC):
     patience: int = 5
     temperature: float = 1.0
 
+    reads_titles: ClassVar[bool] = False  # and is another network where they are others
+
     @abstractmethod
-    def network(self, catalog_size: int) -> Network:
-        """An untrained network for N items."""
+    def network(self, catalog_size: int, titles: Sequence[str] = ()) -> Network:
+        """An untrained network for N items, with N titles where it reads them."""
 
     def fit(
-        self, train: Interactions, catalog_size: int, valid: Examples, filter_seen: bool, seed: int
+        self,
+        train: Interactions,
+        catalog_size: int,
+        valid: Examples,
+        filter_seen: bool,
+        seed: int,
+        titles: Sequence[str] = (),
     ) -> "FittedNetwork":
         """Train on every transition of every user; keep the epoch that ranks `valid` best.
 
@@ -106,7 +115,7 @@ class Sequential(ABC):
         offsets = offsets_of(sequences_of(train))
         with repeatable(seed):
             rng = np.random.default_rng(seed)
-            network = self.network(catalog_size).to(default_device())
+            network = self.network(catalog_size, titles).to(default_device())
             items = on(network.device, train.position)
             mean = RunningMean(network)
             optimizer = optimizer_of(network, self.learning_rate, self.weight_decay)

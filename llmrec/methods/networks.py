@@ -42,7 +42,8 @@ def preview(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     sizes, data = _sizes(recipe), Interactions.read(folder.interactions)
     lengths = np.array([len(sequence) for sequence in sequences_of(data)], np.int64)
     rows = len(spans(lengths, sizes.max_length, np.random.default_rng(recipe.seed)))
-    network = sizes.network(len(Catalog.read(folder.items)))
+    catalog = Catalog.read(folder.items)
+    network = sizes.network(len(catalog), catalog.titles)
     steps = steps_of(recipe)
     at_most = {
         "base": sum(-(-rows // tried.batch_size) * tried.max_epochs for tried in _tries(recipe))
@@ -73,7 +74,8 @@ def fitted(recipe: Recipe, folder: RunFolder, step: str, to_use: bool = False) -
     `to_use`: to answer with it, under whatever `decode` says now.
     """
     known = made.network(recipe, folder, step, to_use).require()
-    network = _kind(recipe)(**known["sizes"]).network(len(Catalog.read(folder.items)))
+    catalog = Catalog.read(folder.items)
+    network = _kind(recipe)(**known["sizes"]).network(len(catalog), catalog.titles)
     weights = folder.network(step) / WEIGHTS
     try:
         network.load_state_dict(load_file(weights))
@@ -101,8 +103,9 @@ def _step(recipe: Recipe, folder: RunFolder, step: str) -> dict[str, Any]:
     filter_seen = recipe.decode.filter_seen
     if step == "base":
         assert recipe.network is not None  # noqa: S101  _sizes asked
-        items, store = len(Catalog.read(folder.items)), Store(cache.networks_root())
-        task = Task(data, items, valid, filter_seen, recipe.seed, store)
+        catalog, store = Catalog.read(folder.items), Store(cache.networks_root())
+        size, titles = len(catalog), catalog.titles
+        task = Task(data, size, valid, filter_seen, recipe.seed, store, titles)
         found = tune(_tries(recipe), task, recipe.network.at_once)
         network, known = (
             found.fitted,

@@ -43,14 +43,15 @@ class Change(Section):
 class NetworkSection(Section):
     """A sequential recommender without language, trained here for the systems named network*."""
 
-    kind: Literal["sasrec", "gru4rec"] = "sasrec"
-    """sasrec: causal self-attention; gru4rec: gated recurrent units."""
+    kind: Literal["sasrec", "gru4rec", "fdsa"] = "sasrec"
+    """sasrec: causal self-attention; gru4rec: gated recurrent units; fdsa: self-attention over
+    items and over the words of their titles."""
     hidden: Count = 64
     """Width of the item embeddings and of the layers."""
     layers: Count = 2
     """Layers."""
     heads: Count = 2
-    """Attention heads of sasrec."""
+    """Attention heads of sasrec and fdsa."""
     max_length: Count = 50
     """Latest items that are read."""
     dropout: Dropout = 0.3
@@ -78,7 +79,7 @@ class NetworkSection(Section):
         for change in (None, *(self.settings or [])):
             hidden = (change and change.hidden) or self.hidden
             heads = (change and change.heads) or self.heads
-            if self.kind == "sasrec" and hidden % heads:
+            if self.kind != "gru4rec" and hidden % heads:
                 raise ValueError(f"hidden = {hidden} must be a multiple of heads = {heads}")
         return self
 

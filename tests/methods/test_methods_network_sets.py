@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from llmrec.baselines import catalog_loss
+from llmrec.baselines.fdsa import FDSA
 from llmrec.baselines.fine_tuning import places_of
 from llmrec.baselines.gru4rec import GRU4Rec
 from llmrec.baselines.rows import Rows
@@ -23,7 +24,7 @@ SASREC = SASRec(hidden=8, layers=1, max_length=8, dropout=0.0)
 def network_of(sizes=SASREC, seed=0):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = sizes.network(ITEMS).double()
+        network = sizes.network(ITEMS, [f"a{n % 3} b{n % 4}" for n in range(ITEMS)]).double()
         with torch.no_grad():
             network.items.weight.mul_(4.0)  # probabilities far enough apart
     return network
@@ -94,7 +95,14 @@ def same(ours, theirs):
 
 @pytest.mark.parametrize("cells", [1, 5 * ITEMS, 2**20])
 @pytest.mark.parametrize("alpha", [0.1, 0.3, 0.8])
-@pytest.mark.parametrize("sizes", [SASREC, GRU4Rec(hidden=8, max_length=8, dropout=0.0)])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        SASREC,
+        GRU4Rec(hidden=8, max_length=8, dropout=0.0),
+        FDSA(hidden=8, layers=1, max_length=8, dropout=0.0),
+    ],
+)
 def test_losses_at_all_places_equal_a_loop_over_prefixes(monkeypatch, sizes, alpha, cells):
     for module in (catalog_loss, network_sets):
         monkeypatch.setattr(module, "CELLS", cells)

@@ -103,6 +103,24 @@ def write_amazon(folder, name):
     )
 
 
+def write_amazon2018(folder, name):
+    def write(path, values):
+        with gzip.open(path, "wt", encoding="utf-8") as stream:
+            stream.writelines(json.dumps(value) + "\n" for value in values)
+
+    write(
+        folder / name,
+        (
+            {"reviewerID": f"u{u}", "asin": f"i{i}", "overall": 5.0, "unixReviewTime": t}
+            for u, i, t in log()
+        ),
+    )
+    write(
+        folder / f"meta_{name.replace('_5.json', '.json')}",
+        ({"asin": f"i{i}", "title": f"Star {i}", "brand": "Sun"} for i in range(ITEMS)),
+    )
+
+
 def write_movielens(folder):
     """A folder as `llmrec fetch data` leaves it for ml-100k and ml-1m, with other ratings."""
     folder.mkdir(parents=True)
@@ -158,6 +176,8 @@ def small_recipes(tmp_path, tmp_path_factory, tiny_base, monkeypatch):
             write_amazon_2018(data, source.rpartition("/")[2])
         elif source.endswith(".parquet"):
             write_parquet(data, source, recipe["data"]["items"])
+        elif source.startswith("amazon2018/"):
+            write_amazon2018(data, source.rpartition("/")[2])
         else:
             write_amazon(data, source.rpartition("/")[2].removesuffix(".jsonl.gz") + ".jsonl.gz")
         recipe["evaluate"]["k"] = [1, 4]
