@@ -107,6 +107,7 @@ def recipes_ls(as_json: Json = False) -> None:
         "recipes": shipped.recipe_names(),
         "studies": shipped.study_names(),
         "accelerate": shipped.accelerate_names(),
+        "launch": shipped.launch_names(),
     }
     terminal.show(names, as_json)
 

@@ -53,23 +53,30 @@ def accelerate_names() -> list[str]:
     return sorted(path.stem for path in (recipes() / "accelerate").glob("*.yaml"))
 
 
+def launch_names() -> list[str]:
+    """Names of the shipped scripts that start processes, such as `slurm`."""
+    return sorted(path.stem for path in (recipes() / "launch").glob("*.sh"))
+
+
 def found(name: str) -> Path:
-    """The shipped recipe, study (`studies/soft`) or accelerate file (`accelerate/ddp`) of a name.
+    """The shipped recipe, study (`studies/soft`), accelerate file (`accelerate/ddp`) or script
+    (`launch/slurm`) of a name.
 
     Raises RecipeError.
     """
     recipe = recipe_file(name)
     if recipe is not None:
         return recipe
-    bare = name.removeprefix("recipes/").removesuffix(".yaml")
+    bare = name.removeprefix("recipes/").removesuffix(".yaml").removesuffix(".sh")
     folders = {
-        "accelerate": (recipes() / "accelerate", accelerate_names()),
-        "studies": (folder("studies"), study_names()),
+        "accelerate": (recipes() / "accelerate", accelerate_names(), ".yaml"),
+        "launch": (recipes() / "launch", launch_names(), ".sh"),
+        "studies": (folder("studies"), study_names(), ".yaml"),
     }
-    for prefix, (place, names) in folders.items():
+    for prefix, (place, names, ending) in folders.items():
         if bare.removeprefix(f"{prefix}/") in names:
-            return place / f"{bare.removeprefix(f'{prefix}/')}.yaml"
-    there = [f"{prefix}/{one}" for prefix, (_, names) in folders.items() for one in names]
+            return place / f"{bare.removeprefix(f'{prefix}/')}{ending}"
+    there = [f"{prefix}/{one}" for prefix, (_, names, _) in folders.items() for one in names]
     raise RecipeError(
         f"no shipped recipe {name!r}; shipped are: {', '.join([*recipe_names(), *there])}"
     )
