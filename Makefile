@@ -5,13 +5,13 @@ BIN := .venv/bin
 READY := .venv/.ready
 READY_DEMO := .venv/.ready-demo
 
-.PHONY: setup demo demo-soft test test-long lint bench bench-similar clean
+.PHONY: setup demo demo-soft docs test test-long lint bench bench-similar clean
 
 setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,data,embed,gguf,report,serve,tune]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,data,docs,embed,gguf,report,serve,tune]'
 	touch $@
 
 # What running a recipe needs, and none of the tools of those who change llmrec.
@@ -40,6 +40,11 @@ test: $(READY)
 # The long figures of results/reliability.md; ROUNDS=0.1 takes a tenth of the rounds.
 test-long: $(READY)
 	ROUNDS=$(ROUNDS) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long --numprocesses 2 tests
+
+# The site of docs/ and results/, into site/.
+docs: $(READY)
+	$(BIN)/python tools/reference.py
+	$(BIN)/mkdocs build --strict
 
 lint: $(READY)
 	$(BIN)/ruff check --fix llmrec tests tools
