@@ -8,6 +8,7 @@ stands at a place drawn uniformly. Knows no language model.
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,14 @@ from llmrec.runs.folder import RunFolder
 log = logging.getLogger("llmrec")
 Doubles = npt.NDArray[np.float64]
 TRAIN = 0  # the purpose of draws for training examples, as the number of their part is
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Some `users` (U,) of a log, and a baseline that was fitted to all others."""
+
+    users: Bools
+    scorer: Distribution
 
 
 @dataclass(frozen=True)
@@ -58,21 +67,35 @@ class CandidateRetriever:
         return _retriever(recipe, tuned.fitted, catalog), described
 
     @staticmethod
-    def of(recipe: Recipe, folder: RunFolder) -> "CandidateRetriever":
-        """The retriever of a prepared run, as its data say that it was chosen."""
-        chosen = json.loads(folder.retriever.read_text("utf-8"))["chosen"]
-        catalog = Catalog.read(folder.items)
-        scorer = refitted(
-            _name_of(recipe),
-            chosen,
+    def folds_of(recipe: Recipe, folder: RunFolder) -> list[Fold]:
+        """As many as `data.candidates.folds`: users of a run, and the retriever of all others."""
+        asked = recipe.data.candidates
+        if asked is None or asked.folds < 2:
+            return []
+        train, valid = (
             Interactions.read(folder.interactions),
             Examples.read(folder.examples("valid")),
-            catalog,
-            recipe.decode.filter_seen,
-            recipe.seed,
-            search_of(recipe, catalog),
         )
-        return _retriever(recipe, scorer, catalog)
+        number = np.random.default_rng(recipe.seed).permutation(len(train.user_ids)) % asked.folds
+        of_name = dict(zip(train.user_ids.tolist(), number.tolist(), strict=True))
+        folds = []
+        for fold in range(asked.folds):
+            log.info("train: fitting %s to all but fold %d", _name_of(recipe), fold + 1)
+            others = train.take(np.flatnonzero(number[train.user] != fold))
+            judges = np.array([of_name.get(name, -1) != fold for name in valid.user_ids], bool)
+            scorer = _refitted(recipe, folder, others, valid.take(judges))
+            folds.append(Fold(number == fold, scorer))
+        return folds
+
+    @staticmethod
+    def of(recipe: Recipe, folder: RunFolder) -> "CandidateRetriever":
+        """The retriever of a prepared run, as its data say that it was chosen."""
+        train, valid = (
+            Interactions.read(folder.interactions),
+            Examples.read(folder.examples("valid")),
+        )
+        scorer = _refitted(recipe, folder, train, valid)
+        return _retriever(recipe, scorer, Catalog.read(folder.items))
 
     def propose(self, histories: Histories, closed: Ints | None = None) -> tuple[Ints, Doubles]:
         """(U, C) the best items after each history, best first, and their log-probabilities.
@@ -97,41 +120,61 @@ class CandidateRetriever:
         return found
 
     def for_training(
-        self, examples: Examples, train: Interactions, seed: int
-    ) -> tuple[Ints, Bools]:
+        self, examples: Examples, train: Interactions, seed: int, folds: Sequence[Fold] = ()
+    ) -> tuple[Ints, Doubles, Bools]:
         """(E, C) candidates of training `examples`, the target among them, shuffled.
 
-        Also (E,) whether the target was proposed; always so by a retriever that has seen it.
+        Also (E, C) their log-probabilities, NaN from a retriever that has seen the targets, and
+        (E,) whether the target was proposed, as it always is by such a one.
         `train`: the interactions that it was fitted to, of which the examples are rows. None of
-        theirs from the target on is counted, if the baseline can tell.
+        theirs from the target on is counted, if the baseline can tell; with `folds` nothing at all
+        of an example's user is.
         """
         if examples.rows_before is None:
             raise DataError("the training examples name no rows; run `llmrec prepare` again")
         rows = examples.rows_before + 1
         begins = np.searchsorted(train.user, train.user[rows], side="left")
         ends = np.searchsorted(train.user, train.user[rows], side="right")
-        histories = examples.histories()
-        proposed = np.empty((len(examples), self.count), np.int32)
-        knows = False
+        shape = (len(examples), self.count)
+        drawn, log_q = np.empty(shape, np.int32), np.full(shape, np.nan)
+        hit = np.ones(len(examples), np.bool_)
         for part in chunks(len(examples), self.size):
+            some = examples.take(np.arange(part.start, part.stop))
             sequences = [
                 train.position[begin:end]
                 for begin, end in zip(begins[part], ends[part], strict=True)
             ]
-            weights = self.scorer.weights_before(sequences, (rows - begins)[part].tolist())
-            knows = weights is not None
-            if weights is None:
-                weights = self.scorer.weights(histories[part])
-            if self.filter_seen:
-                weights[seen(histories[part])] = 0.0
-            with np.errstate(divide="ignore"):
-                proposed[part], _ = self._best(np.log(weights))
-        hit = (proposed == examples.targets[:, None]).any(axis=1)
-        if knows:
-            return as_trained(proposed, examples, seed, TRAIN), hit
-        places = [generator_of(e, seed, TRAIN).integers(self.count) for e in examples]
-        drawn = as_trained(proposed, examples, seed, TRAIN, np.array(places, np.int32))
-        return drawn, np.ones(len(examples), np.bool_)
+            scores = self._without(some, train.user[rows[part]], folds)
+            weights = None
+            if scores is None:
+                weights = self.scorer.weights_before(sequences, (rows - begins)[part].tolist())
+            if scores is None and weights is None:
+                proposed, _ = self._best(self.scorer.scores(some.histories(), self.filter_seen))
+                places = [generator_of(e, seed, TRAIN).integers(self.count) for e in some]
+                drawn[part] = as_trained(proposed, some, seed, TRAIN, np.array(places, np.int32))
+                continue
+            if weights is not None:
+                if self.filter_seen:
+                    weights[seen(some.histories())] = 0.0
+                with np.errstate(divide="ignore"):
+                    scores = np.log(weights / weights.sum(axis=1, keepdims=True))
+            proposed, _ = self._best(scores)
+            hit[part] = (proposed == some.targets[:, None]).any(axis=1)
+            drawn[part] = as_trained(proposed, some, seed, TRAIN)
+            log_q[part] = np.take_along_axis(scores, drawn[part].astype(np.int64), axis=1)
+        return drawn, log_q, hit
+
+    def _without(self, examples: Examples, users: Ints, folds: Sequence[Fold]) -> Doubles | None:
+        """(E, N) scores by the retriever of all users but those of an example's fold."""
+        if not folds:
+            return None
+        scores = np.empty((len(examples), self.size))
+        for fold in folds:
+            mine = np.flatnonzero(fold.users[users])
+            if len(mine):
+                histories = examples.take(mine).histories()
+                scores[mine] = fold.scorer.scores(histories, self.filter_seen)
+        return scores
 
     def write(self, path: Path, examples: Examples, seed: int, purpose: int) -> float:
         """Write the candidates of a split's examples, shuffled; the share that has the target."""
@@ -185,6 +228,15 @@ def _name_of(recipe: Recipe) -> str:
     assert candidates is not None  # noqa: S101  callers ask first
     assert candidates.retriever is not None  # noqa: S101
     return candidates.retriever
+
+
+def _refitted(recipe: Recipe, folder: RunFolder, train: Interactions, valid: Examples) -> Any:
+    """The retriever of a prepared run, with its hyperparameters, fitted to `train`."""
+    chosen = json.loads(folder.retriever.read_text("utf-8"))["chosen"]
+    catalog, seen_out = Catalog.read(folder.items), recipe.decode.filter_seen
+    search = search_of(recipe, catalog)
+    name = _name_of(recipe)
+    return refitted(name, chosen, train, valid, catalog, seen_out, recipe.seed, search)
 
 
 def _retriever(recipe: Recipe, scorer: Any, catalog: Catalog) -> CandidateRetriever:

@@ -4,13 +4,17 @@ What is learned is what the candidate protocol measures: the softmax over the ca
 log-probabilities.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
+from torch import nn
 
+from llmrec.errors import RecipeError
 from llmrec.methods.method import Job, Method, Trees, alone
 from llmrec.methods.plain import importance_of, softmax_of
-from llmrec.model.losses import ListwiseLoss
+from llmrec.model.losses import KeptValues, ListwiseLoss, Loss
 from llmrec.text.letters import letter_ids
 from llmrec.text.tree import Segment, TokenTree
 
@@ -47,4 +51,26 @@ def loss(job: Job) -> ListwiseLoss:
     )
 
 
-LISTWISE = Method(lambda _: {"train": alone}, candidate_rows, loss, compared=(1,))
+def with_retriever(job: Job, _: Trees, __: nn.Module, loss: Loss) -> Loss:
+    """The loss in which the retriever's log-probabilities stand beside the model's.
+
+    Raises RecipeError for a retriever that has seen the targets, or none.
+    """
+    asked = job.recipe.objective.listwise
+    if asked.fusion == 0:
+        return loss
+    known = None if job.proposed is None else job.proposed.log_q
+    if known is None or job.prompting is None or np.isnan(known).any():
+        raise RecipeError(
+            "objective.listwise.fusion needs a retriever that can tell what it would say without "
+            "the target: data.candidates.from markov, or data.candidates.folds of 2 or more"
+        )
+    places = job.prompting.candidates == np.array([w.target for w in job.windows])[:, None]
+    order = np.argsort(~places, axis=1, kind="stable")  # as rows have it: the target first
+    values = -asked.tau * asked.fusion * np.take_along_axis(known, order, axis=1)
+    return replace(loss, reference=KeptValues(torch.from_numpy(values)))  # type: ignore[call-arg]
+
+
+LISTWISE = Method(
+    lambda _: {"train": alone}, candidate_rows, loss, compared=(1,), begin=with_retriever
+)

@@ -16,11 +16,11 @@ from torch import nn
 from llmrec import stopping
 from llmrec.data.candidates import draw_candidates
 from llmrec.data.catalog import Catalog
-from llmrec.data.records import Examples, Interactions, Ints
+from llmrec.data.records import Examples, Interactions
 from llmrec.errors import RecipeError
 from llmrec.inference.from_recipe import encoder_of
 from llmrec.inference.prompting import Prompting, prompting_of
-from llmrec.methods.proposed import with_proposed
+from llmrec.methods.proposed import Proposed, with_proposed
 from llmrec.methods.windows import Window, as_examples, training_windows
 from llmrec.model.curriculum import Mixture
 from llmrec.model.losses import Loss
@@ -62,15 +62,15 @@ class Job:
     encoder: PromptEncoder
     windows: Sequence[Window]
     chosen: int | None = None
-    proposed: Ints | None = None  # (windows, C) candidates of a retriever
+    proposed: Proposed | None = None
 
     @staticmethod
     def of(recipe: Recipe, folder: RunFolder) -> "Job":
         """The training of a recipe in a run whose data are prepared."""
         encoder = encoder_of(recipe, Catalog.read(folder.items), folder)
         train = Examples.read(folder.examples("train"))
-        windows, proposed = with_proposed(recipe, folder, training_windows(recipe, train))
-        return Job(recipe, folder, encoder, windows, proposed=proposed)
+        proposed = with_proposed(recipe, folder, training_windows(recipe, train))
+        return Job(recipe, folder, encoder, proposed.windows, proposed=proposed)
 
     def only(self, number: int) -> "Job":
         """The same of which the row of one window alone is asked for, to be looked at."""
@@ -94,9 +94,9 @@ class Job:
             return None
         asked = as_examples(self.asked, Interactions.read(folder.interactions))
         candidates = None
-        if self.proposed is not None:
+        if self.proposed is not None and self.proposed.candidates is not None:
             rows = slice(None) if self.chosen is None else [self.chosen]
-            candidates = self.proposed[rows]
+            candidates = self.proposed.candidates[rows]
         elif recipe.data.candidates is not None:
             count = recipe.data.candidates.count
             candidates = draw_candidates(

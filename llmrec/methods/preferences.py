@@ -9,37 +9,24 @@ another that starts from the same weights with the same rows, do not read them a
 import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from llmrec.data.batching import batches
 from llmrec.inference.engine import TREE_TOKENS
 from llmrec.methods.listwise import candidate_rows
 from llmrec.methods.method import Job, Method, Trees, alone
 from llmrec.methods.plain import importance_of, softmax_of
-from llmrec.model.losses import DPOLoss, Loss, SDPOLoss, WholeStepLoss
+from llmrec.model.losses import DPOLoss, KeptValues, Loss, SDPOLoss, WholeStepLoss
 from llmrec.model.softmax import Softmax
 from llmrec.runs import cached
 from llmrec.runs.processes import gathered, processes, share_of
 from llmrec.text.tree import TokenTree
 
 log = logging.getLogger("llmrec")
-
-
-@dataclass(frozen=True)
-class KeptValues:
-    """The reference's log-probabilities (R, n) of the n branches of each training row."""
-
-    values: Tensor
-
-    def __call__(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
-        """(G,) those of a batch's branches; the model is not read."""
-        rows = batch["row_numbers"]
-        return self.values.to(rows.device)[rows].flatten().to(torch.float32)
 
 
 def with_reference(job: Job, rows: Trees, model: nn.Module, loss: Loss) -> Loss:

@@ -6,8 +6,10 @@ from functools import cache
 import numpy as np
 from torch import nn
 
+from llmrec.data.candidates import candidate_nll, read_log_q
 from llmrec.data.records import Examples
 from llmrec.decoding.beam import Ranking
+from llmrec.decoding.fusion import fused
 from llmrec.errors import LlmrecError
 from llmrec.evaluation.intervals import mean_interval
 from llmrec.evaluation.metrics import hit_rate, ndcg
@@ -38,6 +40,9 @@ def validation_of(
     closed = closed_items(histories, decode.filter_seen)
     grounded = TextGrounding(recipe, encoder)
 
+    beside, log_q = recipe.objective.listwise, None
+    if beside is not None and beside.fusion > 0:
+        log_q = read_log_q(folder.candidates("valid"))
     engine_of = live_engine(encoder, decode)
 
     @cache
@@ -52,6 +57,9 @@ def validation_of(
         if prompting.candidates is not None:
             found = engine.choose(prompts, prompting.candidates, valid.targets)
             lists, nll = found.rankings, found.nll
+            if beside is not None and log_q is not None:
+                lists, summed = fused(lists, prompting.candidates, log_q, beside.fusion)
+                nll = candidate_nll(summed, prompting.candidates, valid.targets)
         elif wanted.metric != "nll" and wanted.answer == "constrained":
             found = engine.rank(prompts, closed, targets=valid.targets)
             lists, nll = found.rankings, found.nll

@@ -53,6 +53,18 @@ class Loss:
 
 
 @dataclass(frozen=True)
+class KeptValues:
+    """A reference that was read before: (R, n) its values of each training row's n branches."""
+
+    values: Tensor
+
+    def __call__(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
+        """(G,) those of a batch's branches; the model is not read."""
+        rows = batch["row_numbers"]
+        return self.values.to(rows.device)[rows].flatten().to(torch.float32)
+
+
+@dataclass(frozen=True)
 class StepLoss:
     """The loss of a step, and by name what it is made of; each a () tensor."""
 

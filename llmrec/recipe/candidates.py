@@ -30,10 +30,14 @@ class Candidates(_WithSource):  # type: ignore[valid-type, misc]
 
     count: Annotated[int, Field(ge=2, le=MOST)] = 20
     """How many there are."""
+    folds: Annotated[int, Field(ge=0, le=MOST)] = 0
+    """Of a retriever that cannot tell what it would say without the target, as a network: training
+    rows are proposed for by one fitted to the users of the other folds; 0 or 1: by itself, where
+    the target takes a place drawn uniformly."""
     keep_missed: bool = False
     """Whether training rows are kept whose target the retriever would not have proposed without
-    having counted it; the target then stands in the place of the last one. Of markov; others have
-    seen what they would propose, and every row is kept."""
+    having counted it; the target then stands in the place of the last one. One that cannot tell
+    keeps every row."""
 
     @property
     def retriever(self) -> str | None:

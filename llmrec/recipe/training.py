@@ -13,6 +13,10 @@ class Listwise(Section):
 
     tau: Positive = 1.0
     """Temperature of that softmax."""
+    fusion: NotNegative = 0.0
+    """Weight of the retriever's log-probabilities beside the model's, so that the model learns what
+    the retriever lacks; 0: none. Needs one that can tell what it would say without the target, as
+    markov can."""
 
 
 class DPO(Section):

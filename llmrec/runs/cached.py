@@ -7,6 +7,7 @@ from llmrec.runs.folder import RunFolder
 from llmrec.runs.identity import base_content, data_content, weights_content
 from llmrec.runs.made import MODEL, TRAINING_DATA, start_of
 
+_PROPOSED = ("data.candidates.from", "data.candidates.count", "data.candidates.folds")
 _SOFTMAX = ("objective.name", "objective.tau", "objective.head")
 
 
@@ -31,6 +32,13 @@ def proposals(recipe: Recipe, folder: RunFolder, rows: str) -> Artifact:
     return Artifact(
         cache.cache_root() / "proposals" / "candidates.npy",
         recipe,
-        ("seed", "data.candidates.from", "data.candidates.count", "decode.filter_seen"),
+        (
+            "seed",
+            "data.candidates.from",
+            "data.candidates.count",
+            "data.candidates.folds",
+            "decode.filter_seen",
+        ),
         contents={"rows": rows, **data_content(folder, *TRAINING_DATA, "retriever.json")},
+        version=3,
     ).named_by_key()

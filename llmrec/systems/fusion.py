@@ -12,11 +12,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import log_softmax
 
 from llmrec.data.candidates import candidate_nll, read_candidates, read_log_q
-from llmrec.decoding.beam import Ranking
-from llmrec.decoding.candidates import candidate_ranking
+from llmrec.decoding.fusion import ranked, scores_of
 from llmrec.errors import LlmrecError
 from llmrec.evaluation.metrics import ndcg
 from llmrec.recipe.systems import System
@@ -36,26 +34,6 @@ class Fusion:
 
     weight: float
     described: dict[str, Any] = field(default_factory=dict)
-
-    def ranked(
-        self, rankings: Sequence[Ranking], candidates: Items, log_q: Doubles
-    ) -> tuple[list[Ranking], Doubles]:
-        """The candidates (U, C) anew, of which a language model gave the rankings.
-
-        Also (U, C) the log-probabilities, which sum to 1 over each user's candidates.
-        """
-        summed = log_softmax(scores_of(rankings, candidates) + self.weight * log_q, axis=1)
-        found = [candidate_ranking(*row) for row in zip(candidates, summed, strict=True)]
-        return found, summed
-
-
-def scores_of(rankings: Sequence[Ranking], candidates: Items) -> Doubles:
-    """(U, C) the scores of rankings in the order of the candidates."""
-    scores = np.empty(candidates.shape)
-    for row, (ranking, among) in enumerate(zip(rankings, candidates, strict=True)):
-        order = np.argsort(ranking.positions)
-        scores[row] = ranking.scores[order][np.searchsorted(ranking.positions[order], among)]
-    return scores
 
 
 def chosen_fusion(resources: Resources, system: System) -> Fusion:
@@ -106,7 +84,7 @@ def compared(
             for scale in SCALES
         ]
         nll[weight] = float(min(costs))
-        lists = [candidate_ranking(*r).positions for r in zip(candidates, summed, strict=True)]
+        lists = [ranking.positions for ranking in ranked(candidates, summed)]
         gain[weight] = float(ndcg(lists, targets, CHOSEN_AT).mean())
     return nll, gain
 

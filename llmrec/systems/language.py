@@ -11,6 +11,7 @@ from llmrec.data import sealed
 from llmrec.data.batching import Batch
 from llmrec.data.candidates import candidate_nll, read_log_q
 from llmrec.data.files import write_json
+from llmrec.decoding.fusion import fused
 from llmrec.evaluation.predictions import LEAKY, Predictions, SystemInfo
 from llmrec.inference.engine import Engine, Ranked, closed_items, plan_of
 from llmrec.inference.prompting import Prompting
@@ -57,8 +58,8 @@ def predictions_of(resources: Resources, system: System, split: str) -> Predicti
             found = engine.choose(prompts, prompting.candidates, targets)
             if fusion is not None:
                 among = prompting.candidates
-                rankings, fused = fusion.ranked(found.rankings, among, log_q[batch])
-                found = Ranked(rankings, candidate_nll(fused, among, targets))
+                rankings, summed = fused(found.rankings, among, log_q[batch], fusion.weight)
+                found = Ranked(rankings, candidate_nll(summed, among, targets))
         else:
             found = engine.rank(
                 prompts,

@@ -21,8 +21,7 @@ from llmrec.data.batching import Batch
 from llmrec.data.candidates import candidate_nll, read_candidates, read_log_q
 from llmrec.data.files import write_json
 from llmrec.data.records import Bools, Ints
-from llmrec.decoding.beam import Ranking
-from llmrec.decoding.candidates import candidate_ranking
+from llmrec.decoding.fusion import fused, ranked
 from llmrec.evaluation.predictions import Predictions, SystemInfo
 from llmrec.inference.candidate_retriever import CandidateRetriever
 from llmrec.inference.engine import Engine
@@ -106,15 +105,15 @@ def predictions_of(resources: Resources, system: System) -> Predictions | None:
     candidates, log_q = read_candidates(path), read_log_q(path)
     scores = log_softmax(log_q, axis=1)
 
-    def ranked(
+    def reranked(
         engine: Engine, prompting: Prompting, batch: Batch, selected: list[Selected]
     ) -> list[dict[str, Any]]:
         among = candidates[rows[batch]]
         found = engine.choose(prompting.ids(selected), among).rankings
-        _, fused = fusion.ranked(found, among, log_q[rows[batch]])
-        return [{"scores": row} for row in fused.tolist()]
+        _, summed = fused(found, among, log_q[rows[batch]], fusion.weight)
+        return [{"scores": row} for row in summed.tolist()]
 
-    answers, seconds = answered(resources, system, "test", ranked, rows)
+    answers, seconds = answered(resources, system, "test", reranked, rows)
     if not resources.language.is_main_process:
         return None
     if len(rows):
@@ -136,7 +135,7 @@ def predictions_of(resources: Resources, system: System) -> Predictions | None:
         resources.provenance(system),
     )
     write_json(resources.folder.routed(system.name), weak.tolist())
-    rankings = lists(candidates, scores)
+    rankings = ranked(candidates, scores)
     discard(resources.batch_files(system, "test"))
     return Predictions.of(
         info,
@@ -145,8 +144,3 @@ def predictions_of(resources: Resources, system: System) -> Predictions | None:
         [ranking.scores for ranking in rankings],
         candidate_nll(scores, candidates, test.targets),
     )
-
-
-def lists(candidates: Ints, scores: Doubles) -> list[Ranking]:
-    """The candidates (U, C) by their scores (U, C)."""
-    return [candidate_ranking(*row) for row in zip(candidates, scores, strict=True)]

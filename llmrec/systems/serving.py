@@ -16,6 +16,7 @@ from llmrec.baselines.ranking import WithoutItems, without_items
 from llmrec.data import sealed
 from llmrec.data.records import Examples, concatenated, offsets_of
 from llmrec.decoding.beam import Ranking
+from llmrec.decoding.fusion import fused, ranked
 from llmrec.errors import LlmrecError
 from llmrec.inference.engine import Engine, closed_items
 from llmrec.inference.prompting import Prompting, demonstrated
@@ -186,8 +187,8 @@ class SearchedAnswer:
         self.resources, self.engine, self.prompts = resources, engine, prompts
         guided = system.way == "guided"
         self.guidance = served_guidance(resources, system) if guided else None
-        fused = system.way in ("fused", "routed")
-        self.fusion = served_fusion(resources, system) if fused else None
+        adds = system.way in ("fused", "routed")
+        self.fusion = served_fusion(resources, system) if adds else None
 
     def __call__(self, requests: Requests, k: int) -> list[Ranking]:
         requests = with_proposed(self.resources, requests)
@@ -196,7 +197,7 @@ class SearchedAnswer:
             rankings = self.engine.choose(prompts, requests.candidates).rankings
             if self.fusion is not None and self.resources.retriever is not None:
                 log_q = self.resources.retriever.log_q(requests.histories, requests.candidates)
-                rankings, _ = self.fusion.ranked(rankings, requests.candidates, log_q)
+                rankings, _ = fused(rankings, requests.candidates, log_q, self.fusion.weight)
             return [Ranking(r.positions[:k], r.scores[:k], r.certified) for r in rankings]
         q, weight = self._guiding(requests)
         closed = self._closed(requests)
@@ -252,7 +253,7 @@ class _Routed:
         assert requests.candidates is not None  # noqa: S101  proposed
         assert self.retriever is not None  # noqa: S101  a rule of recipes
         log_q = self.retriever.log_q(requests.histories, requests.candidates)
-        found = routing.lists(requests.candidates, log_softmax(log_q, axis=1))
+        found = ranked(requests.candidates, log_softmax(log_q, axis=1))
         rows = np.flatnonzero(self.routing.weak(requests.histories, requests.users))
         weak = replace(
             requests,

@@ -1,9 +1,12 @@
 """The loss of a step over candidates: read together or in parts, it is the same."""
 
+from math import log2
+
 import numpy as np
 import pytest
 import torch
 
+from llmrec.model.group_losses import GroupLoss
 from llmrec.model.losses import ConformalLoss, DPOLoss, ListwiseLoss, Loss, SDPOLoss
 from llmrec.model.row_order import FILLER, RowOrder
 from llmrec.model.set_losses import log_threshold, set_distance, set_size
@@ -237,15 +240,35 @@ def test_rows_of_another_form_are_refused():
     )
 
 
-def listed(count):
-    """Rows of one prompt, a target and three other titles behind it."""
+def drawn_items(rng, again):
+    items = rng.permutation(8)[:SIZE]
+    items[2] = items[0] if again else items[2]
+    return items
+
+
+def rewarded(values, items):
+    """The loss of groups behind targets, a row after the other, from its definition."""
+    total, discounts = 0.0, [1 / log2(i + 2) for i in range(SIZE)]
+    for v, i in zip(values, items, strict=True):
+        hits = [float(item == i[0]) for item in i[1:]]
+        miss = [-d / sum(discounts[: len(hits)]) for d in discounts]
+        rewards = [hit or miss[place] for place, hit in enumerate(hits)]
+        advantage = (torch.tensor(rewards) - np.mean(rewards)) / np.std(rewards)
+        lead = -(torch.tensor(i[1:]) ** 1.5) - v[1:]
+        total = total - (advantage * (v[1:] - v[1:].detach()).exp()).mean() / 3
+        total = total + 0.3 * (lead.exp() - lead - 1).mean() / 3
+    return total
+
+
+def listed(count, again=False):
+    """Rows of one prompt, a target and three other titles behind it; `again`: it is one of them."""
     rng = np.random.default_rng(1)
     made = []
     for number in range(count):
         prompt = Segment(rng.integers(10, 60, 4 + 3 * number).astype(np.int32))
         some = [
             Segment(COMPLETIONS[item], 0, int(item), kind=min(place, 1))
-            for place, item in enumerate(rng.permutation(8)[:SIZE])
+            for place, item in enumerate(drawn_items(rng, again))
         ]
         made.append(TokenTree((prompt, *some)))
     return made
@@ -296,12 +319,13 @@ def elsewhere(model, batch):
                 for j in range(1, SIZE)
             ),
         ),
+        (GroupLoss(softmax(), beta=0.3, reference=elsewhere), rewarded),
     ],
-    ids=["listwise", "by_propensity", "sdpo", "dpo"],
+    ids=["listwise", "by_propensity", "sdpo", "dpo", "rewards"],
 )
 def test_a_loss_over_the_whole_step_is_one_object(tiny_llama, loss, plain):
     """Read in two passes, however the step is cut, it is what its definition gives in one."""
-    some = listed(3)
+    some = listed(3, again=isinstance(loss, GroupLoss))
     alone = [read_alone(tiny_llama, loss, row) for row in some]
     whole = plain(alone, [items_of(row) for row in some])
     expected, total = gradient_of(tiny_llama, whole), float(whole.detach())

@@ -48,11 +48,11 @@ CASES = {
     "rerank": (
         OF_LANGUAGE
         | {
-            "data.candidates": {"from": "markov", "count": 3, "keep_missed": True},
+            "data.candidates": {"from": "popularity", "count": 3, "folds": 2, "keep_missed": True},
             "baselines.trials": 1,
             "train.max_steps": 2,
         },
-        ["start", "sft", "listwise", "sdpo", "grpo"],
+        ["start", "sft", "listwise", "residual", "sdpo", "grpo"],
     ),
 }
 

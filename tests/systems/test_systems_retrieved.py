@@ -115,6 +115,7 @@ def test_training_candidates_are_those_of_a_log_that_ends_before_the_target(reci
     model = chosen_markov(folder)
     popularity = model.fit(log, 12).popularity
     kept = {(w.row): row for w, row in zip(job.windows, job.prompting.candidates, strict=True)}
+    log_q = {w.row: row for w, row in zip(job.windows, job.proposed.log_q, strict=True)}
     missed = 0
     for window, example in zip(windows, as_examples(windows, log), strict=True):
         rows = np.arange(len(log))
@@ -130,6 +131,7 @@ def test_training_candidates_are_those_of_a_log_that_ends_before_the_target(reci
                 assert window.row not in kept
                 continue
         assert sorted(kept[window.row].tolist()) == sorted(proposed)
+        np.testing.assert_allclose(log_q[window.row], np.log(p[kept[window.row]]), atol=1e-9)
     assert missed > 3
 
 
@@ -147,6 +149,37 @@ def test_a_retriever_that_has_seen_the_target_gives_its_place_away_to_chance(rec
             [missing] = set(first) - set(row)
             left_out.append(first.index(missing))
     assert {*left_out} == {0, 1, 2}
+
+
+@pytest.mark.parametrize("name", ["popularity", "sasrec"])
+def test_folds_propose_by_what_others_chose(recipe_of, name):
+    recipe, folder = recipe_of(
+        *FROM,
+        f"data.candidates.from={name}",
+        "data.candidates.folds=3",
+        "data.candidates.keep_missed=true",
+        "baselines.trials=1",
+        "rows.every=item",
+    )
+    prepare.run(recipe, folder)
+    job, log = Job.of(recipe, folder), Interactions.read(folder.interactions)
+    folds = CandidateRetriever.folds_of(recipe, folder)
+    assert np.sum([fold.users for fold in folds], axis=0).tolist() == [1] * len(log.user_ids)
+    assert np.isfinite(job.proposed.log_q).all()
+    if name == "sasrec":
+        return
+    smoothing = json.loads(folder.retriever.read_text("utf-8"))["chosen"]["smoothing"]
+    whole = as_examples(job.windows, log)
+    rows = zip(job.windows, whole, job.proposed.candidates, job.proposed.log_q, strict=True)
+    for window, example, row, log_q in rows:
+        [fold] = [fold for fold in folds if fold.users[log.user[window.row]]]
+        counts = np.bincount(log.position[~fold.users[log.user]], minlength=12) + smoothing
+        counts[example.history] = 0
+        proposed = best(counts, example.history.tolist(), 3)
+        if example.target not in proposed:
+            proposed = [*proposed[:2], example.target]
+        assert sorted(row.tolist()) == sorted(proposed)
+        np.testing.assert_allclose(log_q, np.log(counts[row] / counts.sum()))
 
 
 def test_equal_prompts_with_different_targets_have_rows_of_their_own(recipe_of):
@@ -176,7 +209,8 @@ def test_what_is_proposed_is_found_once_for_all_runs_of_the_same_data(
         recipe, folder = recipe_of(*FROM, f"name={name}", "rows.every=item", *more)
         prepare.run(recipe, folder)
         job = Job.of(recipe, folder)
-        found.append({w.row: sorted(p) for w, p in zip(job.windows, job.proposed, strict=True)})
+        pairs = zip(job.windows, job.proposed.candidates, strict=True)
+        found.append({window.row: sorted(proposed) for window, proposed in pairs})
     assert len(asked) == len(list(proposals.glob("candidates-*.npy"))) == 2
     assert len(found[0]) < len(found[1])
     assert found[0].items() <= found[1].items()

@@ -82,6 +82,7 @@ SCRIPTS = {
         ("answers", "softmax", "prompt_tokens"),
     ),
     "candidates": Bench(("--users", "1", "--repeats", "3", "--titles", "with-year"), ("softmax",)),
+    "rerank": Bench(("--users", "8", "--repeats", "3"), ()),
     "catalog": Bench(
         ("--sizes", "1e3", "1e5", "1e6", "--beams", "5", "20", "--prompts", "75", "300"),
         (),
