@@ -106,9 +106,14 @@ def problem(place: Path) -> str | None:
 
 
 def facts(place: Path) -> dict[str, Any]:
-    """The manifest of a sealed folder or file."""
-    loaded: dict[str, Any] = json.loads(manifest_of(place).read_text("utf-8"))
-    return loaded
+    """The manifest of a sealed folder or file. Raises DataError for one that is no JSON object."""
+    path = manifest_of(place)
+    try:
+        return dict(json.loads(path.read_text("utf-8")))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise DataError(
+            f"{path} is damaged ({error}); run the command that made {place} again, or remove it"
+        ) from None
 
 
 def newest(root: Path, prefix: str) -> tuple[Path | None, list[str]]:

@@ -76,6 +76,12 @@ def read_predictions(
     notes = []
     if missing:
         notes.append(f"In the recipe but without predictions: {', '.join(missing)}.")
+        log.warning(
+            "%s: no predictions of %s, which the recipe names and are left out; run `llmrec "
+            "recommend` for them",
+            folder.root,
+            ", ".join(missing),
+        )
     if others:
         notes.append(f"Not in the recipe, taken as found: {', '.join(others)}.")
     data = folder.provenance(recipe)["data"]

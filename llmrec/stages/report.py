@@ -94,6 +94,8 @@ def _report(
         )
     table, k = MetricTable.from_json(metrics["table"]), metrics["evaluate"]["main_k"]
     lines = [line for line in read_log(folder.train_log) if "step" in line]
+    if not lines and folder.adapter.is_dir():
+        log.warning("report: %s is not there, so curves are left out", folder.train_log)
     best = metrics["best_baseline"]
     curves = [
         ("Loss of the training rows, by optimiser step.", loss_curve(lines)),

@@ -107,7 +107,8 @@ def test_200_mutations_under_every_verb(trained, forks, histories, tmp_path, cap
             if "Traceback" in errors:
                 wrong.append(f"{where}: traceback {errors[-700:]}")
             elif code != 0:
-                verdict = "refused" if "error: " in errors else "silent end"
+                said = "error: " in errors or (name == "check leakage" and printed)
+                verdict = "refused" if said else "silent end"
                 found[verdict] = found.get(verdict, 0) + 1
                 if verdict != "refused":
                     wrong.append(f"{where}: exit {code} without a word")

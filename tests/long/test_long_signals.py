@@ -28,7 +28,7 @@ def verbs(path, folder, histories):
         "validate": ["validate", path],
         "train": ["train", path],
         "train --dry-run": ["train", path, "--dry-run"],
-        "retrieve": ["retrieve", path, "demonstrations={}"],
+        "retrieve": ["retrieve", path, "demonstrations={}", "prompt.task=similar_users"],
         "recommend": ["recommend", path],
         "recommend --histories": ["recommend", path, "--histories", histories],
         "--out": ["recommend", path, "--histories", histories, "--out", f"{out}.jsonl"],
