@@ -3,12 +3,20 @@ and SmolLM2 where it has been fetched."""
 
 import os
 import random
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches a network
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
+from hypothesis import settings
+from hypothesis.database import DirectoryBasedExampleDatabase
+
+# What hypothesis found is kept with the tests, and tried first from then on.
+_EXAMPLES = Path(__file__).parent / "regressions" / "examples"
+settings.register_profile("llmrec", database=DirectoryBasedExampleDatabase(_EXAMPLES))
+settings.load_profile("llmrec")
 
 TEXT = (
     "the a of and in to man night day love last dark star city dead blue red time world girl boy "

@@ -31,7 +31,7 @@ def verbs(path, folder, histories):
         "retrieve": ["retrieve", path, "demonstrations={}", "prompt.task=similar_users"],
         "recommend": ["recommend", path],
         "recommend --histories": ["recommend", path, "--histories", histories],
-        "--out": ["recommend", path, "--histories", histories, "--out", f"{out}.jsonl"],
+        "--out": ["recommend", path, "--histories", histories, "--out", f"{out}.csv"],
         "evaluate": ["evaluate", path],
         "report": ["report", path],
         "export": ["export", path],
