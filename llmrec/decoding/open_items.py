@@ -22,7 +22,7 @@ class OpenItems:
 
     `closed`: U arrays of positions that may not be recommended (items already seen).
     `probabilities` (U, N): a baseline's, rows summing to 1 over each user's open items; guides the
-    search and is optional.
+    search and is optional. `shut` (M,): positions that nobody may be recommended, however many.
     """
 
     def __init__(
@@ -30,11 +30,16 @@ class OpenItems:
         trie: TitleTrie,
         closed: Sequence[npt.NDArray[np.integer]],
         probabilities: Doubles | None = None,
+        shut: npt.NDArray[np.integer] | None = None,
     ) -> None:
         self.trie, self.users = trie, len(closed)
         self._stride = len(trie) + 1
-        keys = [user * self._stride + trie.rank[np.unique(c)] for user, c in enumerate(closed)]
-        self._closed = np.sort(np.concatenate(keys).astype(np.int64))
+        self._shut = np.zeros(0, np.int64)
+        if shut is not None:
+            self._shut = np.sort(trie.rank[np.unique(shut)]).astype(np.int64)
+        ranks = [trie.rank[np.unique(c)].astype(np.int64) for c in closed]
+        keys = [user * self._stride + r[~self._is_shut(r)] for user, r in enumerate(ranks)]
+        self._closed = np.sort(np.concatenate(keys))
         self._cumulative = None
         if probabilities is not None:
             sums = np.cumsum(probabilities[:, trie.items], axis=1)
@@ -47,7 +52,8 @@ class OpenItems:
         closed = np.searchsorted(self._closed, base + high) - np.searchsorted(
             self._closed, base + low
         )
-        return (high - low - closed).astype(np.int64)
+        shut = np.searchsorted(self._shut, high) - np.searchsorted(self._shut, low)
+        return (high - low - closed - shut).astype(np.int64)
 
     def log_mass(self, users: Longs, nodes: Longs) -> Doubles:
         """(C,) log of the baseline's probability of the items of `nodes[c]` for `users[c]`."""
@@ -59,15 +65,23 @@ class OpenItems:
     def items_at(self, user: int, node: int) -> npt.NDArray[np.int32]:
         """Open positions that end exactly at `node`, lowest first."""
         items = self.trie.items_at(node)
-        at = np.searchsorted(self._closed, user * self._stride + self.trie.rank[items])
-        taken = np.append(self._closed, -1)[at] == user * self._stride + self.trie.rank[items]
+        ranks = self.trie.rank[items].astype(np.int64)
+        taken = _holds(self._closed, user * self._stride + ranks) | self._is_shut(ranks)
         return items[~taken]
+
+    def _is_shut(self, ranks: Longs) -> npt.NDArray[np.bool_]:
+        return _holds(self._shut, ranks)
 
     def children(self, users: Longs, nodes: Longs) -> tuple[Longs, Longs]:
         """Children with open items of B (user, node) pairs: (C,) child nodes, (C,) index in B."""
         child, owner = self.trie.children_of(nodes)
         keep = self.count(users[owner], child) > 0
         return child[keep], owner[keep]
+
+
+def _holds(ascending: Longs, values: Longs) -> npt.NDArray[np.bool_]:
+    """Which of some values an ascending array has; none of them is negative."""
+    return np.append(ascending, -1)[np.searchsorted(ascending, values)] == values
 
 
 def segment_log_softmax(values: Doubles, owner: Longs) -> Doubles:

@@ -100,17 +100,18 @@ class Engine:
         targets: Items | None = None,
         probabilities: Doubles | None = None,
         weight: float = 1.0,
+        shut: Items | None = None,
     ) -> Ranked:
         """The `top_k` items of the catalog behind each of E prompts, by default as `decode` says.
 
-        `closed` (E): positions that may not come out. `targets` (E,): what their likelihood under
-        the decoder is wanted of. `weight` of the model against `probabilities` (E, N), a
-        baseline's, for guidance.
+        `closed` (E): positions that may not come out, `shut` (M,): those that may for nobody.
+        `targets` (E,): what their likelihood under the decoder is wanted of. `weight` of the model
+        against `probabilities` (E, N), a baseline's, for guidance.
         """
         wanted = self.decode.top_k if top_k is None else top_k
 
         def ask(shared: SharedPrompt, batch: Batch) -> Iterable[tuple[Ranking, float]]:
-            open_items = self._open_items(closed, probabilities, batch)
+            open_items = self._open_items(closed, probabilities, batch, shut)
             found = self._searched(shared, open_items, wanted, weight)
             if targets is None:
                 return [(ranking, np.nan) for ranking in found]
@@ -176,6 +177,7 @@ class Engine:
         closed: Sequence[Items],
         targets: Items,
         probabilities: Doubles | None = None,
+        shut: Items | None = None,
     ) -> Iterator[tuple[Batch, PathScores]]:
         """The choices on the way to each target, batch by batch with the numbers of its prompts.
 
@@ -187,7 +189,7 @@ class Engine:
 
         def ask(batch: Batch) -> list[tuple[Batch, PathScores]]:
             shared = self._shared_prompt(prompts, batch, beginning)
-            open_items = self._open_items(closed, probabilities, batch)
+            open_items = self._open_items(closed, probabilities, batch, shut)
             return [(batch, self._paths(shared, targets[batch], open_items))]
 
         for batch in plan_of(prompts, self.decode):
@@ -267,10 +269,14 @@ class Engine:
         return SharedPrompt(self.model, [prompts[i] for i in batch], beginning, self._steps)
 
     def _open_items(
-        self, closed: Sequence[Items], probabilities: Doubles | None, batch: Batch
+        self,
+        closed: Sequence[Items],
+        probabilities: Doubles | None,
+        batch: Batch,
+        shut: Items | None = None,
     ) -> OpenItems:
         q = None if probabilities is None else probabilities[batch]
-        return OpenItems(self.encoder.trie, [closed[i] for i in batch], q)
+        return OpenItems(self.encoder.trie, [closed[i] for i in batch], q, shut)
 
     def _paths(self, shared: SharedPrompt, targets: Items, open_items: OpenItems) -> PathScores:
         completions = self.encoder.completions

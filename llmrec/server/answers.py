@@ -25,12 +25,12 @@ LIKE = 200_000  # titles, at most, that are searched for words of like letters
 
 @dataclass(frozen=True)
 class Ask:
-    """What requests that are answered together have in common; `closed`: positions nobody is
-    given. `explain`: not a list is wanted but how it comes about."""
+    """What requests that are answered together have in common; `closed`: the bytes of the int32
+    positions that nobody is given. `explain`: not a list is wanted but how it comes about."""
 
     system: str
     top_k: int
-    closed: tuple[int, ...] = ()
+    closed: bytes = b""
     explain: bool = False
 
 
@@ -57,7 +57,7 @@ class Answers:
         """For each history `items`, or what explains them; with the `seconds` that all took."""
         assert isinstance(ask, Ask)  # noqa: S101
         recommender = self._of(ask.system)
-        closed = np.array(ask.closed, np.int32) if ask.closed else None
+        closed = np.frombuffer(ask.closed, np.int32) if ask.closed else None
         if ask.explain:
             return [
                 {"explained": recommender.explain(Requests([one], closed=closed), ask.top_k)}

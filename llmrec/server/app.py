@@ -179,7 +179,7 @@ def application(answers: Answers, limits: Limits = Limits(), hosts: Sequence[str
             closed = np.union1d(closed, more)
         if len(closed) == len(answers.catalog):
             raise LlmrecError("every item is excluded or no candidate; nothing is left")
-        ask = Ask(system, top_k, tuple(closed.tolist()), explain)
+        ask = Ask(system, top_k, closed.astype(np.int32).tobytes(), explain)
         return ask, [one for one, _ in found], [notices for _, notices in found]
 
     @app.post("/recommend", response_model=RecommendResponse)

@@ -58,13 +58,14 @@ def search_tree(
     listed: Items,
     probabilities: npt.NDArray[np.float64] | None = None,
     weight: float = 1.0,
+    shut: Items | None = None,
 ) -> dict[str, Any]:
     """The choices on the way to the `listed` (K,) items behind a prompt, as a tree.
 
     A node: `text` of its tokens, `p` of it at its choice, `log_p` of the whole way, `open` items
     below, `items` that end there, whether a listed one lies below (`listed`), `children`, most
     probable first, and `rest`: how many continuations are not named and their probability.
-    `closed`, `probabilities` (1, N) and `weight`: as the engine's `rank` has them.
+    `closed`, `probabilities` (1, N), `weight` and `shut`: as the engine's `rank` has them.
     """
     count, encoder = len(listed), engine.encoder
     choices: dict[int, _Choice] = {}
@@ -72,9 +73,9 @@ def search_tree(
     for target in listed.tolist():
         on_the_way.update(encoder.trie.walk(encoder.completions[target]).tolist())
     q = None if probabilities is None else np.repeat(probabilities, count, axis=0)
-    for _, scores in engine.paths([prompt.ids] * count, [closed] * count, listed, q):
+    for _, scores in engine.paths([prompt.ids] * count, [closed] * count, listed, q, shut):
         choices |= _choices(scores, weight)
-    open_items = OpenItems(encoder.trie, [closed], probabilities)
+    open_items = OpenItems(encoder.trie, [closed], probabilities, shut)
     return _Tree(encoder, catalog, open_items, choices, on_the_way).node([], TREE_ROOT, 1.0, 0.0)
 
 

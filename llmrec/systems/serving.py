@@ -200,8 +200,9 @@ class SearchedAnswer:
                 rankings, _ = fused(rankings, requests.candidates, log_q, self.fusion.weight)
             return [Ranking(r.positions[:k], r.scores[:k], r.certified) for r in rankings]
         q, weight = self._guiding(requests)
-        closed = self._closed(requests)
-        found = self.engine.rank(prompts, closed, k, probabilities=q, weight=weight)
+        found = self.engine.rank(
+            prompts, self._closed(requests), k, probabilities=q, weight=weight, shut=requests.closed
+        )
         return found.rankings
 
     def explain(self, requests: Requests, k: int) -> dict[str, Any]:
@@ -228,7 +229,7 @@ class SearchedAnswer:
 
     def _closed(self, requests: Requests) -> list[Items]:
         filter_seen = self.resources.recipe.decode.filter_seen
-        return closed_items(requests.histories, filter_seen, requests.closed)
+        return closed_items(requests.histories, filter_seen)
 
     def _guiding(self, requests: Requests) -> tuple[npt.NDArray[np.float64] | None, float]:
         """The guide's probabilities (U, N), and the weight of the model beside them."""

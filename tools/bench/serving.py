@@ -19,9 +19,9 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from pathlib import Path
 
-import httpx
 import numpy as np
 
 from llmrec.data.catalog import Catalog
@@ -77,9 +77,9 @@ class Served:
         end = time.monotonic() + 120
         while True:
             try:
-                httpx.get(f"{self.address}/health").raise_for_status()
-                return self
-            except httpx.TransportError:
+                with urllib.request.urlopen(f"{self.address}/health"):  # noqa: S310
+                    return self
+            except OSError:
                 if self._process.poll() is not None or time.monotonic() > end:
                     sys.exit("the server did not start")
                 time.sleep(0.2)
@@ -90,15 +90,56 @@ class Served:
             sys.exit(f"the server ended with {self._process.returncode}")
 
 
+class Connection:
+    """One kept HTTP connection, which asks as little of the processor as can be."""
+
+    def __init__(self, address: str) -> None:
+        self.host, port = address.removeprefix("http://").split(":")
+        self.port = int(port)
+
+    async def __aenter__(self) -> "Connection":
+        self._reader, self._writer = await asyncio.open_connection(self.host, self.port)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._writer.close()
+        await self._writer.wait_closed()
+
+    async def call(self, method: str, path: str, body: bytes = b"") -> bytes:
+        """What is answered; ends the program where that is no 200."""
+        head = f"{method} {path} HTTP/1.1\r\nHost: {self.host}\r\nContent-Length: {len(body)}\r\n"
+        head += "Content-Type: application/json\r\n\r\n"
+        self._writer.write(head.encode() + body)
+        said = (await self._reader.readuntil(b"\r\n\r\n")).decode().lower()
+        length = int(re.search(r"content-length: (\d+)", said)[1])
+        content = await self._reader.readexactly(length)
+        if " 200 " not in said.splitlines()[0]:
+            sys.exit(f"{said.splitlines()[0]}: {content.decode()}")
+        return content
+
+    async def ask(self, system: str, history: list) -> list[str]:
+        """Item ids of a history's list."""
+        body = {"histories": [history], "system": system, "top_k": 10}
+        said = json.loads(await self.call("POST", "/recommend", json.dumps(body).encode()))
+        return [item["item_id"] for item in said["results"][0]["items"]]
+
+    async def batches(self) -> tuple[float, float]:
+        """How many batches were answered so far, and histories in them."""
+        text = (await self.call("GET", "/metrics")).decode()
+        number = re.search(r"^llmrec_batch_histories_count (\S+)", text, re.MULTILINE)
+        total = re.search(r"^llmrec_batch_histories_sum (\S+)", text, re.MULTILINE)
+        return float(number[1]), float(total[1])
+
+
 async def levels(served: Served, system: str, asked: list) -> list[dict]:
     """A row for each number of clients; all have the lists of one client."""
     rows, alone = [], None
-    async with httpx.AsyncClient(base_url=served.address, timeout=600) as client:
-        await ask(client, system, asked[0])  # what is loaded or fitted once
+    async with Connection(served.address) as connection:
+        await connection.ask(system, asked[0])  # what is loaded or fitted once
         for clients in CLIENTS:
-            before = await batches(client)
-            found, seconds, taken = await under_load(client, system, asked, clients)
-            after = await batches(client)
+            before = await connection.batches()
+            found, seconds, taken = await under_load(served.address, system, asked, clients)
+            after = await connection.batches()
             alone = alone or found
             equal = sum(one == other for one, other in zip(found, alone, strict=True))
             rows.append(
@@ -117,38 +158,22 @@ async def levels(served: Served, system: str, asked: list) -> list[dict]:
 
 
 async def under_load(
-    client: httpx.AsyncClient, system: str, asked: list, clients: int
+    address: str, system: str, asked: list, clients: int
 ) -> tuple[list, float, list[float]]:
     """Lists in the order of the requests, seconds in all, and those of each request."""
     found, taken = [None] * len(asked), [0.0] * len(asked)
     left = iter(range(len(asked)))
 
     async def one() -> None:
-        for number in left:
-            begun = time.perf_counter()
-            found[number] = await ask(client, system, asked[number])
-            taken[number] = time.perf_counter() - begun
+        async with Connection(address) as connection:
+            for number in left:
+                begun = time.perf_counter()
+                found[number] = await connection.ask(system, asked[number])
+                taken[number] = time.perf_counter() - begun
 
     begun = time.perf_counter()
     await asyncio.gather(*(one() for _ in range(clients)))
     return found, time.perf_counter() - begun, taken
-
-
-async def ask(client: httpx.AsyncClient, system: str, history: list) -> list[str]:
-    """Item ids of a history's list."""
-    response = await client.post(
-        "/recommend", json={"histories": [history], "system": system, "top_k": 10}
-    )
-    response.raise_for_status()
-    return [item["item_id"] for item in response.json()["results"][0]["items"]]
-
-
-async def batches(client: httpx.AsyncClient) -> tuple[float, float]:
-    """How many batches were answered so far, and histories in them."""
-    text = (await client.get("/metrics")).text
-    number = re.search(r"^llmrec_batch_histories_count (\S+)", text, re.MULTILINE)
-    total = re.search(r"^llmrec_batch_histories_sum (\S+)", text, re.MULTILINE)
-    return float(number[1]), float(total[1])
 
 
 def written(given: argparse.Namespace, rows: list[dict]) -> str:
