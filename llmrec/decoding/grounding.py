@@ -45,6 +45,12 @@ class Grounder:
         """The item meant by each entry."""
         return [self._one(entry) for entry in entries]
 
+    def knows(self, said: Entry) -> bool:
+        """Whether an entry is an id or a title to the letter, so that nothing is searched."""
+        if isinstance(said, str):
+            return said in self._exact or normal_id(said) in self.catalog.position_of
+        return "id" in said or said["title"] in self._exact
+
     def _one(self, said: Entry) -> LinkedItem:
         if not isinstance(said, str):
             if "title" in said:

@@ -4,6 +4,7 @@ Systems share what they load; each but the first is loaded when it is first aske
 """
 
 import re
+import time
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -52,10 +53,13 @@ class Answers:
             self._of(name)
         self.recipe, self.folder, self.catalog = recipe, folder, self.first.catalog
         self.linker = self.first.linker
+        self.linker.grounder.ground([""])  # what lookups need is made now, not in a request
+        self.search("a", 1)
 
     def answer(self, ask: Hashable, histories: Sequence[Items]) -> list[dict[str, Any]]:
-        """For each history `items`, or what explains them; with the `seconds` that all took."""
+        """For each history `items` and the seconds that all took (`computed`), or what explains."""
         assert isinstance(ask, Ask)  # noqa: S101
+        begun = time.perf_counter()
         recommender = self._of(ask.system)
         closed = np.frombuffer(ask.closed, np.int32) if ask.closed else None
         if ask.explain:
@@ -64,14 +68,16 @@ class Answers:
                 for one in histories
             ]
         rankings = recommender.rank(Requests(list(histories), closed=closed), ask.top_k)
+        computed = time.perf_counter() - begun
         return [
             {
+                "computed": computed,
                 "items": [
                     {"rank": rank, "score": float(score), **self.item(int(position))}
                     for rank, (position, score) in enumerate(
                         zip(r.positions, r.scores, strict=True), 1
                     )
-                ]
+                ],
             }
             for r in rankings
         ]
@@ -85,8 +91,8 @@ class Answers:
         return {"item_id": self.catalog.item_ids[position], "title": self.catalog.titles[position]}
 
     def search(self, words: str, limit: int) -> list[dict[str, str]]:
-        """Items by their id, or by words of their titles: those that begin so first, and last, of a
-        catalog that is not large, those of like letters."""
+        """Items by their id, or by words of their titles, those that begin so first; where there is
+        none, of a catalog that is not large, those of like letters."""
         key = normalised(words)
         own = self.catalog.position_of.get(words.strip())
         found = [] if own is None else [own]
@@ -102,7 +108,7 @@ class Answers:
                 )
             )
             found += within[:limit]
-        if key and len(found) < limit and len(self._titles) <= LIKE:
+        if key and not found and len(self._titles) <= LIKE:
             like = process.extract(
                 key, self._titles, scorer=fuzz.partial_ratio, limit=limit, score_cutoff=75
             )

@@ -6,7 +6,7 @@ Histories of requests that ask alike are answered together. Needs the extra `ser
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -28,6 +28,7 @@ from llmrec.systems.linking import Items, Notice
 PAGE = Path(__file__).parent / "playground"
 FILES = {"index.html": "text/html", "style.css": "text/css", "script.js": "text/javascript"}
 PATHS = ("/", "/recommend", "/explain", "/items", "/health", "/metrics", "/openapi.json")
+QUICK = 1000  # entries that are looked up at once
 HISTORIES, ENTRIES, LETTERS, TOP_K = 64, 1000, 500, 200  # of a request, at most
 SAFE = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
@@ -117,11 +118,13 @@ class Recommended(BaseModel):
 
 
 class RecommendResponse(BaseModel):
-    """Answers in the order of the histories; `seconds` from the request's arrival."""
+    """Answers in the order of the histories; `seconds` from the request's arrival, of which its
+    batch took `computed`."""
 
     system: str
     score_is: str
     seconds: float
+    computed: float
     results: list[Recommended]
 
 
@@ -182,18 +185,28 @@ def application(answers: Answers, limits: Limits = Limits(), hosts: Sequence[str
         ask = Ask(system, top_k, closed.astype(np.int32).tobytes(), explain)
         return ask, [one for one, _ in found], [notices for _, notices in found]
 
+    async def quickly(
+        link: Callable[..., Any], asked: Asked, histories: Sequence[History], *others: Any
+    ) -> Any:
+        """What `link` finds; in a thread where titles have to be searched or the lists are long."""
+        entries = [e for one in histories for e in one]
+        lists = [*(asked.candidates or ()), *(asked.exclude or ())]
+        knows = answers.linker.grounder.knows
+        if len(entries) + len(lists) <= QUICK and all(map(knows, _plain([*entries, *lists]))):
+            return link(asked, histories, *others)
+        return await run_in_threadpool(link, asked, histories, *others)
+
     @app.post("/recommend", response_model=RecommendResponse)
     async def recommend(asked: RecommendRequest) -> dict[str, Any]:
         """The best items after each history."""
         begun = time.perf_counter()
-        ask, histories, notices = await run_in_threadpool(
-            linked, asked, asked.histories, asked.top_k, False
-        )
+        ask, histories, notices = await quickly(linked, asked, asked.histories, asked.top_k, False)
         found = await waited_for(ask, histories)
         return {
             "system": ask.system,
             "score_is": answers.scored_by(ask.system),
             "seconds": time.perf_counter() - begun,
+            "computed": found[0]["computed"],
             "results": [
                 {**one, "notices": [_noticed(notice) for notice in of_one]}
                 for one, of_one in zip(found, notices, strict=True)
@@ -204,9 +217,7 @@ def application(answers: Answers, limits: Limits = Limits(), hosts: Sequence[str
     async def explain(asked: ExplainRequest) -> dict[str, Any]:
         """A prompt by tokens and its search by choices; null where there is neither."""
         begun = time.perf_counter()
-        ask, histories, _ = await run_in_threadpool(
-            linked, asked, [asked.history], asked.top_k, True
-        )
+        ask, histories, _ = await quickly(linked, asked, [asked.history], asked.top_k, True)
         [found] = await waited_for(ask, histories)
         return {"system": ask.system, "seconds": time.perf_counter() - begun, **found}
 

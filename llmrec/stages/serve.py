@@ -1,6 +1,7 @@
 """`llmrec serve`: a run answers over HTTP until it is told to stop. Needs the extra `serve`."""
 
 import contextlib
+import gc
 import logging
 import threading
 import time
@@ -55,6 +56,8 @@ def run(
     server = uvicorn.Server(settings)
     server.capture_signals = contextlib.nullcontext  # those of the terminal are looked at below
     threading.Thread(target=_told_when_it_listens, args=(server, host, port), daemon=True).start()
+    gc.collect()
+    gc.freeze()  # what was loaded stays: to look through it again and again would halt every answer
     begun = time.monotonic()
     try:
         with stopping.gracefully():

@@ -55,6 +55,7 @@ def test_answers_are_those_of_python(client, answers):
         recommender = Recommender.from_pretrained(answers.folder.root, system)
         table = recommender.recommend(histories, 4)
         assert said["system"] == system
+        assert 0 < said["computed"] <= said["seconds"]
         assert said["score_is"] == recommender.system.scored_by
         for number, result in enumerate(said["results"]):
             assert served(result) == listed(table, str(number))
@@ -169,6 +170,7 @@ def test_items_are_found_by_id_and_by_words(client):
     assert found("a")[0] == "A Star"
     assert found("i7") == ["Love"]
     assert found("sumer") == ["Last Summer"]
+    assert "Dark Star" not in found("dark city")
     assert found("  ") == []
     assert len(client.get("/items", params={"q": "e", "limit": 2}).json()) == 2
     assert client.get("/items", params={"q": "e" * 501}).status_code == 422

@@ -15,6 +15,7 @@ import os
 import platform
 import re
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -37,7 +38,8 @@ def main() -> None:
     """Prepare, serve, ask, write the page."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--recipe", default="demo")
-    options.add_argument("--requests", nargs="*", default=["untuned=48", "markov=1500"])
+    options.add_argument("--requests", nargs="*", default=["untuned=24", "markov=1500"])
+    options.add_argument("--repeats", type=int, default=3)
     options.add_argument("--out", type=Path)
     given = options.parse_args()
     counts = {name: int(n) for name, n in (one.split("=") for one in given.requests)}
@@ -55,7 +57,7 @@ def main() -> None:
         for system, count in counts.items():
             asked = [histories[n % len(histories)] for n in range(count)]
             with Served(folder, system) as served:
-                rows += asyncio.run(levels(served, system, asked))
+                rows += asyncio.run(levels(served, system, asked, given.repeats))
     page = written(given, rows)
     print(page)
     if given.out is not None:
@@ -131,30 +133,35 @@ class Connection:
         return float(number[1]), float(total[1])
 
 
-async def levels(served: Served, system: str, asked: list) -> list[dict]:
-    """A row for each number of clients; all have the lists of one client."""
-    rows, alone = [], None
-    async with Connection(served.address) as connection:
-        await connection.ask(system, asked[0])  # what is loaded or fitted once
-        for clients in CLIENTS:
-            before = await connection.batches()
+async def levels(served: Served, system: str, asked: list, repeats: int) -> list[dict]:
+    """A row for each number of clients, which take turns; all have the lists of one client."""
+    alone: list = []
+    measured: dict[int, list[dict]] = {clients: [] for clients in CLIENTS}
+    async with Connection(served.address) as first:
+        await first.ask(system, asked[0])  # what is loaded or fitted once
+    for turn in range(repeats):
+        for clients in CLIENTS[:: -1 if turn % 2 else 1]:
+            async with Connection(served.address) as idle:  # which would be closed meanwhile
+                before = await idle.batches()
             found, seconds, taken = await under_load(served.address, system, asked, clients)
-            after = await connection.batches()
+            async with Connection(served.address) as idle:
+                after = await idle.batches()
             alone = alone or found
             equal = sum(one == other for one, other in zip(found, alone, strict=True))
-            rows.append(
+            measured[clients].append(
                 {
-                    "system": system,
-                    "clients": clients,
-                    "requests": len(asked),
                     "requests/s": len(asked) / seconds,
-                    "p50": float(np.percentile(taken, 50)),
-                    "p99": float(np.percentile(taken, 99)),
+                    "p50": 1000 * float(np.percentile(taken, 50)),
+                    "p99": 1000 * float(np.percentile(taken, 99)),
                     "histories a batch": (after[1] - before[1]) / max(1, after[0] - before[0]),
                     "equal": equal / len(asked),
                 }
             )
-    return rows
+    return [
+        {"system": system, "clients": clients, "requests": len(asked)}
+        | {key: sorted(turn[key] for turn in turns) for key in turns[0]}
+        for clients, turns in measured.items()
+    ]
 
 
 async def under_load(
@@ -186,7 +193,8 @@ def written(given: argparse.Namespace, rows: list[dict]) -> str:
         f"the recipe `{given.recipe}` (1,682 items, ten recommended, one history a request), "
         f"server and clients together on {cores} core(s), {platform.machine()}, {threads} "
         "thread(s). Each client waits for its answer before it asks again; one client is what "
-        "one-by-one calls give. One run, no intervals.",
+        f"one-by-one calls give. Medians of {given.repeats} turns, in brackets the least and the "
+        "most; the machine had other work beside this.",
         "",
         "| system | clients | requests | requests/s | p50, ms | p99, ms | histories a batch | "
         "against one by one | lists equal |",
@@ -194,14 +202,21 @@ def written(given: argparse.Namespace, rows: list[dict]) -> str:
     ]
     for row in rows:
         [first] = [r for r in rows if r["system"] == row["system"] and r["clients"] == CLIENTS[0]]
+        gain = statistics.median(row["requests/s"]) / statistics.median(first["requests/s"])
         lines.append(
-            f"| {row['system']} | {row['clients']} | {row['requests']} | {row['requests/s']:.2f} | "
-            f"{1000 * row['p50']:.0f} | {1000 * row['p99']:.0f} | "
-            f"{row['histories a batch']:.1f} | {row['requests/s'] / first['requests/s']:.2f} x | "
-            f"{row['equal']:.0%} |"
+            f"| {row['system']} | {row['clients']} | {row['requests']} | "
+            f"{_spread(row['requests/s'], 2)} | {_spread(row['p50'], 0)} | "
+            f"{_spread(row['p99'], 0)} | {_spread(row['histories a batch'], 1)} | {gain:.2f} x | "
+            f"{min(row['equal']):.0%} |"
         )
     print(json.dumps(rows), file=sys.stderr)
     return "\n".join([*lines, ""])
+
+
+def _spread(values: list[float], digits: int) -> str:
+    """The median of ascending values, the least and the most in brackets."""
+    middle = statistics.median(values)
+    return f"{middle:.{digits}f} [{values[0]:.{digits}f}, {values[-1]:.{digits}f}]"
 
 
 if __name__ == "__main__":

@@ -134,7 +134,8 @@ async function answer(system, top) {
   const begun = performance.now();
   try {
     const said = await get("recommend", {histories: [entries()], system, top_k: top});
-    return {system, items: said.results[0].items, is: said.score_is, seconds: (performance.now() - begun) / 1000};
+    const whole = (performance.now() - begun) / 1000;
+    return {system, items: said.results[0].items, is: said.score_is, computed: said.computed, rest: whole - said.computed};
   } catch (error) { return {system, problem: error.message}; }
 }
 
@@ -169,7 +170,7 @@ function showAnswers(answers) {
       return card;
     }
     const is = one.is === "log-probability" ? "probability" : one.is;
-    card.append(made("p", {class: "quiet", text: `${is} · ${lasted(one.seconds)}`}));
+    card.append(made("p", {class: "quiet", text: `${is} · ${lasted(one.computed)} and ${lasted(one.rest)} of waiting`}));
     card.append(made("ol", {}, ...one.items.map((item) => made("li", {}, made("div", {class: "line"},
       made("span", {class: times.get(item.item_id) > 1 ? "name shared" : "name", title: item.item_id, text: item.title}),
       made("span", {class: "score", text: scored(item.score, one.is)}),
