@@ -204,6 +204,7 @@ class Recommender:
     ) -> tuple[np.ndarray | None, Items | None]:
         """Candidates of each history (U, C) and items closed to all (M,), None where none are."""
         among, closed = None, None
+        candidates, exclude = (None if x is None else [*x] for x in (candidates, exclude))
         if candidates is not None and len(candidates) and _is_entry(candidates[0]):
             if self.recipe.data.candidates is None:
                 stock = self._linked("candidates", candidates, unknown)
@@ -264,7 +265,7 @@ class Recommender:
 
 
 def _is_entry(value: Any) -> bool:
-    return isinstance(value, (str, int, float, Mapping))
+    return isinstance(value, (str, int, float, np.integer, Mapping))
 
 
 def _require_run(folder: RunFolder, given: str | Path, file: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -165,7 +166,7 @@ def test_what_is_excluded_or_out_of_stock_is_never_given(runs, system):
             kept = [r["item_id"] for r in before.to_pylist() if r["item_id"] not in shut]
             assert [r["item_id"] for r in rows] == kept
     with pytest.raises(DataError, match="nothing is left"):
-        recommender.recommend(histories, exclude=sorted(ids))
+        recommender.recommend(histories, exclude=np.array(sorted(ids)))
 
 
 def test_networks_give_nothing_that_is_excluded(runs):
