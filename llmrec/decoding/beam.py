@@ -121,7 +121,9 @@ def _search(
     state = Beams.at_prompts(len(users), beams, TREE_ROOT)
     roots = np.full(len(users), TREE_ROOT)
     before = np.full(len(users), -1)
-    places = _places(open_items, users, roots, before, scoring, lambda at: prompts.logits[at])
+    places = _places(
+        open_items, users, roots, before, scoring, lambda at: prompts.logits[at], prompts.columns
+    )
     finished_score = np.full((len(users), top_k), -np.inf)
     finished_node = np.full((len(users), top_k), NOWHERE)
     given_up = np.full(len(users), -np.inf)
@@ -190,6 +192,7 @@ def _advance(
         reading.depth,
         scoring,
         lambda at: prompts.read(tokens, depths, sees, flat[at]),
+        prompts.columns,
     )
     settle(state, places, reading, more)
 
@@ -201,15 +204,17 @@ def _places(
     depth: Longs,
     scoring: Scoring,
     read: Callable[[Longs], torch.Tensor],
+    columns: Callable[[Longs], torch.Tensor],
 ) -> Places:
-    """The open continuations of R nodes of `users` (R,); `read` gives the logits after some."""
+    """The open continuations of R nodes of `users` (R,); `read` gives the logits after some, and
+    `columns` where in them tokens stand."""
     child, owner = open_items.children(users, nodes)
     asked = np.bincount(owner, minlength=len(nodes)) > (1 if scoring.over_children else 0)
     logits = read(np.flatnonzero(asked))
     among = asked[owner]
     rows = torch.from_numpy((np.cumsum(asked) - 1)[owner[among]]).to(logits.device)
     tokens = open_items.trie.tokens[child[among]].astype(np.int64)
-    values = logits[rows, torch.from_numpy(tokens).to(logits.device)].float()
+    values = logits[rows, columns(tokens)].float()
     step = np.zeros(len(child))
     if scoring.over_children:
         step[among] = child_log_probabilities(

@@ -8,6 +8,7 @@ score. Where a model is so unsure that much of the trie would be read, memory ca
 the list then says whether it is proven. No state outlives a call. Knows neither text nor metrics.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,6 +90,7 @@ def best_first(
     frontier, ended = _branched(
         _Places(np.arange(users), root + TREE_ROOT, root.astype(float), root + PROMPT, root),
         prompts.logits,
+        prompts.columns,
         open_items,
         scoring,
     )
@@ -109,7 +111,7 @@ def best_first(
         if len(chosen.user) == 0:
             break
         at, logits, parents = _read(chosen, parents, prompts, open_items, scoring)
-        further, finished = _branched(at, logits, open_items, scoring)
+        further, finished = _branched(at, logits, prompts.columns, open_items, scoring)
         frontier, ended = frontier.and_(further), ended.and_(finished)
         columns += np.bincount(chosen.user, at.depth - chosen.depth, users).astype(np.int64)
         passes += 1
@@ -213,10 +215,14 @@ def _sees(parents: Longs, before: int) -> npt.NDArray[np.bool_]:
 
 
 def _branched(
-    at: _Places, logits: torch.Tensor, open_items: OpenItems, scoring: Scoring
+    at: _Places,
+    logits: torch.Tensor,
+    columns: Callable[[Longs], torch.Tensor],
+    open_items: OpenItems,
+    scoring: Scoring,
 ) -> tuple[_Places, _Places]:
-    """The open children of R places, given the (R, V) logits after them: those to read on from, and
-    those where items end, once for each item.
+    """The open children of R places, given the (R, V) logits after them and where in these tokens
+    stand: those to read on from, and those where items end, once for each item.
 
     `column` and `depth` of `at` are those that its children get.
     """
@@ -224,9 +230,7 @@ def _branched(
     tokens = open_items.trie.tokens[node]
     if scoring.over_children:
         device = logits.device
-        values = logits[
-            torch.from_numpy(owner).to(device), torch.from_numpy(tokens.astype(np.int64)).to(device)
-        ]
+        values = logits[torch.from_numpy(owner).to(device), columns(tokens.astype(np.int64))]
         step = child_log_probabilities(
             values.double().cpu().numpy(), owner, open_items, at.user[owner], node, scoring.guidance
         )

@@ -87,17 +87,19 @@ class Held:
             for keys, values in room.layers
         ]
 
-    def read(self, ids: Longs, positions: Longs, mask: Bools, at: Longs) -> Tensor:
+    def read(
+        self, ids: Longs, positions: Longs, mask: Bools, at: Longs, head: Tensor | None = None
+    ) -> Tensor:
         """(T, V) logits at flat places `at` of new columns (U, W), the caller's to keep.
 
         mask (U, W, C): the C - W columns before are those that stay; what was read behind them is
-        written over.
+        written over. `head`: the ids of the V tokens, by default the vocabulary.
         """
         room = self.steps.room_of(self.turn)
         columns = mask.shape[2] - ids.shape[1] + rounded(ids.shape[1])
         if columns > room.columns:
             room = self.steps.enlarge(self.prompt, columns)
-        return room.read(ids, positions, mask, at)
+        return room.read(ids, positions, mask, at, head)
 
 
 def rounded(count: int) -> int:
@@ -133,8 +135,8 @@ class _Room:
         self._cache: Any = Cache(layers=[_FixedLayer(*pair) for pair in self.layers])
         self._device = like[0][0].device
         self._graphs = graphs_on(self._device, SWITCH)
-        self._passes: dict[tuple[int, int], _Pass] = {}
-        self._outs: dict[int, Tensor] = {}  # (T, V) by T; a pass leaves its logits there
+        self._passes: dict[tuple[int, int, int], _Pass] = {}
+        self._outs: dict[torch.Size, Tensor] = {}  # (T, V) by both; a pass leaves its logits there
 
     def suits(self, users: int, columns: int) -> bool:
         """Whether so much fits and is at least a quarter of it: more would be computed in vain."""
@@ -147,7 +149,9 @@ class _Room:
             for room, states in zip(mine, given, strict=True):
                 room[: states.shape[0], :, : states.shape[2]] = states
 
-    def read(self, ids: Longs, positions: Longs, mask: Bools, at: Longs) -> Tensor:
+    def read(
+        self, ids: Longs, positions: Longs, mask: Bools, at: Longs, head: Tensor | None
+    ) -> Tensor:
         """As `Held.read`. Padding goes where the next columns will, and sees itself alone."""
         users, width = ids.shape
         before, wide = mask.shape[2] - width, rounded(width)
@@ -160,32 +164,36 @@ class _Room:
         sees[:, range(wide), columns] = True
         sees[:users, :width, : before + width] = mask
         given = [torch.from_numpy(x) for x in (*tokens, sees[:, None], places, columns)]
-        known = self._passes.get((wide, count))
+        narrow = 0 if head is None else len(head)
+        known = self._passes.get((wide, count, narrow))
         if known is None:
-            known = self._passes[wide, count] = self._first([x.to(self._device) for x in given])
+            known = self._first([x.to(self._device) for x in given], head)
+            self._passes[wide, count, narrow] = known
         else:
             for mine, array in zip(known.inputs, given, strict=True):
                 mine.copy_(array)
             known.again()
         return known.out[: len(at)].clone()
 
-    def _first(self, inputs: Sequence[Tensor]) -> _Pass:
+    def _first(self, inputs: Sequence[Tensor], head: Tensor | None) -> _Pass:
         """The pass of a new shape; it has run."""
         *batch, columns = inputs
-        run = partial(_logits, self._model, self._cache, StepBatch(*batch), columns)
+        run = partial(_logits, self._model, self._cache, StepBatch(*batch), columns, head)
         logits = run()
         # One for all passes of so many logits and outside of the graphs' memory: graphs that leave
         # nothing in that may share it, whatever order they run in.
-        out = self._outs.setdefault(len(logits), torch.empty_like(logits))
+        out = self._outs.setdefault(logits.shape, torch.empty_like(logits))
         out.copy_(logits)
         again = partial(_write, out, run)  # knows no room: memory goes back with the last name
         return _Pass(tuple(inputs), out, self._graphs.captured(again) if self._graphs else again)
 
 
-def _logits(model: nn.Module, cache: Any, batch: StepBatch, columns: Tensor) -> Tensor:
+def _logits(
+    model: nn.Module, cache: Any, batch: StepBatch, columns: Tensor, head: Tensor | None
+) -> Tensor:
     for layer in cache.layers:
         layer.columns = columns
-    return forward_logits(model, batch, cache)
+    return forward_logits(model, batch, cache, head)
 
 
 def _write(out: Tensor, run: Callable[[], Tensor]) -> None:

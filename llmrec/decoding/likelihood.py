@@ -82,7 +82,7 @@ def path_scores(
     children, owner = children[kept], (np.cumsum(open_choice) - 1)[owner[kept]]
     user, step, following = user[open_choice], step[open_choice], following[open_choice]
     logits = _logits(prompts, completions, targets, user, step, evenly)
-    tokens = torch.from_numpy(trie.tokens[children].astype(np.int64)).to(logits.device)
+    tokens = prompts.columns(trie.tokens[children].astype(np.int64))
     picked = logits[torch.from_numpy(owner).to(logits.device), tokens].double().cpu().numpy()
     chosen = np.flatnonzero(children == following[owner])
     return PathScores(user, owner, chosen, picked, children, sharing, reachable, open_items)

@@ -8,6 +8,7 @@ Knows neither titles nor search.
 
 from collections.abc import Iterable, Sequence
 from copy import copy
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,25 @@ Bools = npt.NDArray[np.bool_]
 ROWS = 32  # rows whose normaliser is taken at a time; in float32 they fit a processor's cache
 
 
+@dataclass(frozen=True)
+class Head:
+    """The C tokens whose logits are wanted: their ids, ascending, and the column of each id (V,).
+
+    Of other ids the column is meaningless.
+    """
+
+    ids: Tensor
+    columns: Longs
+
+    @staticmethod
+    def of(tokens: npt.NDArray[np.integer], device: torch.device) -> "Head":
+        """For these tokens, each of them once."""
+        ids = np.unique(tokens).astype(np.int64)
+        columns = np.zeros(int(ids[-1]) + 1, np.int64)
+        columns[ids] = np.arange(len(ids))
+        return Head(torch.from_numpy(ids).to(device), columns)
+
+
 class SharedPrompt:
     """U prompts in a model's cache. `logits` (U, V) are those after each prompt.
 
@@ -33,6 +53,7 @@ class SharedPrompt:
     the batch's own is read. Raises ValueError where a prompt does not go on behind it.
     `steps`: what runs the passes behind the prompts, of this very model; it serves one SharedPrompt
     at a time, and the one before raises RuntimeError when it is read again.
+    `head`: the tokens that V logits are of, by default the vocabulary; `columns` says where.
     Reading is in rounds: `restart` forgets all that was read behind the prompts.
     """
 
@@ -43,8 +64,9 @@ class SharedPrompt:
         prompts: Sequence[npt.NDArray[np.int32]],
         beginning: Beginning | None = None,
         steps: FixedSteps | None = None,
+        head: Head | None = None,
     ) -> None:
-        self._model = model
+        self._model, self._head = model, head
         self._held: Held | None = None
         self._device = next(model.parameters()).device
         self._lengths = np.array([len(p) for p in prompts], np.int64)
@@ -81,6 +103,11 @@ class SharedPrompt:
         part._lengths, part._real = self._lengths[rows], self._real[rows]
         part.logits = self.logits[at]
         return part
+
+    def columns(self, tokens: Longs) -> Tensor:
+        """The columns of tokens (C,) in all logits, on their device."""
+        at = tokens if self._head is None else self._head.columns[tokens]
+        return torch.from_numpy(at).to(self._device)
 
     def restart(self) -> None:
         """Forget everything read behind the prompts."""
@@ -128,10 +155,14 @@ class SharedPrompt:
 
     def _forward(self, ids: Longs, positions: Longs, mask: Bools, at: Longs) -> Tensor:
         if self._held is not None:
-            return self._held.read(ids, positions, mask, at)
+            return self._held.read(ids, positions, mask, at, self._ids)
         arrays = (ids, np.array(positions), mask[:, None], at)
         batch = StepBatch(*(torch.from_numpy(a) for a in arrays)).to(self._device)
-        return forward_logits(self._model, batch, self._cache)
+        return forward_logits(self._model, batch, self._cache, self._ids)
+
+    @property
+    def _ids(self) -> Tensor | None:
+        return None if self._head is None else self._head.ids
 
 
 class _RoomyLayer(DynamicLayer):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 from typing import TypeVar
 
 import numpy as np
@@ -28,7 +28,7 @@ from llmrec.decoding.fixed_steps import FixedSteps
 from llmrec.decoding.free import Written, free_beam_search
 from llmrec.decoding.likelihood import PathScores, path_scores
 from llmrec.decoding.open_items import OpenItems
-from llmrec.decoding.shared_prompt import SharedPrompt
+from llmrec.decoding.shared_prompt import Head, SharedPrompt
 from llmrec.errors import RecipeError
 from llmrec.model.loading import adapter_off
 from llmrec.model.memory import Halves
@@ -118,7 +118,8 @@ class Engine:
             paths = self._paths(shared, targets[batch], open_items)
             return zip(found, paths.nll(weight).tolist(), strict=True)
 
-        return _ranked(self._read(prompts, ask))
+        head = self._head if self.decode.renormalise else None
+        return _ranked(self._read(prompts, ask, head=head))
 
     def choose(
         self, prompts: Sequence[Ids], candidates: Items, targets: Items | None = None
@@ -169,7 +170,7 @@ class Engine:
             found: list[float] = self._paths(shared, targets[batch], open_items).nll().tolist()
             return found
 
-        return np.array(self._read(prompts, ask), np.float64)
+        return np.array(self._read(prompts, ask, head=self._head), np.float64)
 
     def paths(
         self,
@@ -188,7 +189,7 @@ class Engine:
             beginning = self._begun(prompts)
 
         def ask(batch: Batch) -> list[tuple[Batch, PathScores]]:
-            shared = self._shared_prompt(prompts, batch, beginning)
+            shared = self._shared_prompt(prompts, batch, beginning, self._head)
             open_items = self._open_items(closed, probabilities, batch, shut)
             return [(batch, self._paths(shared, targets[batch], open_items))]
 
@@ -235,15 +236,16 @@ class Engine:
         prompts: Sequence[Ids],
         ask: Callable[[SharedPrompt, Batch], Iterable[T]],
         together: Sequence[Batch] | None = None,
+        head: Head | None = None,
     ) -> list[T]:
-        """What `ask` finds behind each prompt."""
+        """What `ask` finds behind each prompt, for which it needs the logits of `head`."""
         beginning = None
         if together is None:
             with self._state():
                 beginning = self._begun(prompts)
         return self._each(
             plan_of(prompts, self.decode) if together is None else together,
-            lambda batch: ask(self._shared_prompt(prompts, batch, beginning), batch),
+            lambda batch: ask(self._shared_prompt(prompts, batch, beginning, head), batch),
         )
 
     def _each(self, plan: Sequence[Batch], answer: Callable[[Batch], Iterable[T]]) -> list[T]:
@@ -264,9 +266,19 @@ class Engine:
         return NOTHING if found is None and self._evenly else found
 
     def _shared_prompt(
-        self, prompts: Sequence[Ids], batch: Batch, beginning: Beginning | None
+        self, prompts: Sequence[Ids], batch: Batch, beginning: Beginning | None, head: Head | None
     ) -> SharedPrompt:
-        return SharedPrompt(self.model, [prompts[i] for i in batch], beginning, self._steps)
+        return SharedPrompt(self.model, [prompts[i] for i in batch], beginning, self._steps, head)
+
+    @cached_property
+    def _head(self) -> Head | None:
+        """The tokens of titles, whose logits are all that a softmax over open tokens needs; None
+        where most of the vocabulary is among them."""
+        tokens, device = self.encoder.trie.tokens, next(self.model.parameters()).device
+        tokens = tokens[tokens >= 0]  # the root has none
+        vocabulary = self.model.get_input_embeddings().weight.shape[0]
+        few = len(tokens) and 2 * len(np.unique(tokens)) < vocabulary
+        return Head.of(tokens, device) if few else None
 
     def _open_items(
         self,

@@ -15,7 +15,7 @@ from llmrec.decoding.fixed_steps import FixedSteps
 from llmrec.decoding.free import free_beam_search
 from llmrec.decoding.likelihood import path_scores
 from llmrec.decoding.open_items import OpenItems
-from llmrec.decoding.shared_prompt import SharedPrompt
+from llmrec.decoding.shared_prompt import Head, SharedPrompt
 from llmrec.errors import RecipeError
 from llmrec.inference import engine as module
 from llmrec.inference.engine import Engine, closed_items, plan_of
@@ -77,11 +77,11 @@ def batches_of(prompts, size=3):
     return [order[i : i + size] for i in range(0, len(order), size)]
 
 
-def loop(model, prompts, ask):
+def loop(model, prompts, ask, head=None):
     """What the engine replaces: a loop over batches, the common beginning read before it."""
     beginning, found = beginning_of(model, prompts), {}
     for batch in batches_of(prompts):
-        shared = SharedPrompt(model, [prompts[i] for i in batch], beginning)
+        shared = SharedPrompt(model, [prompts[i] for i in batch], beginning, head=head)
         found |= zip(batch, ask(shared, batch), strict=True)
     return [found[i] for i in range(len(prompts))]
 
@@ -114,7 +114,8 @@ def test_lists_and_likelihoods_are_those_of_the_search_in_the_same_batches(
         paths = path_scores(shared, encoder.completions, TARGETS[batch].tolist(), open_items)
         return zip(map(plain, lists), paths.nll(weight).tolist(), strict=True)
 
-    expected = loop(tiny_llama, prompts, ask)
+    head = Head.of(encoder.trie.tokens[1:], torch.device("cpu"))
+    expected = loop(tiny_llama, prompts, ask, head)
     engine = Engine(tiny_llama, encoder, decode(search=kind))
     found = engine.rank(prompts, closed, targets=TARGETS, probabilities=q, weight=weight)
     assert [*zip(map(plain, found.rankings), found.nll.tolist(), strict=True)] == expected
