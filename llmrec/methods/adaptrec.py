@@ -1,12 +1,14 @@
 """Selecting anew while training: the live model chooses whom the training prompts show.
 
 Every choice is written down with its step, so that an interrupted training goes on with the prompts
-that it had. Source: AdaptRec (arXiv 2504.08786), which does so every 1,000 batches.
+that it had. Source: AdaptRec (arXiv 2504.08786), which does so every 1,000 micro-batches of 8, that
+is every 125 steps of 64.
 """
 
 import json
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from llmrec.inference.prompting import Prompting
 from llmrec.inference.ratings import Selected
 from llmrec.methods import plain
 from llmrec.methods.method import Job, Method, Trees, alone
+from llmrec.methods.redrawing import steps_of_epoch
 from llmrec.methods.windows import Window, training_rows
 from llmrec.model.trainer import Refresh
 from llmrec.recipe import Recipe
@@ -32,9 +35,17 @@ class Reselecting:
     """What the trainer calls before each step; processes share the questions."""
 
     def __init__(
-        self, recipe: Recipe, folder: RunFolder, windows: Sequence[Window], prompting: Prompting
+        self,
+        recipe: Recipe,
+        folder: RunFolder,
+        windows: Sequence[Window],
+        prompting: Prompting,
+        drawn: Callable[[int], Prompting] | None = None,
     ) -> None:
+        """`drawn`: the prompts of an epoch, where their candidates are drawn anew in each."""
         self.recipe, self.folder, self.windows = recipe, folder, windows
+        self._drawn, self._epoch = drawn, 0
+        self._in_epoch = steps_of_epoch(recipe, len(windows))
         self.prompting, self._shown = prompting, prompting.selected(None)
         self._begun = False
         self._engine_of = live_engine(prompting.encoder, recipe.decode)
@@ -43,12 +54,16 @@ class Reselecting:
         self, model: nn.Module, step: int
     ) -> tuple[Sequence[TokenTree], dict[str, Any]] | None:
         """The rows from `step` on and how much of the selection changed; None: as they were."""
+        epoch, redrawn = step // self._in_epoch, False
+        if self._drawn is not None and epoch != self._epoch:
+            self._epoch, redrawn = epoch, True
+            self.prompting = self._drawn(epoch)
         begun, self._begun = self._begun, True
         known = None if begun else main_only(lambda: self._newest(step))
         if known is not None:
             self._shown = self._on_file(known)
         if not self._due(step):
-            return None if known is None else (self._rows(), {})
+            return None if known is None and not redrawn else (self._rows(), {})
         if known == step:  # chosen before an interruption, which may have come before the log
             earlier = self._newest(step - 1)
             before = self.prompting.selected(None) if earlier is None else self._on_file(earlier)
@@ -99,12 +114,37 @@ class Reselecting:
         return training_rows(self.recipe, self.prompting.encoder, self.windows, contexts)
 
 
+def all_steps(recipe: Recipe, rows: int) -> int:
+    """Optimiser steps of a whole training."""
+    given = int(recipe.train.get("max_steps") or -1)  # type: ignore[arg-type]
+    epochs = float(recipe.train["num_train_epochs"])  # type: ignore[arg-type]
+    return given if given > 0 else math.ceil(steps_of_epoch(recipe, rows) * epochs)
+
+
 def refresh(job: Job, rows: Trees) -> Refresh | None:
     """Selecting anew, where the recipe's demonstrations are selected by the model."""
     prompting = job.prompting
     if prompting is None or prompting.selecting is None:
         return None
-    reselecting = Reselecting(job.recipe, job.folder, job.windows, prompting)
+    wanted = job.recipe.demonstrations
+    every = wanted.selection.refresh if wanted is not None and wanted.selection is not None else 0
+    steps = all_steps(job.recipe, len(job.windows))
+    if every >= steps:
+        log.warning(
+            "train: demonstrations.selection.refresh is every %d steps, and training has %d, so "
+            "the users shown are selected once, before the first step",
+            every,
+            steps,
+        )
+    drawn = None
+    if job.recipe.rows.redraw:
+
+        def drawn(epoch: int) -> Prompting:
+            found = job.drawn(epoch).prompting
+            assert found is not None  # noqa: S101  the job has one already
+            return found
+
+    reselecting = Reselecting(job.recipe, job.folder, job.windows, prompting, drawn)
     return lambda model, step, _: reselecting(model, step)
 
 

@@ -14,7 +14,9 @@ from torch import nn
 from llmrec.errors import RecipeError
 from llmrec.methods.method import Job, Method, Trees, alone
 from llmrec.methods.plain import importance_of, softmax_of
+from llmrec.methods.redrawing import redrawing
 from llmrec.model.losses import KeptValues, ListwiseLoss, Loss
+from llmrec.model.trainer import Refresh
 from llmrec.text.letters import letter_ids
 from llmrec.text.tree import Segment, TokenTree
 
@@ -71,6 +73,11 @@ def with_retriever(job: Job, _: Trees, __: nn.Module, loss: Loss) -> Loss:
     return replace(loss, reference=KeptValues(torch.from_numpy(values)))  # type: ignore[call-arg]
 
 
+def refresh(job: Job, _: Trees) -> Refresh | None:
+    """Candidates drawn anew in each epoch, where the recipe says so."""
+    return redrawing(job, candidate_rows)
+
+
 LISTWISE = Method(
-    lambda _: {"train": alone}, candidate_rows, loss, compared=(1,), begin=with_retriever
+    lambda _: {"train": alone}, candidate_rows, loss, refresh, compared=(1,), begin=with_retriever
 )

@@ -63,6 +63,7 @@ class Job:
     windows: Sequence[Window]
     chosen: int | None = None
     proposed: Proposed | None = None
+    draw: int = 0  # of random candidates
 
     @staticmethod
     def of(recipe: Recipe, folder: RunFolder) -> "Job":
@@ -75,6 +76,10 @@ class Job:
     def only(self, number: int) -> "Job":
         """The same of which the row of one window alone is asked for, to be looked at."""
         return replace(self, chosen=number)
+
+    def drawn(self, number: int) -> "Job":
+        """The same with random candidates of their own, drawn for this number."""
+        return replace(self, draw=number)
 
     @property
     def asked(self) -> Sequence[Window]:
@@ -100,7 +105,7 @@ class Job:
         elif recipe.data.candidates is not None:
             count = recipe.data.candidates.count
             candidates = draw_candidates(
-                asked, len(self.encoder.titles), count, recipe.seed, purpose=0
+                asked, len(self.encoder.titles), count, recipe.seed, purpose=0, draw=self.draw
             )
         with main_first():
             return prompting_of(

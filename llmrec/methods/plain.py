@@ -9,9 +9,11 @@ from torch import Tensor
 from llmrec.data.records import Interactions
 from llmrec.evaluation.propensity import propensities
 from llmrec.methods.method import Job, Method, Trees, alone
+from llmrec.methods.redrawing import redrawing
 from llmrec.methods.windows import training_rows
 from llmrec.model.losses import Loss
-from llmrec.model.softmax import FullSoftmax, MaskedSoftmax, Softmax
+from llmrec.model.softmax import CandidateSoftmax, FullSoftmax, MaskedSoftmax, Softmax
+from llmrec.model.trainer import Refresh
 from llmrec.recipe import Recipe
 from llmrec.text.encoding import Ids, PromptEncoder
 
@@ -23,6 +25,8 @@ def softmax_of(
     if recipe.objective.name == "sft":
         return FullSoftmax()
     wanted = recipe.objective
+    if wanted.among == "candidates":
+        return CandidateSoftmax(encoder.completions, wanted.tau)
     return MaskedSoftmax(
         encoder.trie, completions or encoder.completions, wanted.tau, wanted.head == "titles"
     )
@@ -49,4 +53,9 @@ def loss(job: Job) -> Loss:
     return Loss(softmax_of(job.recipe, job.encoder), importance=importance_of(job))
 
 
-PLAIN = Method(lambda _: {"train": alone}, rows, loss)
+def refresh(job: Job, _: Trees) -> Refresh | None:
+    """Candidates drawn anew in each epoch, where the recipe says so."""
+    return redrawing(job, rows)
+
+
+PLAIN = Method(lambda _: {"train": alone}, rows, loss, refresh)

@@ -1,9 +1,10 @@
 """The softmax under which a completion's tokens are learned, and batches for it.
 
 `FullSoftmax` runs over the vocabulary. `MaskedSoftmax` runs over the tokens that continue some
-title (Masked Softmax Loss, arXiv 2504.04178): what the constrained decoder will use. A token with
-one continuation costs nothing there, so its logits are never computed. Either turns rows into
-tensors and gives the log-probability of each branch of them; what is made of these is a `Loss`.
+title (Masked Softmax Loss, arXiv 2504.04178): what the constrained decoder will use; a
+`CandidateSoftmax` over those that continue one of the row's candidates. A token with one
+continuation costs nothing there, so its logits are never computed. Each turns rows into tensors and
+gives the log-probability of each branch of them; what is made of these is a `Loss`.
 """
 
 from abc import ABC, abstractmethod
@@ -171,6 +172,55 @@ class MaskedSoftmax(Softmax):
             extra["tokens"] = torch.from_numpy(places)
             extra["head"] = torch.from_numpy(self._vocabulary.astype(np.int64))
         return kept, extra
+
+    def _of_tokens(self, logits: Tensor, batch: dict[str, Any]) -> Tensor:
+        choices = Choices(batch["tokens"], batch["owner"], batch["chosen"])
+        return restricted_log_probabilities(logits, choices, self.tau)
+
+
+@dataclass(frozen=True)
+class CandidateSoftmax(Softmax):
+    """Over the tokens that continue one of a row's own candidates, logits divided by `tau`.
+
+    What is learned is how likely the target is among them: their probabilities sum to 1. `among` of
+    each row are the positions of its candidates, its targets are of them.
+    """
+
+    completions: Sequence[np.ndarray] = field(repr=False)
+    tau: float = 1.0
+
+    def _predicted(self, rows: Sequence[FlatTree]) -> tuple[list[np.ndarray], dict[str, Tensor]]:
+        kept: list[np.ndarray] = []
+        tokens: list[int] = []
+        owner: list[int] = []
+        chosen: list[int] = []
+        for row in rows:
+            mine = []
+            for number, (target, step) in enumerate(
+                zip(row.targets.tolist(), row.steps.tolist(), strict=True)
+            ):
+                going = self._continuations(row.among, target, step)
+                if len(going) < 2:
+                    continue
+                truth = int(self.completions[target][step])
+                chosen.append(len(tokens) + going.index(truth))
+                owner += [len(chosen) - 1] * len(going)
+                tokens += going
+                mine.append(number)
+            kept.append(np.array(mine, np.int64))
+        named = {"tokens": tokens, "owner": owner, "chosen": chosen}
+        return kept, {name: torch.tensor(ids, dtype=torch.int64) for name, ids in named.items()}
+
+    def _continuations(self, among: Sequence[int], target: int, step: int) -> list[int]:
+        """The tokens that follow the target's first `step` ones in some candidate."""
+        path = self.completions[target][:step]
+        found = {
+            int(self.completions[item][step])
+            for item in among
+            if len(self.completions[item]) > step
+            and np.array_equal(self.completions[item][:step], path)
+        }
+        return sorted(found)
 
     def _of_tokens(self, logits: Tensor, batch: dict[str, Any]) -> Tensor:
         choices = Choices(batch["tokens"], batch["owner"], batch["chosen"])

@@ -83,6 +83,23 @@ def _only_ce(recipe: Any) -> bool:
     return "ce" in steps and "cpft" not in steps
 
 
+def _not_of_candidates(recipe: Any) -> str:
+    if recipe.objective.name != "msl":
+        return "set objective.name: msl"
+    if recipe.data.candidates is None or _has_several_targets(recipe):
+        return "give data.candidates and rows.shape single"
+    others = [name for name in (*OF_ONE_TARGET, "conformal") if held(recipe, name) is not None]
+    return f"drop {others[0]}, which is a loss of its own" if others else ""
+
+
+def _not_redrawn(recipe: Any) -> str:
+    among = recipe.data.candidates
+    if among is None or among.retriever is not None or _has_several_targets(recipe):
+        return "give data.candidates of no retriever and rows.shape single"
+    fixed = [name for name in (*WITH_NEGATIVES, "objective.grpo") if held(recipe, name) is not None]
+    return f"drop it or {fixed[0]}, whose rows stay what they are" if fixed else ""
+
+
 def _lacking(recipe: Any) -> Iterator[str]:
     """What the systems of the table need and the recipe does not have, one line a system."""
     for system in parsed(recipe.systems):
@@ -215,6 +232,17 @@ RULES = (
         lambda r: r.objective.name == "sft" and r.objective.head == "titles",
         "the softmax of objective sft is over the whole vocabulary; objective.head titles needs "
         "objective.name msl",
+    ),
+    Rule(
+        "objective",
+        lambda r: r.objective.among == "candidates" and _not_of_candidates(r),
+        "objective.among candidates is of objective.name msl over the data.candidates of "
+        "rows.shape single; {}",
+    ),
+    Rule(
+        "rows",
+        lambda r: r.rows.redraw and _not_redrawn(r),
+        "rows.redraw draws random candidates anew; {}",
     ),
     *(
         Rule(

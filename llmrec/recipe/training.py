@@ -66,6 +66,9 @@ class ObjectiveSection(Section):
     head: Literal["full", "titles"] = "full"
     """Of msl: the logits that are computed; titles: of tokens that occur in some title alone, which
     is faster and the same but for rounding."""
+    among: Literal["catalog", "candidates"] = "catalog"
+    """Of msl, which titles tokens may continue; candidates: those of the row, as they are ranked
+    with decode.renormalise."""
     listwise: Listwise | None = None
     """Learn to choose among candidates; null: learn the title's tokens."""
     dpo: DPO | None = None
@@ -89,6 +92,8 @@ class RowsSection(Section):
     overlap; item: for each item but a sequence's first, with up to so many before it."""
     count: Count | None = None
     """Training rows drawn; null: all."""
+    redraw: bool = False
+    """Random candidates of training rows are drawn anew in each epoch."""
 
 
 class Validation(Section):

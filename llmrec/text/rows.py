@@ -31,7 +31,8 @@ def single(
     `context`: what the prompt shows beside the history.
     """
     prompt = encoder.prompt(history, context)
-    return TokenTree((Segment(prompt.ids), Segment(encoder.completions[target], 0, target)))
+    answer = Segment(encoder.completions[target], 0, target)
+    return TokenTree((Segment(prompt.ids), answer), context.candidates)
 
 
 def all_targets(encoder: PromptEncoder, history: Positions, target: int) -> TokenTree:

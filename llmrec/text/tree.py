@@ -44,7 +44,7 @@ class FlatTree:
     token t: `labels` (T,) its id, `predictors` (T,) the row index of the token before it on its
     path, `branches` (T,) the number, from 0, of the predicted segment it lies in, `targets` (T,)
     the item's position and `steps` (T,) its index inside that item's completion. `kinds` (G,): the
-    kind of each of the G predicted segments.
+    kind of each of the G predicted segments. `among`: as in TokenTree.
     """
 
     input_ids: Ids
@@ -56,6 +56,7 @@ class FlatTree:
     targets: Ids
     steps: Ids
     kinds: Ids
+    among: tuple[int, ...] = ()
 
     @property
     def mask(self) -> npt.NDArray[np.bool_]:
@@ -72,9 +73,13 @@ class FlatTree:
 
 @dataclass(frozen=True)
 class TokenTree:
-    """Segments in an order in which every parent stands before its children."""
+    """Segments in an order in which every parent stands before its children.
+
+    `among`: positions of the items that its targets are chosen from; empty: any.
+    """
 
     segments: tuple[Segment, ...]
+    among: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for index, segment in enumerate(self.segments):
@@ -114,7 +119,7 @@ class TokenTree:
             place[index] = len(kept)
             target = ROOT if other else segment.target
             kept.append(replace(segment, parent=place[segment.parent], target=target))
-        return TokenTree(tuple(kept))
+        return TokenTree(tuple(kept), self.among)
 
     def flatten(self) -> FlatTree:
         """Lay the segments end to end."""
@@ -149,6 +154,7 @@ class TokenTree:
             ),
             steps=_joined([self.segments[i].start + np.arange(lengths[i]) for i in learned]),
             kinds=np.array([self.segments[i].kind for i in learned], np.int32),
+            among=self.among,
         )
 
     def _places(self, lengths: npt.NDArray[np.int64]) -> tuple[Longs, Longs]:

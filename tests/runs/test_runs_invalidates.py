@@ -51,6 +51,7 @@ EXPERIMENTS = {
     "preferences": {"data": {"candidates": 9}, "objective": {"sdpo": {}, "propensity": {}}},
     "groups": {"objective": {"grpo": {}}},
     "pairs": {"data": {"candidates": 9}, "objective": {"dpo": {}}},
+    "among": {"data": {"candidates": {"count": 4}}, "objective": {"name": "msl"}},
     "network": {"network": {}, "conformal": {"learning_rate": 0.1}, "systems": ["network"]},
     **{
         vectors: {
