@@ -104,10 +104,11 @@ class Recommender:
         1. What a score is stands in the metadata of its column: for most systems a log-probability.
 
         `candidates`: the items that may be recommended, as those in stock; or for each history
-        equally many, of which the answer is to be. Without them it is from the whole catalog.
-        Systems *_free answer with candidates of each history alone; guided and grounded ones and
-        networks take none of these. `exclude`: items that are not recommended. Probabilities are
-        then over the items that are left.
+        equally many, of which the answer is to be. Without them it is from the whole catalog, or
+        what the run's retriever proposes, where its recipe has one. Systems *_free answer with
+        candidates of each history alone; guided and grounded ones and networks take none of these.
+        `exclude`: items that are not recommended. Probabilities are then over the items that are
+        left.
 
         With `coverage`, say 0.9, every user gets the smallest set of items that is to hold the next
         one for that share of the users, as the run's calibration found it, if they are like the

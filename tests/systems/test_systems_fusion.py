@@ -57,6 +57,10 @@ def test_scores_are_the_sum_of_both_and_raw_histories_get_the_same(recipe_of, we
         said = Predictions.read(folder.predictions(system))
         wanted = [ids[p] for i in range(len(test)) for p in said.ranking(i)[:2].tolist()]
         assert table["item_id"].to_pylist() == wanted
+    without = Recommender(recipe, folder, "untuned_fused")
+    table = without.recommend(histories[:4], top_k=3, exclude=[wanted[0]])
+    assert wanted[0] not in table["item_id"].to_pylist()
+    assert table.num_rows == 12
 
 
 def test_the_weight_is_the_likeliest_in_validation_and_told(recipe_of):
