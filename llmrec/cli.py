@@ -157,12 +157,11 @@ def train(
             raise typer.Exit(1)
         return
     settings, folder = opened(recipe, overrides, "train")
-    from llmrec.stages import pipeline, prompts
-    from llmrec.stages import train as stage
+    from llmrec.stages import pipeline, preview, prompts
 
     with terminal.stdout_for_data():
         if dry_run:
-            result = stage.preview(settings, folder)
+            result = preview.run(settings, folder)
         else:
             result = pipeline.train(settings, folder, only)
     if not dry_run:

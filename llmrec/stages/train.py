@@ -11,14 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import DistributedType
 from transformers import TrainingArguments
 
 from llmrec.data import sealed as checkpoints
-from llmrec.data.files import free_bytes, replacing, require_space
-from llmrec.data.records import Examples
+from llmrec.data.files import replacing, require_space
 from llmrec.errors import LlmrecError, RecipeError
 from llmrec.inference.from_recipe import base_of
 from llmrec.methods.method import Job, Kept
@@ -34,10 +32,9 @@ from llmrec.runs.artifact import Artifact
 from llmrec.runs.folder import RunFolder
 from llmrec.runs.made import adapter, start_of
 from llmrec.runs.processes import begun, main_first, main_only, processes, together
-from llmrec.stages import prepare, prompts
+from llmrec.stages import prepare
 from llmrec.stages.holding import alone
 from llmrec.stages.tracking import tracking
-from llmrec.text.tree import TokenTree
 
 log = logging.getLogger("llmrec")
 
@@ -49,7 +46,7 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     Where its method has several steps this is the last one alone.
     """
     state = begun(recipe, folder.root)
-    method, job = method_of(recipe), _prepared(recipe, folder)
+    method, job = method_of(recipe), prepared(recipe, folder)
     rows = method.rows(job)
     made = adapter(recipe, folder)
     done = main_only(made.facts_or_none)
@@ -61,11 +58,11 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
         )
         return {**_described(done), "adapter": str(folder.adapter), "skipped": True}
     loss = method.loss(job)
-    arguments = _arguments(recipe, folder)
-    model = _model(recipe, is_sharded(arguments))
+    arguments = arguments_of(recipe, folder)
+    model = model_of(recipe, is_sharded(arguments))
     _require_graphs(recipe, model)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    require_space(folder.root, _bytes_needed(recipe, trainable), "training")
+    require_space(folder.root, bytes_needed(recipe, trainable), "training")
     require_tree_support(model, recipe.prompt.max_tokens)
     resume = _resume_point(folder, made)
     with tracking(folder, recipe.train.get("report_to")):
@@ -118,62 +115,17 @@ def _require_whole_weights(accelerator: Any) -> None:
         )
 
 
-def _prepared(recipe: Recipe, folder: RunFolder) -> Job:
+def prepared(recipe: Recipe, folder: RunFolder) -> Job:
     with main_first():
         prepare.run(recipe, folder)
         return Job.of(recipe, folder)
 
 
-def preview(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
-    """What training would read, do and need: lengths, truncation, steps, parameters, disk.
-
-    `prompt`: one row of it, as `prompts render` shows it. With a section `soft`, the last step's;
-    before there are answers, as if they were the titles.
-    """
-    method = method_of(recipe)
-    if method.preview is not None:
-        prepare.run(recipe, folder)
-        return method.preview(recipe, folder)
-    job = _prepared(recipe, folder)
-    rows = (method.shown or method.rows)(job)
-    lengths, targets = np.array([(len(row), _real_targets(row)) for row in rows]).T
-    train = Examples.read(folder.examples("train"))
-    dropped = [
-        job.encoder.prompt(h).dropped > max(0, len(h) - recipe.prompt.max_history)
-        for h in train.histories()[:2000]
-    ]
-    batch = (
-        recipe.train["per_device_train_batch_size"]
-        * recipe.train.get("gradient_accumulation_steps", 1)
-        * processes().num_processes
-    )
-    sizes = [(name, p.numel(), p.requires_grad) for name, p in _model(recipe).named_parameters()]
-    total = sum(size for name, size, _ in sizes if ".lora_" not in name)
-    trainable = sum(size for _, size, trains in sizes if trains)
-    epochs = float(recipe.train["num_train_epochs"])
-    return {
-        "rows": len(rows),
-        "targets": int(targets.sum()),
-        "row_tokens": {f"p{q}": int(np.percentile(lengths, q)) for q in (5, 50, 95, 100)},
-        "share_of_prompts_that_lost_titles_to_max_tokens": float(np.mean(dropped)),
-        "optimiser_steps": int(-(-len(rows) // batch) * epochs),
-        "parameters": total,
-        "trainable_parameters": trainable,
-        "disk_needed_bytes": _bytes_needed(recipe, trainable),
-        "disk_free_bytes": free_bytes(folder.root),
-        "prompt": prompts.rendered(job),
-    }
-
-
-def _bytes_needed(recipe: Recipe, trainable: int) -> int:
+def bytes_needed(recipe: Recipe, trainable: int) -> int:
     """Of checkpoints (weights and two moments of AdamW), of the best weights and the adapter; and
     one checkpoint more, as the next is whole before the former goes."""
     checkpoints_kept = int(recipe.train.get("save_total_limit") or 1) + 1
     return trainable * 4 * (3 * checkpoints_kept + 3)
-
-
-def _real_targets(row: TokenTree) -> int:
-    return sum(segment.target >= 0 and segment.kind == 0 for segment in row.segments)
 
 
 def _publish(folder: RunFolder, made: Artifact, rival: Kept | None = None) -> None:
@@ -260,7 +212,7 @@ def training_arguments_of(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _arguments(recipe: Recipe, folder: RunFolder) -> TrainingArguments:
+def arguments_of(recipe: Recipe, folder: RunFolder) -> TrainingArguments:
     given = training_arguments_of(recipe)
     try:
         return TrainingArguments(
@@ -281,7 +233,7 @@ def _has_tf32() -> bool:
     return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
 
 
-def _model(recipe: Recipe, sharded: bool = False) -> Any:
+def model_of(recipe: Recipe, sharded: bool = False) -> Any:
     """The model as training begins: with a fresh adapter, or with the one that it starts from."""
     base, lora = replace(base_of(recipe), sharded=sharded), recipe.model.lora
     start = start_of(recipe)

@@ -21,7 +21,7 @@ from llmrec.methods.windows import training_windows
 from llmrec.model.kept_weights import read_log
 from llmrec.model.loading import load_model
 from llmrec.model.trainer import TreeTrainer
-from llmrec.stages import prepare, prompts, train
+from llmrec.stages import prepare, preview, prompts, train
 
 ITEMS, USERS = 40, 16
 WORDS = ["The", "Man", "Dark", "City", "Star", "Last", "Summer", "Dance", "Love", "River", "Blue"]
@@ -365,7 +365,7 @@ def test_two_processes_give_the_trajectory_of_one(conformal_of, in_two_processes
 def test_what_is_shown_before_training_are_the_rows_that_are_trained(conformal_of):
     recipe, folder = conformal_of("rows.count=30")
     _, windows, rows = made(recipe, folder)
-    told = train.preview(recipe, folder)
+    told = preview.run(recipe, folder)
     assert told["row_tokens"]["p100"] == max(len(row) for row in rows)
     for user in ("u3", "u7"):
         number = max((w.end, number) for number, w in enumerate(windows) if w.user_id == user)[1]
@@ -389,7 +389,7 @@ def test_what_is_shown_before_training_are_the_rows_that_are_trained(conformal_o
 
 def test_a_dry_run_counts_the_candidates_tokens_and_one_target_a_row(conformal_of):
     recipe, folder = conformal_of()
-    told = train.preview(recipe, folder)
-    plain = train.preview(recipe.model_copy(update={"conformal": None}), folder)
+    told = preview.run(recipe, folder)
+    plain = preview.run(recipe.model_copy(update={"conformal": None}), folder)
     assert told["targets"] == told["rows"] == plain["rows"]
     assert told["row_tokens"]["p50"] > 2 * plain["row_tokens"]["p50"]

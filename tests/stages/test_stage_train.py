@@ -1,9 +1,11 @@
 """Training as a user runs it: what it leaves, how it goes on, and what it refuses."""
 
 import json
+import logging
 import random
 import shutil
 import time
+import types
 
 import numpy as np
 import pytest
@@ -12,14 +14,14 @@ from safetensors.torch import load_file
 
 from llmrec.data import sealed as checkpoints
 from llmrec.data.catalog import Catalog
-from llmrec.data.records import Examples
+from llmrec.data.records import Examples, Interactions
 from llmrec.errors import LlmrecError, RecipeError
 from llmrec.inference.from_recipe import base_of, encoder_of
 from llmrec.methods.plain import softmax_of
 from llmrec.methods.windows import training_rows, training_windows
 from llmrec.model.kept_weights import read_log
 from llmrec.model.loading import load_model
-from llmrec.stages import prepare, train
+from llmrec.stages import prepare, preview, timing, train
 
 
 def log_lines(folder):
@@ -141,13 +143,45 @@ def test_full_fine_tuning_trains_every_weight(recipe_of):
 
 def test_a_dry_run_tells_and_trains_nothing(recipe_of):
     recipe, folder = recipe_of("rows.shape=all_targets")
-    told = train.preview(recipe, folder)
+    told = preview.run(recipe, folder)
     assert told["rows"] == 48 or told["rows"] > 10
     assert told["targets"] > told["rows"]
     assert told["trainable_parameters"] < told["parameters"]
     assert told["optimiser_steps"] >= 2 * told["rows"] // 4
     assert not folder.adapter.exists()
     assert not folder.checkpoints.exists()
+    assert not folder.train_log.exists()
+
+
+def test_a_dry_run_tells_the_hours_of_every_stage(recipe_of, monkeypatch, caplog):
+    """With a clock on which each step and each question takes a second."""
+    settings = "systems=[popularity, sasrec, untuned, tuned, tuned_guided, tuned_grounded]"
+    recipe, folder = recipe_of(settings, "baselines.trials=3", "evaluate.gates=true")
+    ticks = iter(range(10**6))
+    clock = types.SimpleNamespace(monotonic=lambda: 3600.0 * next(ticks))
+    monkeypatch.setattr(timing, "time", clock)
+    with caplog.at_level(logging.WARNING, "llmrec"):
+        told = preview.run(recipe, folder)
+    hours = told["hours"]
+    valid, test = (len(Examples.read(folder.examples(part))) for part in ("valid", "test"))
+    data = Interactions.read(folder.interactions)
+    assert len(data.user_ids) < timing.NETWORK_USERS  # so that the epoch is a whole one
+    assert hours["recommend"] == {
+        "popularity": 0.0,
+        "sasrec": 3 * 100.0,
+        "untuned": pytest.approx(test * (0.5 + 0.5)),  # and once more, with other histories
+        "tuned": pytest.approx(test * (0.5 + 0.5)),
+        "tuned_guided": pytest.approx(test * 0.5 + valid * 0.5),
+        "tuned_grounded": pytest.approx(test * 0.5),
+    }
+    steps = told["optimiser_steps"]
+    assert hours["train"]["validation"] == pytest.approx(steps // 4 * valid / 2)
+    assert hours["train"]["steps"] == pytest.approx(steps, 0.35)  # by the tokens of these rows
+    assert hours["evaluate"] == pytest.approx(1 / 4 * 7 * 6 * 3)
+    assert hours["prepare"] < 0.01
+    assert "in all: prepare" in told["in_words"]
+    assert "a run of this takes about" in caplog.text
+    assert "less: rows.count" in caplog.text
 
 
 @pytest.mark.parametrize(

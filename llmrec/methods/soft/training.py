@@ -48,9 +48,11 @@ def shown(job: Job) -> Trees:
 
 
 def loss(job: Job) -> Loss:
-    """Cross-entropy, over the titles and whatever else the model answered."""
-    answers = Answers.read(answers_file(job.recipe, job.folder).parent)
-    completions, _ = completions_with(answers, job.encoder)
+    """Cross-entropy, over the titles and whatever else the model answered; before there are
+    answers over the titles, as for the rows that are `shown`."""
+    place, completions = answers_file(job.recipe, job.folder), job.encoder.completions
+    if place.exists():
+        completions, _ = completions_with(Answers.read(place.parent), job.encoder)
     return Loss(plain.softmax_of(job.recipe, job.encoder, completions))
 
 
