@@ -16,6 +16,7 @@ def journey(go: Journey) -> None:
     text = text.replace("[popularity, markov, item_knn, tuned]", "[markov, tuned, tuned_guided]")
     recipe.write_text(text, "utf-8")
     tiny = ["data.max_bad_rows=2", f"model.base={go.model}", "decode.guidance.baseline=markov"]
+    tiny += ["decode.guidance.weight=0.3"]
     with go.step("run"):
         go.llmrec("run", recipe, *tiny, *SMALL)
     run, stock = go.place / "runs" / "shop", go.place / "stock.txt"

@@ -14,7 +14,7 @@ from llmrec.errors import LlmrecError
 
 # What makes an experiment small enough for a tiny model on one core.
 SMALL = (
-    "data.subset={train: 600, valid: 40, test: 120}",
+    "data.subset={train: 600, valid: 20, test: 60}",
     "prompt.max_tokens=300",
     "rows.count=48",
     "train.num_train_epochs=1",
