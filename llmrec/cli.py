@@ -6,7 +6,7 @@ stdout is data, stderr is logs. Exit codes: 0 done, 1 failed, 2 recipe or usage,
 """
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Literal, Optional
 
 import typer
 
@@ -270,6 +270,42 @@ def study(
         terminal.show(result if as_json else f"{result['tables']}\n{result['page']}", as_json)
     if result["failed"]:
         raise typer.Exit(1)
+
+
+@app.command()
+def plan(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs of a machine.")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
+    strategy: Annotated[
+        Literal["ddp", "zero2", "zero3", "fsdp2"], typer.Option(help="As the accelerate files.")
+    ] = "ddp",
+    memory: Annotated[float, typer.Option(min=0.1, help="GiB of a GPU.")] = 80.0,
+    tflops: Annotated[float, typer.Option(min=0.001, help="Of a GPU at its best.")] = 989,
+    utilisation: Annotated[
+        float, typer.Option(min=0.001, max=1, help="The share of these that is reached.")
+    ] = 0.35,
+    users: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Whom to recommend to; else the test split."),
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Exit with 2 where it does not fit.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Memory, time, tokens and disk that a recipe needs, with the arithmetic; runs nothing."""
+    settings, folder = opened(recipe, overrides, None)
+    from llmrec.stages import plan as stage
+
+    with terminal.stdout_for_data():
+        result = stage.run(
+            settings, folder, gpus, nodes, strategy, memory, tflops, utilisation, users
+        )
+        if check:
+            stage.require_fits(result)
+    terminal.show(result, as_json)
 
 
 @app.command()

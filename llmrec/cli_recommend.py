@@ -54,6 +54,11 @@ def recommend(
         Literal["skip", "raise"],
         typer.Option(help="What to do with entries that are no item: count them, or stop."),
     ] = "skip",
+    engine: Annotated[
+        Optional[Literal["local", "accelerate", "ray"]],  # noqa: UP045
+        typer.Option(help="For any number of users: Parquet in, a folder out; who works."),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes of --engine ray.")] = 1,
     as_json: Json = False,
 ) -> None:
     """Recommend for the test split, for histories of ids or titles (one JSON line per item), or for
@@ -71,6 +76,18 @@ def recommend(
         from llmrec.stages import recommend_histories as stage
 
         wanted = stage.Wanted(top_k or 10, coverage, system, candidates, exclude, unknown)
+        if engine is not None:
+            if out is None or histories in (None, "-"):
+                raise RecipeError(
+                    "--engine reads Parquet and writes a folder: give --histories and --out"
+                )
+            from llmrec.stages import streaming
+
+            source = Path(str(histories))
+            with terminal.stdout_for_data():
+                result = streaming.run(settings, folder, source, wanted, out, engine, workers)
+            terminal.show(result, as_json)
+            return
         stdout = sys.stdout
         with terminal.stdout_for_data():
             if all_users:
@@ -87,12 +104,12 @@ def recommend(
             result = terminal.by_main(lambda: stage.write(settings, folder, batches, wanted, out))
         terminal.show(result, as_json)
         return
-    given = (top_k, coverage, system, candidates, exclude, out)
+    given = (top_k, coverage, system, candidates, exclude, out, engine)
     if any(value is not None for value in given):
         raise RecipeError(
-            "--top-k, --coverage, --system, --candidates, --exclude and --out are for histories of "
-            "your own (--histories) or of everybody (--all-users); of the test split decode.top_k "
-            "items are kept, for each of the recipe's systems"
+            "--top-k, --coverage, --system, --candidates, --exclude, --out and --engine are for "
+            "histories of your own (--histories) or of everybody (--all-users); of the test split "
+            "decode.top_k items are kept, for each of the recipe's systems"
         )
     from llmrec.stages import recommend as test_split
 

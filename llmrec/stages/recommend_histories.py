@@ -91,7 +91,7 @@ def tables(
     recipe: Recipe, folder: RunFolder, batches: Batches, wanted: Wanted
 ) -> Iterator[pa.Table]:
     """Recommendations for each batch of histories; what stands before a bad line is answered."""
-    with _Answers(recipe, folder, wanted) as answers:
+    with Answers(recipe, folder, wanted) as answers:
         for batch in batches:
             stopping.check()
             yield answers.to(batch)
@@ -107,14 +107,14 @@ def write(
     """
     require_form(out)
     begun = time.monotonic()
-    with _Answers(recipe, folder, wanted) as answers:
+    with Answers(recipe, folder, wanted) as answers:
         users, before, rows = write_answers(batches, answers.to, out, lambda: answers.key)
     seconds = round(time.monotonic() - begun, 1)
     said = {"file": str(out), "users": users, "rows": rows, "seconds": seconds}
     return {**said, "answered_before": before} if before else said
 
 
-class _Answers:
+class Answers:
     """A run's answers to batches of histories, and at the end what is told of their entries."""
 
     def __init__(self, recipe: Recipe, folder: RunFolder, wanted: Wanted) -> None:
@@ -125,7 +125,7 @@ class _Answers:
         )
         self._made: Recommender | None = None
 
-    def __enter__(self) -> "_Answers":
+    def __enter__(self) -> "Answers":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -61,6 +61,11 @@ def read_parquet(path: Path) -> Iterator[RawRequest]:
         raise DataError(f"{path}: not a readable Parquet file ({error})") from None
 
 
+def of_rows(path: Path, rows: pa.RecordBatch, before: int) -> Iterator[RawRequest]:
+    """Requests from rows of a Parquet file behind `before` others. Raises DataError as above."""
+    return _alike(_of_rows(path, [rows], before))
+
+
 def read_file(path: Path) -> Iterator[RawRequest]:
     """Requests from a file, Parquet by its name and else JSON lines. Raises RecipeError where there
     is none, and DataError for one that is neither."""
@@ -186,8 +191,10 @@ def _of_json(lines: Iterable[str]) -> Iterator[tuple[str, RawRequest]]:
         yield _request(value, number, f"line {number}", line.strip())
 
 
-def _of_rows(path: Path, batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[str, RawRequest]]:
-    number = 0
+def _of_rows(
+    path: Path, batches: Iterable[pa.RecordBatch], before: int = 0
+) -> Iterator[tuple[str, RawRequest]]:
+    number = before
     for batch in batches:
         for row in batch.to_pylist():
             number += 1

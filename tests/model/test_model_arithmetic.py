@@ -1,0 +1,106 @@
+"""What is counted against what happens: kept activations, operations, and shares of processes."""
+
+import pytest
+import torch
+import transformers as tf
+
+from llmrec.model.arithmetic import Answering, Shape, Training
+from llmrec.model.attention import with_tree_attention
+from llmrec.model.loading import Lora, with_new_lora
+from llmrec.model.softmax import FullSoftmax
+from llmrec.text.tree import Segment, TokenTree
+
+SHAPES = [
+    {"hidden_size": 64, "intermediate_size": 192, "num_attention_heads": 4, "layers": 3},
+    {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 8, "layers": 2},
+]
+
+
+def made(shape):
+    config = tf.LlamaConfig(
+        vocab_size=300,
+        hidden_size=shape["hidden_size"],
+        intermediate_size=shape["intermediate_size"],
+        num_hidden_layers=shape["layers"],
+        num_attention_heads=shape["num_attention_heads"],
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+    )
+    model = with_tree_attention(tf.AutoModelForCausalLM.from_config(config))
+    weights = sum(p.numel() for p in model.parameters())
+    tuned = with_new_lora(model, Lora(r=2), 0)
+    trained = sum(p.numel() for p in tuned.parameters() if p.requires_grad)
+    return Shape.of(config, weights), tuned.train(), trained
+
+
+def batch_of(rows, tokens):
+    ids = torch.arange(tokens).remainder(290).to(torch.int32).numpy()
+    tree = TokenTree((Segment(ids[:-4]), Segment(ids[-4:], 0, 0)))
+    return FullSoftmax().prepare([tree.flatten()] * rows)
+
+
+def kept_bytes(model, batch):
+    """Bytes of the tensors that autograd keeps for the way back, weights apart, each once."""
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    held = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            held[storage.data_ptr()] = (storage.nbytes(), tensor)  # held, so no address comes twice
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        FullSoftmax().branch_log_probabilities(model, batch).sum()
+    return sum(size for size, _ in held.values())
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("rows", "tokens"), [(2, 48), (4, 96)])
+def test_activations_are_those_that_autograd_keeps(shape, rows, tokens):
+    counted, model, trained = made(shape)
+    plan = Training(counted, rows, tokens, rows * 4, trained).memory
+    expected = plan["activations"] + plan["mask"] + plan["logits"]
+    assert kept_bytes(model, batch_of(rows, tokens)) == pytest.approx(expected, rel=0.15)
+
+
+def test_operations_are_those_that_are_counted_while_they_run():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counted, model, trained = made(SHAPES[0])
+    rows, tokens = 3, 64
+    batch = batch_of(rows, tokens)
+    with FlopCounterMode(display=False) as counter:
+        FullSoftmax().branch_log_probabilities(model, batch).sum().backward()
+    plan = Training(counted, rows, tokens, rows * 4, trained)
+    assert counter.get_total_flops() == pytest.approx(plan.operations, rel=0.2)
+
+
+def test_strategies_cut_what_they_say():
+    shape = Shape(32, 4096, 4, 1024, 14336, 128256, 8_030_261_248, 2 * 128256 * 4096)
+    full = {"shape": shape, "rows": 1, "tokens": 512, "predicted": 16, "weights_in": "bfloat16"}
+    whole = Training(**full, trained=shape.weights, dtype="bfloat16").memory
+    assert whole["frozen weights"] == 0
+    assert whole["moments"] == 8 * shape.weights
+    for strategy, weights, moments in (("ddp", 1, 1), ("zero2", 1, 8), ("fsdp2", 8, 8)):
+        lora = Training(
+            **full, trained=8_000_000, dtype="bfloat16", strategy=strategy, processes=8
+        ).memory
+        assert lora["frozen weights"] == 2 * shape.weights / weights
+        assert lora["moments"] == 8 * 8_000_000 / moments
+    four = Training(**{**full, "weights_in": "4bit"}, trained=8_000_000).memory
+    assert four["frozen weights"] == pytest.approx(0.52 * shape.weights)
+
+
+def test_less_is_kept_where_layers_are_computed_again():
+    shape, _, trained = made(SHAPES[0])
+    plain = Training(shape, 4, 96, 16, trained)
+    again = Training(shape, 4, 96, 16, trained, checkpointed=True)
+    assert again.memory["activations"] < plain.memory["activations"] / 2
+    assert again.operations > plain.operations
+
+
+def test_a_prompt_is_read_once_whatever_the_beams():
+    shape, _, _ = made(SHAPES[0])
+    one, ten = (Answering(shape, 1, 300, beams, 5).operations for beams in (1, 10))
+    assert ten < 2 * one
