@@ -117,9 +117,14 @@ class Training:
         if self.trained >= self.shape.weights:
             kept = 6.0 * self.shape.body
         again = 2.0 * self.shape.body if self.checkpointed else 0.0
-        attention = 3 * 4.0 * self.shape.layers * self.shape.width * self.tokens
         head = 4.0 * self.predicted * self.shape.width * self.shape.vocabulary
-        return tokens * (kept + again + attention) + head
+        return tokens * (kept + again) + self.attention + head
+
+    @property
+    def attention(self) -> float:
+        """Those of `operations` that are products of queries with keys and with values."""
+        rows = self.rows * self.tokens**2
+        return 3 * 4.0 * self.shape.layers * self.shape.width * rows
 
     @property
     def _weight(self) -> float:

@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -244,17 +244,18 @@ def _by_ray(worker: Worker, blocks: Sequence[Block], workers: int) -> None:
         ray.init(
             **({"num_cpus": workers, "include_dashboard": False} if here else {}),
             log_to_driver=False,
+            logging_level=logging.ERROR,
             runtime_env={"env_vars": {"PYTHONPATH": shared}},
         )
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    asked = ray.data.from_items(
-        [{"at": at} for at in range(len(blocks))], override_num_blocks=len(blocks)
-    )
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = context.print_on_execution_start = False
+    rows = [{**asdict(block), "file": str(block.file)} for block in blocks]
+    asked = ray.data.from_items(rows, override_num_blocks=len(rows))
     # Ray starts a worker that died again, and gives it what it was at.
     answered = asked.map(
         _RayWorker,
-        fn_constructor_args=(worker.again, list(blocks)),
-        concurrency=min(workers, len(blocks)),
+        fn_constructor_args=worker.again,
+        compute=ray.data.ActorPoolStrategy(size=min(workers, len(rows))),
         num_cpus=1,
         num_gpus=1 if torch.cuda.is_available() else 0,
     )
@@ -271,11 +272,11 @@ def _by_ray(worker: Worker, blocks: Sequence[Block], workers: int) -> None:
 class _RayWorker:
     """The worker as Ray Data calls it."""
 
-    def __init__(self, made_from: tuple[Any, ...], blocks: Sequence[Block]) -> None:
-        self.worker, self.blocks = Worker(*made_from), blocks
+    def __init__(self, recipe: Recipe, folder: RunFolder, wanted: Wanted, out: Path) -> None:
+        self.worker = Worker(recipe, folder, wanted, out)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        return {"users": self.worker(self.blocks[row["at"]])}
+        return {"users": self.worker(Block(**{**row, "file": Path(row["file"])}))}
 
 
 _ENGINES: dict[str, Callable[[Worker, Sequence[Block], int], None]] = {

@@ -117,7 +117,7 @@ class _Mortal(streaming._RayWorker):
     def __call__(self, row):
         for at, late in ((3, False), (7, True)):
             mark = self.worker.out / f"died-{at}"
-            if row["at"] == at and not mark.exists():
+            if row["number"] == at and not mark.exists():
                 if late:
                     super().__call__(row)
                 mark.touch()
