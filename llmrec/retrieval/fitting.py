@@ -12,7 +12,8 @@ from itertools import combinations
 import numpy as np
 import numpy.typing as npt
 
-from llmrec.data.records import Bools, Ints
+from llmrec.data.records import Bools, Interactions, Ints
+from llmrec.retrieval.agreement import rating_agreement
 from llmrec.retrieval.retriever import (
     NOBODY,
     Neighbours,
@@ -50,12 +51,14 @@ class RetrieverRow:
     """One way of finding neighbours: its `vectors` and `weights` by name, a value for each query.
 
     `first` (Q, 6): the measures, over these vectors, of the first neighbour; NaN without one.
-    `hits` (Q, len(KS)): whether one of the first 1, 5, 10 neighbours chose the target next.
+    `agreement` (Q,): how alike that one rates; see `rating_agreement`. `hits` (Q, len(KS)): whether
+    one of the first 1, 5, 10 neighbours chose the target next.
     """
 
     vectors: str
     weights: str
     first: Floats
+    agreement: Floats
     hits: Bools
 
 
@@ -101,8 +104,12 @@ def compare_retrievers(
     weights: Mapping[str, Mapping[str, float]],
     coarse: int = 200,
     seed: int = 0,
+    *,
+    interactions: Interactions,
 ) -> list[RetrieverRow]:
     """A row for random neighbours, each measure alone, equal weights and each of `weights`.
+
+    `interactions`: those of the snapshots, for their ratings.
 
     All of them for each kind of `item_vectors` (N, d) by name. The random row's measures are over
     the first kind of vectors; the coarse stage of all others is the cosine over their own.
@@ -126,7 +133,9 @@ def compare_retrievers(
             first = retriever.likeness(queries, neighbours.snapshot[:, :1])[:, 0]
             first[neighbours.snapshot[:, 0] == NOBODY] = np.nan
             hits = next_item_hits(neighbours, snapshots, targets, KS)
-            rows.append(RetrieverRow(kind, name, first, hits))
+            nearest = neighbours.snapshot[:, 0]
+            agreement = rating_agreement(interactions, queries, snapshots, nearest)
+            rows.append(RetrieverRow(kind, name, first, agreement, hits))
     return rows
 
 

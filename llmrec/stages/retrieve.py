@@ -16,6 +16,7 @@ from llmrec.errors import RecipeError
 from llmrec.evaluation.intervals import mean_interval
 from llmrec.evaluation.layout import as_json, laid_out, number
 from llmrec.inference.similar_users import SimilarUsers, item_vectors, shortfalls
+from llmrec.retrieval.agreement import mean_agreement
 from llmrec.retrieval.fitting import KS, RetrieverRow, compare_retrievers, fit_weights
 from llmrec.retrieval.similarity import MEASURES
 from llmrec.stages import prepare
@@ -80,6 +81,7 @@ def run(
         weights,
         recipe.demonstrations.similarity.coarse,
         recipe.seed,
+        interactions=finder.interactions,
     )
     found["examples"] = len(valid)
     found["retrievers"] = [_figures(row, valid, recipe) for row in rows]
@@ -90,6 +92,7 @@ def run(
 def table(found: dict[str, Any]) -> str:
     """What `run` found, as a text table with intervals."""
     header = ["vectors", "ranked by", *(f"chose the target next, of {k}" for k in KS), *MEASURES]
+    header.append("rating agreement")
     lines = []
     for row in found["retrievers"]:
         hits = [row["hits"][str(k)] for k in KS]
@@ -100,11 +103,13 @@ def table(found: dict[str, Any]) -> str:
                 row["ranked_by"],
                 *shown,
                 *(number(row["first"][measure]) for measure in MEASURES),
+                f"{number(row['agreement']['mean'])} ({row['agreement']['examples']})",
             ]
         )
     notes = [
         f"{found['examples']} validation examples, 95 % bootstrap intervals over users; the "
-        "measures are those of the first user found."
+        "measures are those of the first user found (lcs: the order preserved). Rating agreement: "
+        "of items that both rated, in brackets for how many examples it is known."
     ]
     for split in ("valid", "test"):
         said = found[split]
@@ -137,4 +142,5 @@ def _figures(row: RetrieverRow, valid: Examples, recipe: "Recipe") -> dict[str, 
         "ranked_by": row.weights,
         "hits": {k: {"mean": i.mean, "low": i.low, "high": i.high} for k, i in hits.items()},
         "first": dict(zip(MEASURES, first.tolist(), strict=True)),
+        "agreement": dict(zip(("mean", "examples"), mean_agreement(row.agreement), strict=True)),
     }

@@ -25,7 +25,7 @@ USERS, ITEMS, EACH = 36, 45, 14
 SMALL = {
     "data": {"subset": {"train": 12, "valid": 6, "test": 6}},
     "model": {"dtype": "float32", "quantization": "none"},
-    "prompt": {"max_tokens": 300},
+    "prompt": {"max_tokens": 500},
     "train": {
         "num_train_epochs": 1,
         "per_device_train_batch_size": 4,

@@ -90,7 +90,9 @@ def test_rows_of_the_comparison():
     log, snapshots, queries, targets = drawn(5)
     kinds = {"factors": cooccurrence_factors(log, 9, 4), "other": np.eye(9)}
     mine = {"jaccard": 3.0, "dtw": 1.0}
-    rows = compare_retrievers(snapshots, kinds, queries, targets, {"fitted": mine}, 15)
+    rows = compare_retrievers(
+        snapshots, kinds, queries, targets, {"fitted": mine}, 15, interactions=log
+    )
     each = [*MEASURES, "equal", "fitted"]
     assert [(r.vectors, r.weights) for r in rows] == [
         ("factors", "random"),

@@ -47,7 +47,10 @@ def test_the_report_counts_how_often_a_user_found_chose_the_target(run):
     assert found["fitted"]["value"] >= found["fitted"]["equal_weights"]
     assert sum(found["fitted"]["weights"].values()) == pytest.approx(1)
     assert json.loads((folder.similar / "report.json").read_text("utf-8"))["fitted"]
+    assert all(row["agreement"]["examples"] == 0 for row in found["retrievers"])  # no ratings here
     text = retrieve.table(found)
+    assert "rating agreement" in text
+    assert all(name in text for name in ("jaccard", "lcs", "dtw"))
     assert f"{len(valid)} validation examples" in text
 
 
