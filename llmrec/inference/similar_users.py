@@ -7,6 +7,7 @@ and counted.
 
 import hashlib
 import logging
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +15,12 @@ import numpy.typing as npt
 from llmrec.data.catalog import Catalog
 from llmrec.data.records import Examples, Interactions
 from llmrec.errors import DataError, RecipeError
+from llmrec.inference.history_texts import HistoryTexts
 from llmrec.inference.pools import Neighbour, Pools
 from llmrec.recipe import Recipe
 from llmrec.recipe.demonstrations import Demonstrations
 from llmrec.retrieval.index import VectorIndex
-from llmrec.retrieval.retriever import Neighbours, Retriever, random_neighbours
+from llmrec.retrieval.retriever import Neighbours, Retriever, WholeHistories, random_neighbours
 from llmrec.retrieval.snapshots import NOTHING, Queries, Snapshots, queries_of, snapshots_of
 from llmrec.retrieval.vectors import cooccurrence_factors, window_vectors
 from llmrec.runs import made
@@ -106,8 +108,21 @@ class SimilarUsers:
                 self.wanted.similarity.weights.model_dump(),
                 self.wanted.similarity.coarse,
                 self._index(vectors),
+                self.whole,
             )
         return self._retriever
+
+    @cached_property
+    def texts(self) -> HistoryTexts | None:
+        """What reads histories as one text each; None where they are the mean of their items."""
+        if self.wanted.similarity.embed == "items":
+            return None
+        return HistoryTexts(self.recipe, self.folder, self.snapshots)
+
+    @cached_property
+    def whole(self) -> WholeHistories | None:
+        """What whole histories are searched by; None where that is the mean of their items."""
+        return None if self.texts is None else self.texts.whole()
 
     def _index(self, vectors: npt.NDArray[np.float32]) -> VectorIndex:
         """The index of all states; one of other data or vectors is built anew."""
@@ -118,7 +133,11 @@ class SimilarUsers:
                 return VectorIndex.read(place, fingerprint)
             except DataError as error:
                 log.warning("retrieve: building the index anew (%s)", error)
-        index = VectorIndex.build(window_vectors(self.snapshots.windows, vectors))
+        whole = self.whole
+        searched = (
+            window_vectors(self.snapshots.windows, vectors) if whole is None else whole.snapshots
+        )
+        index = VectorIndex.build(searched)
         index.write(place, fingerprint)
         return index
 
@@ -185,7 +204,11 @@ def leaky_pools(finder: SimilarUsers, examples: Examples, count: int) -> Pools:
     )
     similarity = finder.wanted.similarity
     retriever = Retriever(
-        snapshots, finder.vectors, similarity.weights.model_dump(), similarity.coarse
+        snapshots,
+        finder.vectors,
+        similarity.weights.model_dump(),
+        similarity.coarse,
+        whole=None if finder.texts is None else finder.texts.of(snapshots),
     )
     queries = Queries(names.astype(np.int32), asked.windows, np.ones(len(asked), np.int64))
     found = retriever.retrieve(queries, count)

@@ -6,7 +6,7 @@ token ids; a table whose bytes are not those that were written is made again.
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,20 +45,35 @@ def item_states(recipe: Recipe, encoder: PromptEncoder, model: Any) -> Floats:
     return loaded
 
 
+Reader = Callable[[Sequence[str]], Floats]
+
+
+def state_reader(recipe: Recipe, catalog: Catalog) -> Reader:
+    """What gives texts their mean token states (T, d) in the recipe's untuned model, loaded now."""
+    encoder, model = encoder_of(recipe, catalog), load_model(base_of(recipe))
+    return lambda texts: text_states(model, [encoder.standing_alone(t) for t in texts], mean=True)
+
+
 def state_vectors(recipe: Recipe, catalog: Catalog) -> Floats:
     """(N, d) of length 1: each title's mean token state in the recipe's untuned model.
 
     The mean over the catalog is taken off first: states of a language model all point the same way.
     """
-    encoder, model = encoder_of(recipe, catalog), load_model(base_of(recipe))
-    texts = [encoder.standing_alone(title) for title in catalog.titles]
-    return _directions(text_states(model, texts, mean=True))
+    return _directions(state_reader(recipe, catalog)(catalog.titles))
 
 
 def sentence_vectors(
     name: str, titles: Sequence[str], named_by: str = "demonstrations.similarity.encoder"
 ) -> Floats:
     """(N, d) of length 1: the titles under a sentence encoder, less their mean.
+
+    See `sentence_reader`.
+    """
+    return _directions(sentence_reader(name, named_by)(titles))
+
+
+def sentence_reader(name: str, named_by: str = "demonstrations.similarity.encoder") -> Reader:
+    """What gives texts their vectors (T, d) under a sentence encoder, loaded now.
 
     `name`: one that `llmrec fetch model` knows, a Hub id or a folder; `named_by`: the recipe's key
     that names it. Raises LlmrecError where the package or the encoder is missing.
@@ -85,8 +100,12 @@ def sentence_vectors(
             f"{named_by} {name!r}: no sentence encoder could be loaded from "
             f"{place} ({error}); name a folder, a Hub id, or all-minilm-l6-v2"
         ) from None
-    found = encoder.encode(list(titles), show_progress_bar=False, convert_to_numpy=True)
-    return _directions(np.asarray(found, np.float32))
+
+    def read(texts: Sequence[str]) -> Floats:
+        found = encoder.encode(list(texts), show_progress_bar=False, convert_to_numpy=True)
+        return np.asarray(found, np.float32)
+
+    return read
 
 
 def _directions(vectors: Floats) -> Floats:

@@ -37,6 +37,9 @@ class Similarity(Section):
     vectors: Literal["factors", "states", "sentences"] = "factors"
     """Vectors of items. factors: of the items chosen together, no model needed; states: mean token
     states of the titles in the untuned language model; sentences: of a sentence encoder."""
+    embed: Literal["items", "history"] = "items"
+    """What the vector of a user is made of. items: the mean of the items' vectors; history: the
+    titles read as one text, as in the paper, for vectors states or sentences."""
     encoder: Word = "all-minilm-l6-v2"
     """Of sentences: a name that `llmrec fetch model` knows, a Hub id, or a folder."""
     coarse: Count = 200
@@ -45,6 +48,12 @@ class Similarity(Section):
     """A state is kept of every so many-th choice of a user; more saves memory."""
     weights: Weights = Weights()
     """Weights of the measures."""
+
+    @model_validator(mode="after")
+    def _of_texts(self) -> Self:
+        if self.embed == "history" and self.vectors == "factors":
+            raise ValueError("embed history reads titles; it needs vectors states or sentences")
+        return self
 
 
 class Selection(Section):

@@ -18,6 +18,7 @@ from llmrec.retrieval.retriever import (
     NOBODY,
     Neighbours,
     Retriever,
+    WholeHistories,
     random_neighbours,
     ranked,
     shares_of,
@@ -106,10 +107,12 @@ def compare_retrievers(
     seed: int = 0,
     *,
     interactions: Interactions,
+    whole: Mapping[str, WholeHistories] | None = None,
 ) -> list[RetrieverRow]:
     """A row for random neighbours, each measure alone, equal weights and each of `weights`.
 
-    `interactions`: those of the snapshots, for their ratings.
+    `interactions`: those of the snapshots, for their ratings. `whole`: what histories are searched
+    by, for kinds where that is not the mean of their items.
 
     All of them for each kind of `item_vectors` (N, d) by name. The random row's measures are over
     the first kind of vectors; the coarse stage of all others is the cosine over their own.
@@ -119,7 +122,9 @@ def compare_retrievers(
     ways |= {name: dict(given) for name, given in weights.items()}
     rows: list[RetrieverRow] = []
     for kind, vectors in item_vectors.items():
-        retriever = Retriever(snapshots, vectors, ways["equal"], coarse)
+        retriever = Retriever(
+            snapshots, vectors, ways["equal"], coarse, whole=(whole or {}).get(kind)
+        )
         count = min(max(KS), coarse)
         candidates = retriever.candidates(queries, count)
         values = retriever.likeness(queries, candidates)

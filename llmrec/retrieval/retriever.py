@@ -7,13 +7,13 @@ coarse snapshots would be right as well; one for each user is simpler.) Knows no
 neighbour shows is in `Snapshots.history` and `Snapshots.chosen`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from llmrec.data.records import Longs
+from llmrec.data.records import Ints, Longs
 from llmrec.errors import RecipeError
 from llmrec.retrieval.index import VectorIndex
 from llmrec.retrieval.similarity import MEASURES, measured
@@ -39,6 +39,17 @@ class Neighbours:
     score: Floats
 
 
+@dataclass(frozen=True)
+class WholeHistories:
+    """Vectors of histories that are more than the mean of their items.
+
+    `snapshots` (M, d): of the Snapshots, of length 1; `embed`: of windows (Q, L), in the same way.
+    """
+
+    snapshots: Floats
+    embed: Callable[[Ints], Floats]
+
+
 class Retriever:
     """Finds neighbours among `snapshots`; the same ones however the queries are batched."""
 
@@ -49,18 +60,24 @@ class Retriever:
         weights: Mapping[str, float],
         coarse: int = 200,
         index: VectorIndex | None = None,
+        whole: WholeHistories | None = None,
     ) -> None:
         """item_vectors (N, d) of any length; `weights` by MEASURES; `coarse` users are ranked.
 
+        `whole`: what is searched, and the measure cosine, where that is not the mean of the items.
         `index` is over the windows' vectors and is built when None. Raises RecipeError for weights
         of no measure, below zero or all zero, ValueError for an index of other snapshots.
         """
         self.snapshots = snapshots
         self.item_vectors = unit(item_vectors)
         self.weights = shares_of(weights)
-        self.coarse = coarse
+        self.coarse, self.whole = coarse, whole
         if index is None:
-            index = VectorIndex.build(window_vectors(snapshots.windows, self.item_vectors))
+            index = VectorIndex.build(
+                window_vectors(snapshots.windows, self.item_vectors)
+                if whole is None
+                else whole.snapshots
+            )
         if len(index) != len(snapshots):
             raise ValueError(f"an index of {len(index)} vectors for {len(snapshots)} snapshots")
         self.index = index
@@ -92,7 +109,7 @@ class Retriever:
         """
         found = np.full((len(queries), self.coarse), NOBODY, np.int64)
         allowed = np.searchsorted(self.snapshots.time, queries.time, side="left")
-        vectors = window_vectors(queries.windows, self.item_vectors)
+        vectors = self._vectors(queries)
         waiting = np.flatnonzero((queries.windows[:, -1] >= 0) & (allowed > 0))
         wanted = self._searched_first
         while len(waiting):
@@ -114,7 +131,19 @@ class Retriever:
         windows = np.full((*candidates.shape, queries.windows.shape[1]), NOTHING, np.int32)
         there = candidates != NOBODY
         windows[there] = self.snapshots.windows[candidates[there]]
-        return measured(queries.windows, windows, self.item_vectors)
+        values = measured(queries.windows, windows, self.item_vectors)
+        if self.whole is not None:
+            mine, theirs = self._vectors(queries), self.whole.snapshots
+            for row, own in enumerate(candidates):  # one query at a time: the same in any batch
+                cosine = np.einsum("cd,d->c", theirs[np.maximum(own, 0)], mine[row])
+                values[row, :, 0] = np.where(own == NOBODY, 0.0, np.clip(cosine, 0.0, 1.0))
+        return values
+
+    def _vectors(self, queries: Queries) -> Floats:
+        """(Q, d) what the queries are searched by."""
+        if self.whole is None:
+            return window_vectors(queries.windows, self.item_vectors)
+        return self.whole.embed(queries.windows)
 
     def _nearest_of_users(self, ids: Longs, scores: Floats, own: int) -> Longs:
         """At most `coarse` of the found snapshots, each other user's nearest, nearest first."""

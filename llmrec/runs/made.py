@@ -245,6 +245,17 @@ def vectors(recipe: Recipe, folder: RunFolder, kind: str) -> Artifact:
     ).named_by_key()
 
 
+def histories(recipe: Recipe, folder: RunFolder) -> Artifact:
+    """The vectors of the training users' states, each read as one text."""
+    assert recipe.demonstrations is not None  # noqa: S101  callers ask first
+    items = vectors(recipe, folder, recipe.demonstrations.similarity.vectors)
+    return replace(
+        items,
+        place=folder.similar / "histories.npy",
+        reads=(*items.reads, "demonstrations.history", "demonstrations.similarity.every"),
+    )
+
+
 def index(recipe: Recipe, folder: RunFolder) -> Artifact:
     """The index of the training users' states."""
     assert recipe.demonstrations is not None  # noqa: S101  callers ask first
@@ -252,7 +263,12 @@ def index(recipe: Recipe, folder: RunFolder) -> Artifact:
     return replace(
         items,
         place=folder.similar / "index",
-        reads=(*items.reads, "demonstrations.history", "demonstrations.similarity.every"),
+        reads=(
+            *items.reads,
+            "demonstrations.history",
+            "demonstrations.similarity.every",
+            "demonstrations.similarity.embed",
+        ),
     )
 
 

@@ -73,15 +73,21 @@ def run(
             "equal_weights": fitted.equal_value,
             "examples": fitted.queries,
         }
+    compared = {kind: item_vectors(recipe, folder, kind) for kind in kinds}
+    whole = {}
+    if finder.whole is not None:
+        named = f"{kinds[0]}, whole histories"
+        compared, whole = {named: compared[kinds[0]], **compared}, {named: finder.whole}
     rows = compare_retrievers(
         finder.snapshots,
-        {kind: item_vectors(recipe, folder, kind) for kind in kinds},
+        compared,
         queries,
         valid.targets,
         weights,
         recipe.demonstrations.similarity.coarse,
         recipe.seed,
         interactions=finder.interactions,
+        whole=whole,
     )
     found["examples"] = len(valid)
     found["retrievers"] = [_figures(row, valid, recipe) for row in rows]

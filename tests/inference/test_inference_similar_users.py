@@ -12,9 +12,10 @@ import torch
 
 from llmrec.data.catalog import Catalog
 from llmrec.data.records import Examples, Interactions
-from llmrec.errors import DataError, LlmrecError
+from llmrec.errors import DataError, LlmrecError, RecipeError
 from llmrec.evaluation.predictions import Predictions
 from llmrec.inference.from_recipe import base_of, encoder_of
+from llmrec.inference.history_texts import HistoryTexts
 from llmrec.inference.pools import Neighbour, Pools
 from llmrec.inference.prompting import prompting_of
 from llmrec.inference.similar_users import SimilarUsers, item_vectors, shortfalls
@@ -24,7 +25,8 @@ from llmrec.methods.windows import as_examples, training_windows
 from llmrec.model.loading import load_model
 from llmrec.model.states import text_states
 from llmrec.retrieval.index import VectorIndex
-from llmrec.stages import prepare, recommend
+from llmrec.retrieval.similarity import MEASURES
+from llmrec.stages import prepare, recommend, retrieve
 
 SIMILAR = ("prompt.task=similar_users", "demonstrations.count=2", "demonstrations.history=3")
 SPLITS = ("train", "valid", "test")
@@ -428,3 +430,66 @@ def test_titles_lie_where_their_tokens_do_on_average(recipe_of):
     np.testing.assert_array_equal(item_vectors(recipe, folder, "states"), stored)
     assert kept.stat().st_mtime_ns == before  # what stands is read, a model is not asked again
     assert item_vectors(recipe, folder, "factors").shape[0] == len(catalog)
+
+
+WHOLE = ("demonstrations.similarity.vectors=states", "demonstrations.similarity.embed=history")
+
+
+def test_whole_histories_are_searched_as_one_text(recipe_of, crossing):
+    """Neighbours against a loop: every earlier state of others read alone, mean taken off."""
+    source, _ = crossing
+    weights = ",".join(f"{m}: {int(m == 'cosine')}" for m in MEASURES)
+    recipe, folder = recipe_of(
+        *SIMILAR,
+        *WHOLE,
+        f"data.source={source}",
+        "data.subset.test=8",
+        f"demonstrations.similarity.weights={{{weights}}}",
+        "systems=[untuned]",
+    )
+    prepare.run(recipe, folder)
+    test = Examples.read(folder.examples("test"))
+    finder = SimilarUsers(recipe, folder)
+    pools = finder.find(test)
+    catalog = Catalog.read(folder.items)
+    encoder, model = encoder_of(recipe, catalog), load_model(base_of(recipe))
+
+    def read(history):
+        text = "; ".join(catalog.titles[p] for p in history)
+        [state] = text_states(model, [encoder.standing_alone(text)], mean=True)
+        return state.astype(np.float64)
+
+    snapshots = finder.snapshots
+    states = np.stack([read(snapshots.history(i).tolist()) for i in range(len(snapshots))])
+    mean = states.mean(axis=0)
+    codes = {name: code for code, name in enumerate(finder.interactions.user_ids.tolist())}
+    for example, pool in zip(test, pools.neighbours, strict=True):
+        own = read(example.history[-3:].tolist()) - mean
+        own /= np.linalg.norm(own)
+        best = {}
+        for i in range(len(snapshots)):
+            if (
+                snapshots.time[i] >= example.timestamp
+                or snapshots.user[i] == codes[example.user_id]
+            ):
+                continue
+            other = states[i] - mean
+            cosine = max(0.0, float(own @ other / np.linalg.norm(other)))
+            user = int(snapshots.user[i])
+            best[user] = max(best.get(user, 0.0), cosine)
+        wanted = sorted(best.values(), reverse=True)[:2]
+        np.testing.assert_allclose([n.score for n in pool], wanted, atol=2e-4)
+    assert len({round(n.score, 3) for pool in pools.neighbours for n in pool}) > 4
+
+
+def test_whole_histories_need_titles_and_are_kept(recipe_of, monkeypatch):
+    with pytest.raises(RecipeError, match="states or sentences"):
+        recipe_of(*SIMILAR, "demonstrations.similarity.embed=history")
+    recipe, folder = recipe_of(*SIMILAR, *WHOLE, "systems=[untuned]")
+    found = retrieve.run(recipe, folder)
+    assert found["retrievers"][0]["vectors"] == "states, whole histories"
+    kinds = {row["vectors"] for row in found["retrievers"]}
+    assert kinds == {"states, whole histories", "states"}
+    monkeypatch.setattr(HistoryTexts, "_read", None)
+    kept = SimilarUsers(recipe, folder).whole
+    assert kept.snapshots.shape == (found["index"]["states"], 32)

@@ -192,6 +192,7 @@ def keys_of(recipe, root):
     if recipe.soft is not None:
         found["answers"] = made.answers(recipe, folder).key
     if recipe.demonstrations is not None:
+        found["histories"] = made.histories(recipe, folder).key
         found["voters"] = made.voters(recipe, folder, "test", "examples").key
         votes = made.predictions(recipe, folder, System.parse("votes"))
         found["predictions votes"] = votes.key

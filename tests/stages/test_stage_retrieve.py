@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from llmrec import Recommender
 from llmrec.cli import app
+from llmrec.data.catalog import Catalog
 from llmrec.data.records import Examples
 from llmrec.errors import DataError, RecipeError
 from llmrec.inference.similar_users import SimilarUsers, item_vectors
@@ -100,7 +101,8 @@ def test_raw_histories_are_shown_similar_users_but_never_themselves(run):
     recipe, folder = run
     recommender = Recommender.from_pretrained(folder.root)
     history = ["Dark City", "Dark Star", "A Star"]
-    positions = recommender._positions("u0", history)
+    titles = Catalog.read(folder.items).titles
+    positions = np.array([titles.index(title) for title in history], np.int32)
     models = Resources(recipe, folder)
     prompts, engine = RawPrompts(models), models.language.engine(System("untuned"))
     plain, named = (prompts.of(Requests([positions], users), engine)[0] for users in (None, ["u0"]))

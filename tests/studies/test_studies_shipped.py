@@ -29,7 +29,7 @@ CASES = {
         OF_LANGUAGE
         | {"prompt.max_tokens": 500}
         | {"data.candidates": 4, "data.ratios": [0.5, 0.25, 0.25]},
-        ["nobody", "retrieved-count-3", "selected-ask-pointwise", "votes", "leaky"],
+        ["nobody", "retrieved-count-3", "selected-ask-listwise", "votes", "leaky"],
     ),
     "adaptrec_untuned": ({}, ["nobody", "users", "votes", "random_titles", "alone"]),
     "cold": (OF_LANGUAGE | {"baselines.trials": 1, "train.num_train_epochs": 1}, ["all"]),
