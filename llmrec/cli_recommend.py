@@ -120,7 +120,7 @@ def recommend(
 
 
 def serve(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder, or its recipe.")],
+    recipe: RecipeName,
     overrides: Overrides = None,
     system: Annotated[
         Optional[list[str]],  # noqa: UP045
@@ -131,7 +131,7 @@ def serve(
     seconds: Annotated[float, typer.Option(min=0.1, help="A request's time, at most.")] = 30.0,
 ) -> None:
     """Answer over HTTP, with a page to try a run out; one loaded run, requests in batches."""
-    settings, folder = opened(run, overrides, None)
+    settings, folder = opened(recipe, overrides, None)
     from llmrec.stages import serve as stage
 
     with terminal.stdout_for_data():

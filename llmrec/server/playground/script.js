@@ -135,7 +135,7 @@ async function answer(system, top) {
   try {
     const said = await get("recommend", {histories: [entries()], system, top_k: top});
     const whole = (performance.now() - begun) / 1000;
-    return {system, items: said.results[0].items, is: said.score_is, computed: said.computed, rest: whole - said.computed};
+    return {system, items: said.results[0].items, is: said.score_is, computed: said.computed, rest: Math.max(0, whole - said.computed)};
   } catch (error) { return {system, problem: error.message}; }
 }
 
