@@ -6,7 +6,7 @@ Histories of requests that ask alike are answered together. Needs the extra `ser
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from fastapi import FastAPI, HTTPException, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -28,6 +29,7 @@ from llmrec.systems.linking import Items, Notice
 PAGE = Path(__file__).parent / "playground"
 FILES = {"index.html": "text/html", "style.css": "text/css", "script.js": "text/javascript"}
 PATHS = ("/", "/recommend", "/explain", "/items", "/health", "/metrics", "/openapi.json")
+TOLD = 5  # mistakes of a request that are told
 QUICK = 1000  # entries that are looked up at once
 HISTORIES, ENTRIES, LETTERS, TOP_K = 64, 1000, 500, 200  # of a request, at most
 SAFE = {
@@ -64,7 +66,12 @@ class ByTitle(_Strict):
     title: Annotated[str, StringConstraints(max_length=LETTERS)]
 
 
-Entry = Annotated[str, StringConstraints(max_length=LETTERS)] | int | ById | ByTitle
+Entry = (
+    Annotated[str, StringConstraints(max_length=LETTERS)]
+    | Annotated[int, Field(strict=True)]
+    | ById
+    | ByTitle
+)
 History = Annotated[list[Entry], Field(max_length=ENTRIES)]
 
 
@@ -148,6 +155,12 @@ def application(answers: Answers, limits: Limits = Limits(), hosts: Sequence[str
     @app.exception_handler(LlmrecError)
     async def told(_: Request, error: LlmrecError) -> JSONResponse:
         return JSONResponse({"detail": str(error)}, status_code=422)
+
+    @app.exception_handler(RequestValidationError)
+    async def wrong(_: Request, error: RequestValidationError) -> JSONResponse:
+        said = dict.fromkeys(_in_words(one) for one in error.errors())
+        more = [f"and {len(said) - TOLD} more"] if len(said) > TOLD else []
+        return JSONResponse({"detail": "; ".join([*list(said)[:TOLD], *more])}, status_code=422)
 
     async def waited_for(ask: Ask, histories: Sequence[Items]) -> Sequence[Any]:
         try:
@@ -256,6 +269,14 @@ def application(answers: Answers, limits: Limits = Limits(), hosts: Sequence[str
     for name, kind in FILES.items():
         page(name, kind)
     return app
+
+
+def _in_words(error: Mapping[str, Any]) -> str:
+    """Where a request is wrong, and how; not what it holds."""
+    place = ".".join(str(part) for part in error["loc"])
+    if error["loc"] == ("body",):
+        return "the body must be JSON of an object, sent with Content-Type: application/json"
+    return f"{place}: {error['msg']}"
 
 
 def _plain(history: Sequence[Entry]) -> list[Any]:

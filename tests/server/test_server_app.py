@@ -121,11 +121,31 @@ def test_stock_exclusions_and_unknown_entries(client):
         {"histories": "i1"},
         {"histories": ["i1"]},
         {"histories": [[["i1"]]]},
+        {"histories": [[True]]},
+        {"histories": [[{"id": "i1", "title": "Love"}]]},
+        {"histories": [[None]]},
         {"histories": [["i1"]], "unknown": "drop"},
     ],
 )
 def test_what_is_no_request_is_refused(client, request_):
     assert client.post("/recommend", json=request_).status_code == 422
+
+
+def test_mistakes_are_told_without_what_was_sent(client):
+    wrong = client.post("/recommend", json={"histories": [["i1"]], "top_k": 0, "topk": 3}).json()
+    assert wrong["detail"] == (
+        "body.top_k: Input should be greater than or equal to 1; "
+        "body.topk: Extra inputs are not permitted"
+    )
+    many = client.post("/recommend", json={"histories": [[None] * 50]}).json()["detail"]
+    assert many.endswith("more")
+    assert len(many) < 800
+    for body in (b"\xff\xfe", b"{", b"[]", b"[" * 50_000, b'"text"'):
+        refused = client.post("/recommend", content=body)
+        assert refused.status_code == 422
+        assert "the body must be JSON of an object" in refused.json()["detail"]
+        json = {"content-type": "application/json"}
+        assert client.post("/recommend", content=body, headers=json).status_code in (400, 422)
 
 
 def test_a_large_request_is_refused_whatever_it_says_of_itself(client_of):
