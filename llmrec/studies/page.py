@@ -6,6 +6,7 @@ Everything on it is computed in `llmrec.studies.findings`.
 import math
 from collections.abc import Mapping, Sequence
 
+from llmrec.data import sealed
 from llmrec.evaluation.gates import ASKED, LEAST_DISTINCT, LEAST_SENSITIVITY, Gates
 from llmrec.evaluation.intervals import Interval
 from llmrec.evaluation.layout import UNDEFINED, number
@@ -13,7 +14,7 @@ from llmrec.evaluation.page import Sheet
 from llmrec.evaluation.study_curves import swept_curve, training_curves
 from llmrec.evaluation.study_page import Drawing, Part, StudyPage
 from llmrec.evaluation.table import NLL
-from llmrec.studies.cells import Line, Plan, Side
+from llmrec.studies.cells import Cell, Line, Plan, Side
 from llmrec.studies.confidence import confidence_parts
 from llmrec.studies.findings import CONFIDENCE, Group, at_temperature, by_seed, trainings
 from llmrec.studies.pooled import Pooled
@@ -91,10 +92,27 @@ def _facts(plan: Plan, record: Record) -> list[str]:
         known = standing[0].folder.provenance(standing[0].recipe)
         packages = ", ".join(f"{name} {version}" for name, version in known["packages"].items())
         facts.append(f"llmrec {known['llmrec']}, Python {known['python']}, {packages}.")
+    facts += _chosen(standing)
     again = [name for name, said in record.cells.items() if said["made"] > 1]
     if again:
         facts.append(f"Made more than once, as their run folders were lost: {', '.join(again)}.")
     return [*facts, *(f"Failed: {name}: {why}" for name, why in record.failed().items())]
+
+
+def _chosen(standing: Sequence[Cell]) -> list[str]:
+    """What training chose in validation in some cells: an alpha, or to keep other weights."""
+    alphas, kept = [], []
+    for cell in standing:
+        place = cell.folder.adapter
+        facts = sealed.facts(place) if sealed.manifest_of(place).is_file() else {}
+        if "alpha" in facts:
+            alphas.append(f"{cell.name} {facts['alpha']:g}")
+        if "kept" in facts:
+            kept.append(f"{cell.name} its {facts['kept']}'s")
+    said = [f"soft.alpha, chosen in validation: {', '.join(alphas)}."] if alphas else []
+    if kept:
+        said.append(f"Kept other weights, better in validation than its own: {', '.join(kept)}.")
+    return said
 
 
 def _gates_part(plan: Plan, gates: Mapping[Side, Gates]) -> Part:

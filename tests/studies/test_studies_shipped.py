@@ -120,4 +120,5 @@ def test_a_small_version_runs_to_its_page(name, tmp_path, tiny_base, small_log, 
     page = (tmp_path / f"runs/{name}/study.md").read_text("utf-8")
     assert page.startswith(f"# {tree['title']}\n")
     assert "## Paired differences" in page
+    assert ("soft.alpha, chosen in validation: soft-s0" in page) == (name == "soft")
     assert ("## Confidence" in page) == (name in ("cpft", "cpft_language"))

@@ -71,7 +71,8 @@ def best_alpha(recipe: Recipe, folder: RunFolder, train: Train) -> dict[str, Any
         facts = sealed.facts(part.adapter)
         tried.append((tuple(facts["score"]), alpha, part, facts))
     score, alpha, part, facts = min(tried, key=lambda one: one[0])
-    values = {f"{value:g}": list(found) for found, value, *_ in tried}
+    # Of an alpha whose teacher was kept, what its own training came to.
+    values = {f"{a:g}": list((f.get("trained") or f)["score"]) for _, a, _, f in tried}
     log.info("soft: alpha %g of %s is best in validation", alpha, ", ".join(values))
     if processes().is_main_process:
         shutil.copyfile(part.train_log, folder.train_log)
