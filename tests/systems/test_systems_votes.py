@@ -85,7 +85,7 @@ def test_a_prompt_lists_the_titles_with_most_votes_and_leakage_is_silent(recipe_
         if not votes:
             assert not any(line.startswith("Similar users") for line in lines)
             continue
-        begin = lines.index("Similar users watched these, most of them the first:") + 1
+        begin = lines.index("Similar users watched these, the most common first:") + 1
         shown = [int(line.split()[1]) for line in lines[begin : lines.index("", begin)]]
         assert [votes[i] for i in shown] == sorted(votes.values(), reverse=True)[:4]
         assert len(shown) == len(set(shown))
