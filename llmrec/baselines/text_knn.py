@@ -6,13 +6,27 @@ validation. Words are TF-IDF of the titles; other vectors, such as a sentence en
 the caller.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 
 from llmrec.baselines.distribution import Distribution, Floats, Histories, history_weights
 from llmrec.baselines.title_vectors import Vectors, unit_rows
+
+# What is tried in validation.
+TEXT_GRID: Mapping[str, Sequence[Any]] = {
+    "temperature": (0.03, 0.05, 0.1, 0.2, 0.4, 1.0),
+    "last": (1, 2, 5, 10, 20, 50),
+    "history_decay": (0.6, 0.8, 0.9, 1.0),
+}
+GENRE_GRID = {"share": (0.25, 0.5, 0.75, 1.0), **TEXT_GRID}
+NO_GENRES = (
+    "text_knn_genres: the items file names no genres; name their column in "
+    "data.items_columns.genres, or take text_knn"
+)
 
 
 @dataclass(frozen=True)
@@ -31,6 +45,14 @@ class TextKNN:
         if self.last < 1 or self.temperature <= 0:
             raise ValueError(f"TextKNN needs last {self.last} >= 1, temperature above 0")
         return FittedTextKNN(unit_rows(vectors), self)
+
+
+@dataclass(frozen=True)
+class GenreKNN(TextKNN):
+    """The same over titles and genres: a cosine is `share` times that of the genres, and the rest
+    that of the titles."""
+
+    share: float = 0.5
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from llmrec.baselines.item_knn import ItemKNN, neighbourhood
 from llmrec.baselines.markov import Markov, transitions
 from llmrec.baselines.popularity import FittedPopularity, Popularity, RecentPopularity, shares
 from llmrec.baselines.ranking import Scorer, mean_ndcg, predict, target_nll
-from llmrec.baselines.text_knn import TextKNN
-from llmrec.baselines.title_vectors import Vectors, title_vectors
+from llmrec.baselines.text_knn import GENRE_GRID, NO_GENRES, TEXT_GRID, GenreKNN, TextKNN
+from llmrec.baselines.title_vectors import Vectors, genre_vectors, side_by_side, title_vectors
 from llmrec.baselines.transition_graph import TransitionGraph
 from llmrec.data.catalog import Catalog
 from llmrec.data.records import Examples, Interactions
@@ -96,9 +96,9 @@ def choose(
 ) -> Tuned:
     """Fit a baseline to `train` with the hyperparameters that do best on `valid`.
 
-    Names: popularity, recent_popularity, markov, item_knn, tgh, text_knn, text_knn_sentences,
-    sasrec, gru4rec. Without a validation example that can be answered, the defaults are kept.
-    Raises RecipeError for another name.
+    Names: popularity, recent_popularity, markov, item_knn, tgh, text_knn, text_knn_genres,
+    text_knn_sentences, sasrec, gru4rec. Without a validation example that can be answered, the
+    defaults are kept. Raises RecipeError for another name.
     """
     begun = time.monotonic()
     task = _Task.of(train, valid, catalog, filter_seen, seed, search)
@@ -144,6 +144,7 @@ def _choice(name: str, task: "_Task") -> "_Choice":
         "item_knn": _item_knn,
         "tgh": _transition_graph,
         "text_knn": lambda task: _text_knn(task, title_vectors(task.catalog.titles)),
+        "text_knn_genres": _text_knn_genres,
         "text_knn_sentences": _text_knn_sentences,
         "sasrec": lambda task: _network(task, "sasrec"),
         "gru4rec": lambda task: _network(task, "gru4rec"),
@@ -342,12 +343,18 @@ def _text_knn(task: _Task, vectors: Vectors) -> _Choice:
     def fit(model: TextKNN) -> Distribution:
         return model.fit(vectors)
 
-    grid = {
-        "temperature": (0.03, 0.05, 0.1, 0.2, 0.4, 1.0),
-        "last": (1, 2, 5, 10, 20, 50),
-        "history_decay": (0.6, 0.8, 0.9, 1.0),
-    }
-    return _sweep(task, TextKNN(), grid, NLL, fit, task.nll)
+    return _sweep(task, TextKNN(), TEXT_GRID, NLL, fit, task.nll)
+
+
+def _text_knn_genres(task: _Task) -> _Choice:
+    if not task.catalog.genres:
+        raise RecipeError(NO_GENRES)
+    words, kinds = title_vectors(task.catalog.titles), genre_vectors(task.catalog.genres)
+
+    def fit(model: GenreKNN) -> Distribution:
+        return model.fit(task.once(model.share, lambda: side_by_side(words, kinds, model.share)))
+
+    return _sweep(task, GenreKNN(), GENRE_GRID, NLL, fit, task.nll)
 
 
 def _text_knn_sentences(task: _Task) -> _Choice:

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from llmrec.data.files import replacing
 from llmrec.data.records import ITEM_ID, TITLE, Ints, Longs
 
-RAW_TITLE, TITLE_RULE = "raw_title", "title_rule"
+RAW_TITLE, TITLE_RULE, GENRES = "raw_title", "title_rule", "genres"
 MAX_TITLE_CHARS = 200
 
 # How a title came to be; the last three are suffixes that keep two equal titles apart.
@@ -44,13 +44,15 @@ _INTEGER = re.compile(r"-?[0-9]{1,18}")
 class Catalog:
     """N items: `item_ids`, `titles` (clean, unique) and `raw_titles` (as the data had them).
 
-    `title_rules` says how each title came to be, or is empty where nobody recorded it.
+    `title_rules` says how each title came to be, or is empty where nobody recorded it; `genres`
+    what the data say of each item, or is empty where they say nothing of any.
     """
 
     item_ids: tuple[str, ...]
     titles: tuple[str, ...]
     raw_titles: tuple[str, ...]
     title_rules: tuple[str, ...] = ()
+    genres: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.item_ids)
@@ -65,10 +67,12 @@ class Catalog:
         return [self.titles[p] for p in positions]
 
     def write(self, path: Path) -> None:
-        """Write as Parquet: item_id, title, raw_title, title_rule; the row is the position."""
+        """Write as Parquet: item_id, title, raw_title, title_rule, genres; a row is a position."""
         columns = {ITEM_ID: self.item_ids, TITLE: self.titles, RAW_TITLE: self.raw_titles}
         if self.title_rules:
             columns[TITLE_RULE] = self.title_rules
+        if self.genres:
+            columns[GENRES] = self.genres
         table = pa.table(columns, schema=pa.schema([(name, pa.string()) for name in columns]))
         with replacing(path) as temporary:
             pq.write_table(table, temporary)
@@ -77,8 +81,9 @@ class Catalog:
     def read(path: Path) -> "Catalog":
         """Read what `write` wrote."""
         table = pq.read_table(path)
-        names = [ITEM_ID, TITLE, RAW_TITLE] + [TITLE_RULE] * (TITLE_RULE in table.column_names)
-        return Catalog(*(tuple(table[name].to_pylist()) for name in names))
+        names = (ITEM_ID, TITLE, RAW_TITLE, TITLE_RULE, GENRES)
+        there = table.column_names
+        return Catalog(*(tuple(table[n].to_pylist()) if n in there else () for n in names))
 
 
 def build_catalog(
@@ -88,6 +93,7 @@ def build_catalog(
     *,
     year_in_title: bool = True,
     max_title_chars: int = MAX_TITLE_CHARS,
+    genres: Sequence[str] | None = None,
 ) -> Catalog:
     """The Catalog of N items in the given order, titles cleaned and made unique.
 
@@ -109,7 +115,8 @@ def build_catalog(
         cleaned_brands = [clean_title(brand, brand_chars) for brand in brands]
         _tell_apart(titles, rules, cleaned_brands, BRAND_SUFFIX, max_title_chars)
     _number(titles, rules, max_title_chars)
-    return Catalog(tuple(item_ids), tuple(titles), tuple(raw_titles), tuple(rules))
+    told = tuple(genres) if genres is not None and any(genres) else ()
+    return Catalog(tuple(item_ids), tuple(titles), tuple(raw_titles), tuple(rules), told)
 
 
 def clean_title(raw: str, max_chars: int = MAX_TITLE_CHARS) -> str:

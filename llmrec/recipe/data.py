@@ -35,6 +35,8 @@ class ItemsColumns(Section):
     """Column of the year, put behind the title in brackets; null: none."""
     brand: Word | None = None
     """Column of what tells items of one title apart; null: brand, where there is one."""
+    genres: Word | None = None
+    """Column of genres or categories, for text_knn_genres; null: genres, where there is one."""
 
 
 class EventsSection(Section):

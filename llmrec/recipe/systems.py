@@ -20,6 +20,7 @@ GuidingBaseline = Literal[
     "sasrec",
     "gru4rec",
     "text_knn",
+    "text_knn_genres",
     "text_knn_sentences",
 ]
 Voting = Literal["votes"]  # asks who is similar, and when; the others ask for histories alone
@@ -42,6 +43,7 @@ SystemName = Literal[
     "item_knn",
     "tgh",
     "text_knn",
+    "text_knn_genres",
     "text_knn_sentences",
     "sasrec",
     "gru4rec",

@@ -154,6 +154,7 @@ def catalogued(rows: Interactions, raw: RawData, data: "Data") -> tuple[Interact
         raw.brands[items].tolist(),
         year_in_title=data.year_in_title,
         max_title_chars=data.max_title_chars,
+        genres=None if raw.genres is None else raw.genres[items].tolist(),
     )
     return Interactions(
         user, position, rows.timestamp, rows.source_row, rows.user_ids[users], rows.rating

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -151,6 +152,26 @@ def test_text_knn_is_chosen_by_nll_and_gets_its_vectors_from_outside():
     np.testing.assert_array_equal(tuned.fitted.vectors, given)
     with pytest.raises(RecipeError, match="vectors of a sentence encoder"):
         choose("text_knn_sentences", TRAIN, VALID, CATALOG, True, 0)
+
+
+def test_genres_speak_beside_titles_by_a_share_that_is_chosen():
+    kinds = tuple("Sci-Fi|War" if n % 2 else "Children's, Comedy" for n in range(SIZE))
+    catalog = replace(CATALOG, genres=kinds)
+    tuned = choose("text_knn_genres", TRAIN, VALID, catalog, True, 0)
+    assert tuned.value == min(value for _, value in tuned.trials)
+    assert {asked["share"] for asked, _ in tuned.trials} == {0.25, 0.5, 0.75, 1.0}
+    share = tuned.hyperparameters["share"]
+    alike = (tuned.fitted.vectors @ tuned.fitted.vectors.T).toarray()
+    of_titles = (title_vectors(TITLES) @ title_vectors(TITLES).T).toarray()
+    same = np.equal.outer(kinds, kinds)  # two words each, and none in common
+    np.testing.assert_allclose(alike, share * same + (1 - share) * of_titles, atol=1e-12)
+    again = refitted("text_knn_genres", tuned.hyperparameters, TRAIN, VALID, catalog, True, 0)
+    histories = VALID.histories()
+    np.testing.assert_array_equal(
+        again.probabilities(histories), tuned.fitted.probabilities(histories)
+    )
+    with pytest.raises(RecipeError, match=r"no genres; name their column in data\.items_columns"):
+        choose("text_knn_genres", TRAIN, VALID, CATALOG, True, 0)
 
 
 def test_targets_that_may_not_be_recommended_do_not_count():

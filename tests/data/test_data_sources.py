@@ -15,7 +15,9 @@ from llmrec.data.sources import Columns, RawData, opening, read_source, recognis
 from llmrec.errors import DataError
 
 LOG = [("7", "12", 4.0, 881250949), ("10", "2", 3.0, 881250950), ("7", "2", 5.0, 881250951)]
-GENRES = "|0" * 19
+DRAMA, ANIMATED_COMEDY = (
+    "".join("|1" if n in flagged else "|0" for n in range(19)) for flagged in ({8}, {3, 5})
+)
 
 
 def write(folder: Path, **files: str) -> Path:
@@ -48,8 +50,8 @@ def ml_100k(folder: Path) -> Path:
     """GroupLens' layout: title with year, Latin-1."""
     write(folder, u__data=lines("\t"))
     items = [
-        f"2|Cérémonie, La (1995)|01-Jan-1995||http://x{GENRES}",
-        f"12|Land Before Time III (1995) (V)|01-Jan-1995||{GENRES}",
+        f"2|Cérémonie, La (1995)|01-Jan-1995||http://x{DRAMA}",
+        f"12|Land Before Time III (1995) (V)|01-Jan-1995||{ANIMATED_COMEDY}",
     ]
     (folder / "u.item").write_bytes("\n".join(items).encode("latin-1"))
     return folder
@@ -60,7 +62,7 @@ def recbole_100k(folder: Path) -> Path:
     header = "user_id:token\titem_id:token\trating:float\ttimestamp:float"
     items = (
         "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n"
-        "2\tCérémonie, La\t1995\tDrama\n12\tLand Before Time III (1995)\tV\tAnimation\n"
+        "2\tCérémonie, La\t1995\tDrama\n12\tLand Before Time III (1995)\tV\tAnimation Comedy\n"
     )
     write(folder, **{"ml-100k__inter": lines("\t", header), "ml-100k__item": items})
     write(folder, **{"ml-100k__user": "user_id:token\n7\n", "source__json": "{}"})
@@ -76,6 +78,10 @@ def test_both_editions_of_movielens_100k_are_one(tmp_path: Path) -> None:
     assert as_rows(grouplens) == as_rows(recbole) == LOG
     assert grouplens.item_ids.tolist() == ["2", "12"]
     assert catalog_of(grouplens) == catalog_of(recbole)
+    assert (grouplens.genres.tolist(), recbole.genres.tolist()) == (
+        ["Drama", "Animation|Comedy"],
+        ["Drama", "Animation Comedy"],
+    )
     assert catalog_of(grouplens).titles == ("La Cérémonie (1995)", "Land Before Time III (1995)")
     for name in ("user", "position", "timestamp", "source_row", "rating", "user_ids"):
         ours, theirs = (getattr(raw.interactions, name) for raw in (grouplens, recbole))

@@ -13,6 +13,7 @@ from llmrec.data.sources.delimited import Delimited
 from llmrec.data.sources.layouts import (
     BRAND,
     EVENT,
+    GENRES,
     JSONL,
     PARQUET,
     YEAR,
@@ -201,7 +202,7 @@ def _items_file(path: Path, found: Layout, columns: Columns, reading: Reading) -
             layout = _items_layout(path, layout, reading)
             named = _item_columns(columns, reading.items)
             roles = _roles(path, layout, named, (ITEM_ID, TITLE), reading)
-            wanted = {ITEM_ID, TITLE, YEAR, BRAND}
+            wanted = {ITEM_ID, TITLE, YEAR, BRAND, GENRES}
             return TableFile(path, layout, {r: c for r, c in roles.items() if r in wanted})
     if found.items is not None and path.suffix == found.items.path.suffix:
         return replace(found.items, path=path)
@@ -239,6 +240,7 @@ def _roles(
         TITLE: columns.title,
         YEAR: reading.items.year,
         BRAND: reading.items.brand or BRAND,
+        GENRES: reading.items.genres or GENRES,
     }
     roles = {role: name for role, name in wanted.items() if name is not None and name in names}
     missing = [f"{role} ({wanted[role]!r})" for role in required if role not in roles]

@@ -14,7 +14,7 @@ from llmrec.data.sources.opening import AUTO, packing, written_in
 from llmrec.data.sources.parquet import parquet_columns
 from llmrec.errors import DataError
 
-YEAR, BRAND = "year", "brand"  # roles that only some items files fill
+YEAR, BRAND, GENRES = "year", "brand", "genres"  # roles that only some items files fill
 EVENT = "event"  # a role that only a filter of events fills
 PARQUET, JSONL, NETFLIX, MIND = "parquet", "jsonl", "netflix", "mind"
 
@@ -49,6 +49,7 @@ class ItemColumns:
     title: str | None = None
     year: str | None = None
     brand: str | None = None
+    genres: str | None = None
 
 
 @dataclass(frozen=True)

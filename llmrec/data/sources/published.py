@@ -13,6 +13,7 @@ from llmrec.data.sources.delimited import Delimited, column_names
 from llmrec.data.sources.jsonl import keys_of
 from llmrec.data.sources.layouts import (
     BRAND,
+    GENRES,
     JSONL,
     MIND,
     NETFLIX,
@@ -25,12 +26,12 @@ from llmrec.data.sources.layouts import (
     require,
 )
 from llmrec.data.sources.opening import AUTO
+from llmrec.data.sources.titles import FLAGS
 from llmrec.errors import DataError
 
 CSV, TSV = Delimited(",", quoted=True), Delimited("\t", quoted=True)
 PACKINGS = ("", ".gz", ".bz2", ".zip", ".zst")
-_GENRES = tuple(f"genre_{number}" for number in range(19))
-_U_ITEM = ("item_id", "title", "release_date", "video_release_date", "imdb_url", *_GENRES)
+_U_ITEM = ("item_id", "title", "release_date", "video_release_date", "imdb_url", *FLAGS)
 _RATINGS = ("user_id", "item_id", "rating", "timestamp")
 SAME_NAMES = {name: name for name in (USER_ID, ITEM_ID, TIMESTAMP, RATING)}
 # Amazon 2018 as "ratings only" has no header, and the item comes first.
@@ -71,7 +72,7 @@ _MOVIELENS = (
         SAME_NAMES,
         "u.item",
         Delimited("|", names=_U_ITEM, latin1=True),
-        _ITEMS,
+        _ITEMS | {flag: flag for flag in FLAGS},
     ),
     Named(
         "movielens",
@@ -256,7 +257,7 @@ def _about(named: Named, items: list[Path], columns: Columns) -> TableFile:
         usual[ITEM_ID] = columns.item_id
     if columns.title not in (None, TITLE) and columns.title in names:
         usual[TITLE] = columns.title
-    require(items[0], names, usual, (YEAR, BRAND))
+    require(items[0], names, usual, (YEAR, BRAND, GENRES, *FLAGS))
     roles = {role: name for role, name in usual.items() if name in names}
     return TableFile(items[0], named.items_layout, roles, named.encoding)
 
@@ -308,6 +309,7 @@ def _recbole_items(path: Path, layout: Delimited, item_id: str, columns: Columns
         (TITLE, (*asked, "movie_title", "title", "name", "item_name", "business_name")),
         (YEAR, ("release_year", "year")),
         (BRAND, ("brand", "store", "artist", "author")),
+        (GENRES, ("class", "genre", "genres", "categories", "category")),
     ):
         found = next((name for name in choices if name in names), None)
         if found is not None:

@@ -32,7 +32,7 @@ from llmrec.data.sources.opening import AUTO
 from llmrec.data.sources.rows import BadRows, Block, printable
 from llmrec.data.sources.tables import blocks_of, kept_rows
 from llmrec.data.sources.times import Clock, Fractions
-from llmrec.data.sources.titles import item_titles
+from llmrec.data.sources.titles import About, item_titles
 from llmrec.data.sources.values import as_text, has_text, identifiers, ratings
 from llmrec.errors import DataError
 
@@ -44,7 +44,7 @@ class RawData:
     """What a source holds, before any filter.
 
     `interactions`: `position` indexes `item_ids`, not yet a Catalog; users and items are in the
-    order of `id_order`. `titles` and `brands` (I,) belong to `item_ids`; "" where there is none.
+    order of `id_order`. `titles`, `brands` and `genres` (I,) belong to `item_ids`; "" for none.
     `untitled_items`: items without a row in the items file; `repeated_items`: rows of the items
     file that repeat an id (the first with a title counts). Timestamps count `ticks` to a unit of
     the file, which is more than 1 where it has fractions.
@@ -60,6 +60,7 @@ class RawData:
     untitled_items: int
     repeated_items: int
     ticks: int = 1
+    genres: npt.NDArray[np.object_] | None = None
 
 
 def read_source(
@@ -80,10 +81,11 @@ def read_layout(layout: Layout, bad: BadRows) -> RawData:
     clock = Clock.of(layout.interactions.timestamp_format)
     interactions, item_ids, in_line_titles = _interactions(layout.interactions, bad, clock)
     if layout.items is not None:
-        titles, brands, untitled, repeated = item_titles(layout, item_ids, bad)
+        about = item_titles(layout, item_ids, bad)
     else:
-        titles, brands = in_line_titles, np.full(len(item_ids), "", dtype=object)
-        untitled, repeated = int(np.count_nonzero(titles == "")), 0
+        nothing = np.full(len(item_ids), "", dtype=object)
+        untitled = int(np.count_nonzero(in_line_titles == ""))
+        about = About(in_line_titles, nothing, nothing, untitled, 0)
     bad.check()
     if len(interactions) == 0:
         raise DataError(f"{layout.interactions.path} holds no interaction that can be used")
@@ -98,12 +100,13 @@ def read_layout(layout: Layout, bad: BadRows) -> RawData:
         files,
         interactions,
         item_ids,
-        titles,
-        brands,
+        about.titles,
+        about.brands,
         bad,
-        untitled,
-        repeated,
+        about.untitled,
+        about.repeated,
         clock.ticks,
+        about.genres,
     )
 
 

@@ -16,6 +16,7 @@ from llmrec.data.sources.jsonl import jsonl_blocks
 from llmrec.data.sources.layouts import (
     BRAND,
     EVENT,
+    GENRES,
     JSONL,
     MIND,
     NETFLIX,
@@ -29,7 +30,7 @@ from llmrec.data.sources.rows import BadRows, Block
 from llmrec.data.sources.values import Reasons, is_readable
 from llmrec.errors import DataError
 
-_OPTIONAL = frozenset({TITLE, YEAR, BRAND, EVENT})
+_OPTIONAL = frozenset({TITLE, YEAR, BRAND, GENRES, EVENT})
 
 
 def blocks_of(file: TableFile, bad: BadRows) -> Iterator[Block]:

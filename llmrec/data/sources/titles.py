@@ -1,11 +1,11 @@
-"""Titles and brands of the items, from the file beside the interactions, and whether the two join.
+"""What the file beside the interactions says of items, and whether the two join.
 
 Knows nothing of file layouts or of users.
 """
 
 import re
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -13,13 +13,37 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from llmrec.data.records import ITEM_ID, TITLE, Bools
-from llmrec.data.sources.layouts import BRAND, YEAR, Layout, TableFile, available
+from llmrec.data.sources.layouts import BRAND, GENRES, YEAR, Layout, TableFile, available
 from llmrec.data.sources.rows import BadRows, printable
 from llmrec.data.sources.tables import blocks_of, kept_rows
 from llmrec.data.sources.values import as_text, has_text, identifiers
 from llmrec.errors import DataError
 
 Texts = npt.NDArray[np.object_]
+
+# MovieLens-100K has a column of 0 or 1 for each genre, in this order; the first is "unknown".
+_FLAGGED = (
+    "",
+    "Action",
+    "Adventure",
+    "Animation",
+    "Children's",
+    "Comedy",
+    "Crime",
+    "Documentary",
+    "Drama",
+    "Fantasy",
+    "Film-Noir",
+    "Horror",
+    "Musical",
+    "Mystery",
+    "Romance",
+    "Sci-Fi",
+    "Thriller",
+    "War",
+    "Western",
+)
+FLAGS = tuple(f"genre_{number}" for number in range(len(_FLAGGED)))
 
 # Shares of the items without a row in the items file from which it is said, and refused.
 SAID, REFUSED = 0.01, 0.95
@@ -29,8 +53,20 @@ _RELEASE = re.compile(r"(?:1[89]|20)\d\d(?:\.0+)?")
 _VIDEO_MARK = re.compile(r"(\((?:1[89]|20)\d\d\)) \((?:V|TV)\)\s*$")  # IMDb's, behind the year
 
 
-def item_titles(layout: Layout, item_ids: Texts, bad: BadRows) -> tuple[Texts, Texts, int, int]:
-    """(I,) titles and brands of the items, how many have no row, how many rows repeat an id.
+@dataclass(frozen=True)
+class About:
+    """What an items file says of I items: `titles`, `brands` and `genres` (I,), "" where nothing;
+    how many items have no row, and how many rows repeat an id."""
+
+    titles: Texts
+    brands: Texts
+    genres: Texts
+    untitled: int
+    repeated: int
+
+
+def item_titles(layout: Layout, item_ids: Texts, bad: BadRows) -> About:
+    """What is said of the items.
 
     An item's title is that of its first row that has one. DataError where next to no item has a
     row: the ids of the two files are not written alike.
@@ -38,7 +74,7 @@ def item_titles(layout: Layout, item_ids: Texts, bad: BadRows) -> tuple[Texts, T
     file = layout.items
     assert file is not None  # noqa: S101  the caller has looked
     titles = np.full(len(item_ids), "", dtype=object)
-    brands = titles.copy()
+    brands, genres = titles.copy(), titles.copy()
     known = np.zeros(len(item_ids), dtype=np.bool_)
     titled = known.copy()
     wanted = pa.array(item_ids, pa.string())
@@ -58,7 +94,7 @@ def item_titles(layout: Layout, item_ids: Texts, bad: BadRows) -> tuple[Texts, T
         chosen = pa.array(fresh)
         texts = {
             role: as_text(block.columns[role].take(chosen)).fill_null("").to_pylist()
-            for role in (TITLE, YEAR, BRAND)
+            for role in (TITLE, YEAR, BRAND, GENRES, *FLAGS)
             if role in file.columns
         }
         found = texts[TITLE]
@@ -69,6 +105,11 @@ def item_titles(layout: Layout, item_ids: Texts, bad: BadRows) -> tuple[Texts, T
         titles[position[fresh]] = found
         if BRAND in texts:
             brands[position[fresh]] = texts[BRAND]
+        if GENRES in texts:
+            genres[position[fresh]] = texts[GENRES]
+        elif set(FLAGS) <= set(texts):
+            flags = zip(*(texts[flag] for flag in FLAGS), strict=True)
+            genres[position[fresh]] = ["|".join(_flagged(row)) for row in flags]
     missing = int(np.count_nonzero(~known))
     if len(item_ids) and missing > SAID * len(item_ids):
         said = _how_they_differ(file, item_ids, known)
@@ -78,7 +119,7 @@ def item_titles(layout: Layout, item_ids: Texts, bad: BadRows) -> tuple[Texts, T
                 "data.source to go on without titles."
             )
         bad.notice(f'{said} They are called "Untitled item ...".')
-    return titles, brands, missing, rows_in_all - (len(item_ids) - missing)
+    return About(titles, brands, genres, missing, rows_in_all - (len(item_ids) - missing))
 
 
 def _how_they_differ(file: TableFile, item_ids: Texts, known: Bools) -> str:
@@ -136,6 +177,10 @@ def _ids(file: TableFile, column: str) -> dict[str, None]:
 
 def _two(ids: list[str]) -> str:
     return " and ".join(printable(text) for text in ids[:2]) or "none"
+
+
+def _flagged(flags: tuple[str, ...]) -> list[str]:
+    return [name for name, flag in zip(_FLAGGED, flags, strict=True) if name and flag == "1"]
 
 
 def _with_year(title: str, year: str) -> str:
