@@ -8,7 +8,7 @@ from llmrec.runs.identity import base_content, data_content, weights_content
 from llmrec.runs.made import MODEL, TRAINING_DATA, start_of
 
 _PROPOSED = ("data.candidates.from", "data.candidates.count", "data.candidates.folds")
-_SOFTMAX = ("objective.name", "objective.tau", "objective.head")
+_SOFTMAX = ("objective.name", "objective.tau", "objective.head", "objective.among")
 
 
 def reference(recipe: Recipe, rows: str) -> Artifact:
