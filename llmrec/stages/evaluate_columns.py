@@ -124,6 +124,8 @@ def of_routed(
         name, path = p.info.system, folder.routed(p.info.system)
         if asked is None or not System.is_name(name) or System.parse(name).way != "routed":
             continue
+        if not path.is_file():  # the predictions were made elsewhere
+            continue
         weak = np.array(json.loads(path.read_text("utf-8")), np.bool_)
         told = []
         for system in (asked.retriever, name):
