@@ -81,7 +81,8 @@ def require_space(path: Path, needed: int, what: str) -> None:
         raise LlmrecError(
             f"{path}: {what} needs about {in_units(needed)} and {in_units(free)} are free on that "
             "disk; nothing was written and what stands there is as it was. Free some space, or "
-            "set output_dir to a folder on another disk, and run the same command again"
+            "choose another disk (output_dir of a run, LLMREC_CACHE for what is fetched), and run "
+            "the same command again"
         )
 
 

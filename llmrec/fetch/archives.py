@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
+from llmrec.data.files import require_space
 from llmrec.errors import DataError
 
 MAX_BYTES = 2 << 30
@@ -81,6 +82,8 @@ def unpack(
             targets = {name: name for name in members} if wanted is None else wanted
             if missing := sorted(set(targets) - set(members)):
                 raise DataError(f"{path}: no member {missing[0]!r} inside")
+            needed = sum(members[name].file_size for name in targets)
+            require_space(into, needed, f"what {path.name} holds")
             written = []
             for name, target in targets.items():
                 destination = into / target

@@ -13,7 +13,7 @@ import urllib.request
 import venv
 from pathlib import Path
 
-from llmrec.data.files import sha256_of
+from llmrec.data.files import is_full, require_space, sha256_of
 from llmrec.errors import DataError, LlmrecError
 from llmrec.fetch.archives import unpack
 from llmrec.fetch.known import Archive, Hub, Wheel
@@ -67,6 +67,8 @@ def from_hub(source: Hub, staging: Path) -> Path:
         )
         snapshot = Path(snapshot_download(**wanted, etag_timeout=CONNECT_SECONDS, token=False))
     except Exception as error:
+        if isinstance(error, OSError) and is_full(error):
+            raise
         raise Unreachable(_first_line(error)) from error
     return _by_name(source, snapshot, staging)
 
@@ -104,6 +106,8 @@ def from_archive(source: Archive, staging: Path) -> Path:
         try:
             _append(source.url, part, source.size)
         except OSError as error:
+            if is_full(error):
+                raise
             raise Unreachable(_first_line(error)) from error
         if (found := sha256_of(part)) != source.sha256:
             part.unlink()
@@ -119,6 +123,7 @@ def _append(url: str, part: Path, size: int) -> None:
     have = part.stat().st_size if part.is_file() else 0
     if have >= size:
         return
+    require_space(part.parent, size - have, f"the download of {url}")
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})  # noqa: S310
     with urllib.request.urlopen(request, timeout=CONNECT_SECONDS) as answer:  # noqa: S310
         goes_on = have > 0 and answer.status == 206

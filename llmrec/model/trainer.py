@@ -102,6 +102,7 @@ class TreeTrainer(SavingTrainer):
         self.started = time.monotonic()
         self.watched = Watched()
         self.targets_seen, self._resumed_at = 0.0, -1
+        self.begun = False  # whether a batch was read
         self._logged = read_log(log_path)
         self._scores = [tuple(x["score"]) for x in self._logged if "score" in x]
         self._parts: list[dict[str, float]] = []  # of the losses since the last log line
@@ -175,6 +176,7 @@ class TreeTrainer(SavingTrainer):
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         """The micro-batches of one optimiser step and their summed weights, over all processes."""
+        self.begun = True
         self._refresh_rows()
         self._begin_period()  # the weights are of now, not of when a batch was fetched
         fetched, _ = super().get_batch_samples(epoch_iterator, num_batches, device)

@@ -109,7 +109,16 @@ _NOT_NEGATIVE = {
     "save_steps",
     "eval_steps",
     "dataloader_num_workers",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
 }
+
+# Numbers that are no counts, and those of them that stay below 1.
+FRACTIONS = ("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")
+_BELOW_ONE = {"adam_beta1", "adam_beta2"}
+_LOG_LEVELS = ("detail", "debug", "info", "warning", "error", "critical", "passive")
+_WORDS_OF = {"log_level": _LOG_LEVELS, "log_level_replica": _LOG_LEVELS}
 
 _BEST = "llmrec keeps the weights that did best in validation by itself"
 _LOSS = "llmrec computes the loss itself (see `objective`) as a mean over the targets of a step"
@@ -186,12 +195,16 @@ _WORDS = {
 
 def allowed_values(name: str) -> str:
     """In words, what `name` takes."""
+    if name in _WORDS_OF:
+        return "one of " + ", ".join(_WORDS_OF[name])
     if name in CHOICES:
         lists = ", or a list of them" if "list" in KINDS[name] else ""
         return "one of " + ", ".join(CHOICES[name]) + lists
     order = [word for kind, word in _WORDS.items() if kind in KINDS[name]]
     bound = ", at least 1" if name in _AT_LEAST_ONE else ""
     bound = ", at least 0" if name in _NOT_NEGATIVE else bound
+    if name in _BELOW_ONE:
+        return " or ".join(order) + bound + " and below 1"
     most = f", at most {MOST}" if KINDS[name] & {"int", "float"} else ""
     return " or ".join(order) + bound + most
 
@@ -215,7 +228,8 @@ _PACKAGES = {
         ),
     },
     "report_to": {
-        name: name for name in ("mlflow", "neptune", "tensorboard", "trackio", "wandb", "dvclive")
+        "dagshub": "mlflow",
+        **{n: n for n in ("mlflow", "neptune", "tensorboard", "trackio", "wandb", "dvclive")},
     },
 }
 
@@ -240,10 +254,13 @@ def fits(name: str, value: Any) -> bool:
     if isinstance(value, int | float):
         if not kinds & ({"int", "float"} if isinstance(value, int) else {"float"}):
             return False
+        if name in _BELOW_ONE and value >= 1:
+            return False
         least = 1 if name in _AT_LEAST_ONE else 0 if name in _NOT_NEGATIVE else -math.inf
         return max(least, -MOST) <= value <= MOST
     if isinstance(value, str):
-        return "str" in kinds and value in CHOICES.get(name, (value,))
+        choices = CHOICES.get(name) or _WORDS_OF.get(name)
+        return "str" in kinds and (choices is None or value in choices)
     if isinstance(value, list) and name in CHOICES:
         return all(one in CHOICES[name] for one in value)
     return ("list" if isinstance(value, list) else "mapping") in kinds

@@ -16,6 +16,7 @@ import numpy as np
 from llmrec.data import sealed
 from llmrec.data.candidates import draw_candidates, write_candidates
 from llmrec.data.catalog import NUMBER_SUFFIX, UNTITLED, Catalog, duplicate_titles
+from llmrec.data.files import require_space
 from llmrec.data.filters import drawn_items, seeded_subset
 from llmrec.data.records import Bools, Examples, Interactions
 from llmrec.data.sources import RawData, described
@@ -344,6 +345,9 @@ def _write(
     for leftover in (staging, former):
         shutil.rmtree(leftover, ignore_errors=True)
     staging.mkdir(parents=True)
+    # What the longest columns take, which Parquet packs to about half.
+    positions = sum(len(examples.positions) for examples in _parts(split).values())
+    require_space(staging, 2 * positions + 8 * len(split.interactions), "the prepared data")
     try:
         catalog.write(staging / folder.items.name)
         split.interactions.write(staging / folder.interactions.name)

@@ -25,9 +25,11 @@ from llmrec.methods.validation import validation_of
 from llmrec.model.forward import require_tree_support
 from llmrec.model.kept_weights import BEST, CHECKPOINT, log_line, read_log
 from llmrec.model.loading import Lora, load_model, with_new_lora, with_weights
+from llmrec.model.settings import judged_by_libraries
 from llmrec.model.sharding import is_sharded
 from llmrec.model.trainer import TreeTrainer
 from llmrec.recipe import Recipe
+from llmrec.recipe.trainer_arguments import FRACTIONS
 from llmrec.runs.artifact import Artifact
 from llmrec.runs.folder import RunFolder
 from llmrec.runs.made import adapter, start_of
@@ -65,7 +67,11 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     require_space(folder.root, bytes_needed(recipe, trainable), "training")
     require_tree_support(model, recipe.prompt.max_tokens)
     resume = _resume_point(folder, made)
-    with tracking(folder, recipe.train.get("report_to")):
+    trainer: TreeTrainer | None = None
+    with (
+        tracking(folder, recipe.train.get("report_to")),
+        judged_by_libraries(lambda: resume is not None or (trainer is not None and trainer.begun)),
+    ):
         trainer = TreeTrainer(
             model,
             arguments,
@@ -214,6 +220,9 @@ def training_arguments_of(recipe: Recipe) -> dict[str, Any]:
 
 def arguments_of(recipe: Recipe, folder: RunFolder) -> TrainingArguments:
     given = training_arguments_of(recipe)
+    # Their defaults are fractions, and an optimiser may take no whole number for one.
+    given |= {name: float(given[name]) for name in FRACTIONS if isinstance(given.get(name), int)}
+    given["report_to"] = given["report_to"] or "none"
     try:
         return TrainingArguments(
             output_dir=str(folder.checkpoints),
@@ -224,8 +233,8 @@ def arguments_of(recipe: Recipe, folder: RunFolder) -> TrainingArguments:
             use_cpu=given.pop("use_cpu", not torch.cuda.is_available()),
             **given,
         )
-    except (ValueError, TypeError, ImportError) as error:
-        raise RecipeError(f"train: {error}") from None
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError) as error:
+        raise RecipeError(f"train: {type(error).__name__}: {error}") from None
 
 
 def _has_tf32() -> bool:

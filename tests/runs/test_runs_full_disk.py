@@ -115,3 +115,26 @@ def test_room_that_goes_while_it_trains_is_told_before_the_save(recipe_of, monke
         train.run(recipe, folder)
     newest, _ = sealed.newest(folder.checkpoints, CHECKPOINT)
     assert newest.name == f"{CHECKPOINT}2"
+
+
+def test_data_that_would_not_fit_is_told_and_the_former_stays(recipe_of, monkeypatch):
+    recipe, folder = recipe_of()
+    prepare.run(recipe, folder)
+    before = {p.name: p.read_bytes() for p in folder.data.iterdir()}
+    usage = shutil.disk_usage(folder.root)
+    monkeypatch.setattr(files, "disk_usage", lambda _: usage._replace(free=10))
+    with pytest.raises(LlmrecError, match=r"the prepared data needs about .* 10 bytes are free"):
+        prepare.run(recipe.model_copy(update={"seed": 9}), folder)
+    assert {p.name: p.read_bytes() for p in folder.data.iterdir()} == before
+    assert not leftovers(folder.root)
+
+
+def test_a_download_that_would_not_fit_is_told_and_no_other_source_is_tried(tmp_path, monkeypatch):
+    from llmrec.fetch.download import from_archive
+    from llmrec.fetch.known import Archive
+
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(files, "disk_usage", lambda _: usage._replace(free=10))
+    source = Archive(url="http://localhost/x.zip", sha256="0" * 64, size=10**9, files=())
+    with pytest.raises(LlmrecError, match=r"953\.7 MB and 10 bytes are free.*LLMREC_CACHE"):
+        from_archive(source, tmp_path)
