@@ -73,7 +73,10 @@ _OPTIMISERS = """
 _REPORTS = """
     none all azure_ml comet_ml mlflow neptune tensorboard trackio wandb codecarbon clearml
     dagshub flyte dvclive swanlab kubeflow"""
+_LOG_LEVELS = ("detail", "debug", "info", "warning", "error", "critical", "passive")
 CHOICES = {
+    "log_level": _LOG_LEVELS,
+    "log_level_replica": _LOG_LEVELS,
     "lr_scheduler_type": (
         "linear",
         "cosine",
@@ -117,8 +120,6 @@ _NOT_NEGATIVE = {
 # Numbers that are no counts, and those of them that stay below 1.
 FRACTIONS = ("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")
 _BELOW_ONE = {"adam_beta1", "adam_beta2"}
-_LOG_LEVELS = ("detail", "debug", "info", "warning", "error", "critical", "passive")
-_WORDS_OF = {"log_level": _LOG_LEVELS, "log_level_replica": _LOG_LEVELS}
 
 _BEST = "llmrec keeps the weights that did best in validation by itself"
 _LOSS = "llmrec computes the loss itself (see `objective`) as a mean over the targets of a step"
@@ -195,8 +196,6 @@ _WORDS = {
 
 def allowed_values(name: str) -> str:
     """In words, what `name` takes."""
-    if name in _WORDS_OF:
-        return "one of " + ", ".join(_WORDS_OF[name])
     if name in CHOICES:
         lists = ", or a list of them" if "list" in KINDS[name] else ""
         return "one of " + ", ".join(CHOICES[name]) + lists
@@ -259,8 +258,7 @@ def fits(name: str, value: Any) -> bool:
         least = 1 if name in _AT_LEAST_ONE else 0 if name in _NOT_NEGATIVE else -math.inf
         return max(least, -MOST) <= value <= MOST
     if isinstance(value, str):
-        choices = CHOICES.get(name) or _WORDS_OF.get(name)
-        return "str" in kinds and (choices is None or value in choices)
+        return "str" in kinds and value in CHOICES.get(name, (value,))
     if isinstance(value, list) and name in CHOICES:
         return all(one in CHOICES[name] for one in value)
     return ("list" if isinstance(value, list) else "mapping") in kinds

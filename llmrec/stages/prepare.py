@@ -345,10 +345,10 @@ def _write(
     for leftover in (staging, former):
         shutil.rmtree(leftover, ignore_errors=True)
     staging.mkdir(parents=True)
-    # What the longest columns take, which Parquet packs to about half.
-    positions = sum(len(examples.positions) for examples in _parts(split).values())
-    require_space(staging, 2 * positions + 8 * len(split.interactions), "the prepared data")
     try:
+        # What the longest columns take, which Parquet packs to about half.
+        positions = sum(len(examples.positions) for examples in _parts(split).values())
+        require_space(staging, 2 * positions + 8 * len(split.interactions), "the prepared data")
         catalog.write(staging / folder.items.name)
         split.interactions.write(staging / folder.interactions.name)
         for part, examples in _parts(split).items():

@@ -105,6 +105,7 @@ def test_no_signal_is_ignored(how, recipe_of, written, histories, forks, tmp_pat
             start(*arguments).ended()
             longest[name] = max(0.05, time.monotonic() - begun)
         if name in ("train", "recommend", "run"):
+            folder.train_log.unlink(missing_ok=True)
             for done in (folder.adapter, folder.checkpoints, folder.predictions("x").parent):
                 if name != "recommend" or done.name == "predictions":
                     shutil.rmtree(done, ignore_errors=True)

@@ -156,7 +156,7 @@ def test_the_table_of_training_arguments_is_that_of_transformers():
     from transformers import TrainingArguments
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
     from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
-    from transformers.training_args import OptimizerNames
+    from transformers.training_args import OptimizerNames, trainer_log_levels
 
     real = {field.name: field for field in dataclasses.fields(TrainingArguments)}
     assert set(training_arguments.KINDS) == set(real)
@@ -170,6 +170,8 @@ def test_the_table_of_training_arguments_is_that_of_transformers():
         "save_strategy": tuple(m.value for m in SaveStrategy),
         "optim": tuple(m.value for m in OptimizerNames),
         "report_to": ("none", "all", *INTEGRATION_TO_CALLBACK),
+        "log_level": tuple(trainer_log_levels),
+        "log_level_replica": tuple(trainer_log_levels),
     } == training_arguments.CHOICES
     assert set(training_arguments.REFUSED) <= set(real)
     assert not set(training_arguments.DEFAULTS) & set(training_arguments.REFUSED)
