@@ -34,6 +34,12 @@ def unique() -> str:
     return f"{host}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
+def pid_in(name: str) -> int | None:
+    """The process of this machine that a temporary name was made for by `unique`; None without."""
+    found = re.fullmatch(r"\.(?:.*\.)?([A-Za-z0-9-]*)-(\d+)-[0-9a-f]{8}\..+", name)
+    return int(found[2]) if found and found[1] == unique().rsplit("-", 2)[0] else None
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it takes `path`'s place in one rename.

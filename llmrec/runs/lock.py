@@ -7,7 +7,6 @@ it, which is believed only while it is held. Whoever only reads takes no lock.
 import json
 import logging
 import os
-import re
 import shutil
 import socket
 import threading
@@ -18,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmrec.data.files import is_read_only, write_json
+from llmrec.data.files import is_read_only, pid_in, write_json
 from llmrec.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -28,8 +27,6 @@ log = logging.getLogger("llmrec")
 LOCK, HOLDER = ".lock", ".holder.json"
 _ELSEWHERE = "wait until it ends or stop it, or give this run another name (name=OTHER)"
 _WAIT = 2.0  # seconds within which a new holder has said who it is
-# What a process writes to before it puts it in place, by the process's id.
-_STAGED = re.compile(r"\.(\d+)\.[^.].*|\..*\.(\d+)\.(?:tmp|old)")
 _held: dict[Path, tuple["FileLock", int]] = {}  # the lock, and the thread that took it
 
 
@@ -111,8 +108,8 @@ def holder_of(root: Path) -> str | None:
 def _clear_leftovers(place: Path) -> None:
     """Remove what processes that were killed had begun to write."""
     for path in list(place.rglob(".*")):
-        found = _STAGED.fullmatch(path.name)
-        if found is None or _lives(int(found[1] or found[2])):
+        pid = pid_in(path.name)
+        if pid is None or _lives(pid):
             continue
         log.debug("removing %s, which an interrupted command left", path)
         shutil.rmtree(path, ignore_errors=True)

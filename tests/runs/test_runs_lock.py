@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from llmrec.data.files import write_json
+from llmrec.data.files import unique, write_json
 from llmrec.errors import RecipeError
 from llmrec.fetch import cache
 from llmrec.runs.lock import HOLDER, hold, holding, release
@@ -148,13 +148,11 @@ def test_two_threads_are_two_writers(tmp_path):
 def test_what_a_killed_process_left_is_cleared(tmp_path):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    left = [tmp_path / f".{gone.pid}.adapter", tmp_path / "a" / f".x.json.{gone.pid}.tmp"]
-    kept = [
-        tmp_path / f".{os.getpid()}.adapter",
-        tmp_path / ".mine",
-        tmp_path / ".12.",
-        tmp_path / "a.1.tmp",
-    ]
+    host, mine = unique().rsplit("-", 2)[0], unique()
+    theirs = f"{host}-{gone.pid}-0123abcd"
+    left = [tmp_path / f".{theirs}.adapter", tmp_path / "a" / f".x.json.{theirs}.tmp"]
+    elsewhere = f".elsewhere-{gone.pid}-0123abcd.adapter"
+    kept = [tmp_path / name for name in (f".{mine}.adapter", ".mine", f"{theirs}.x", elsewhere)]
     left[0].mkdir()
     left[1].parent.mkdir()
     for path in (left[0] / "weights", left[1], *kept):
