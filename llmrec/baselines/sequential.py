@@ -18,13 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmrec import stopping
+from llmrec import progress, stopping
 from llmrec.baselines.catalog_loss import CatalogLoss
 from llmrec.baselines.distribution import Distribution, Floats, Histories
 from llmrec.baselines.rows import Rows, on, shuffled, spans
 from llmrec.data.records import Examples, Interactions, Ints, Longs, concatenated, offsets_of
 
 log = logging.getLogger("llmrec")
+LESS = "baselines.trials, network.max_epochs; patience may end it before"
 
 ANSWERED, ANSWERED_ON_GPU = 256, 2048  # histories read at a time
 
@@ -112,8 +113,8 @@ class Sequential(ABC):
         On a GPU where there is one. The same seed gives the same weights on the same machine,
         whatever runs beside it; torch's own random state is left as it was.
         """
-        offsets = offsets_of(sequences_of(train))
-        with repeatable(seed):
+        offsets, name = offsets_of(sequences_of(train)), type(self).__name__.lower()
+        with repeatable(seed), progress.over(f"{name}: epoch", LESS) as told:
             rng = np.random.default_rng(seed)
             network = self.network(catalog_size, titles).to(default_device())
             items = on(network.device, train.position)
@@ -126,13 +127,8 @@ class Sequential(ABC):
                 loss = self._epoch(network, mean, optimizer, items, offsets, rng)
                 fitted = mean.fitted(self.temperature, epoch)
                 ndcg = fitted.ndcg(valid, filter_seen)
-                log.info(
-                    "%s epoch %d: loss %.4f, valid NDCG@10 %.4f",
-                    type(self).__name__.lower(),
-                    epoch,
-                    loss,
-                    ndcg,
-                )
+                log.info("%s epoch %d: loss %.4f, valid NDCG@10 %.4f", name, epoch, loss, ndcg)
+                told.at(epoch, self.max_epochs)
                 if ndcg > best_ndcg or len(valid) == 0:
                     best, best_ndcg = fitted, ndcg
                 elif epoch - best.epoch >= self.patience:

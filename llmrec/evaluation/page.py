@@ -185,16 +185,18 @@ def _headline(report: Report, models: set[str]) -> str:
         for c in report.comparisons
         if c.metric == metric and c.reference == report.best_baseline.get(c.metric)
     ]
-    against = [c for c in against if c.system in models]
-    if metric is None or not against:
+    asked = [c for c in against if c.system in models]
+    if metric is None or not against or (models and not asked):
         return "No model could be compared with a baseline here."
     best = report.best_baseline[metric]
+    named = "the best baseline, " if asked else ""
     phrases = {
-        "above": f"stands above the best baseline, {best}",
-        "level": f"cannot be told apart from the best baseline, {best}",
-        "below": f"stands below the best baseline, {best}",
+        "above": f"stands above {named}{best}",
+        "level": f"cannot be told apart from {named}{best}",
+        "below": f"stands below {named}{best}",
     }
-    parts = []
+    parts = [] if asked else [f"{best} is the best of {len(against) + 1} baselines"]
+    against = asked or against
     for standing, phrase in phrases.items():
         names = [c.system for c in against if c.standing == standing]
         if len(names) > 1:

@@ -137,6 +137,13 @@ def test_a_model_below_the_baseline_is_said_to_be_below():
     assert re.search(r"tuned stands above untuned: NLL 2\.\d+ nats lower", page)
 
 
+def test_of_baselines_alone_the_best_is_named():
+    made = report(tuned=0.5)
+    bare = replace(made, systems=tuple(replace(s, is_model=False) for s in made.systems))
+    told = "By NLL, markov is the best of 3 baselines; untuned and tuned stand below markov."
+    assert told in sentences(render(bare))
+
+
 def test_a_model_above_and_one_that_cannot_be_told():
     above = sentences(render(report(tuned=-0.5)))
     assert (

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from llmrec import progress
 from llmrec.data.catalog import id_order
 from llmrec.data.records import (
     ITEM_ID,
@@ -131,41 +132,49 @@ def good_rows(file: TableFile, bad: BadRows, clock: Clock) -> Iterator[GoodRows]
 
     Rows are numbered as a SOURCE_ROW column has it, else by their place in the file.
     """
-    for whole in blocks_of(file, bad):
-        block = _of_events(whole, file.keep, bad)
-        user, bad_users = identifiers(block.columns[USER_ID])
-        item, bad_items = identifiers(block.columns[ITEM_ID])
-        reasons = {USER_ID: bad_users, ITEM_ID: bad_items}
-        rows = block.rows
-        if SOURCE_ROW in file.columns:
-            rows = block.columns[SOURCE_ROW].to_numpy(False)
-        time, part = rows, None  # without times the order of the rows is theirs
-        if TIMESTAMP in file.columns:
-            time, part, reasons[TIMESTAMP] = clock.read(block.columns[TIMESTAMP])
-        score = None
-        if RATING in file.columns:
-            score, reasons[RATING] = ratings(block.columns[RATING])
-            if file.rated:
-                none = np.flatnonzero(np.isnan(score)).tolist()
-                reasons[RATING] |= dict.fromkeys(none, "is missing, and data.min_rating needs it")
-        keep = kept_rows(file, block, reasons, bad)
-        mask = pa.array(keep)
-        user = user.filter(mask)
-        if TIMESTAMP in file.columns and clock.fine:
-            read = (time,) if part is None else (time, part)
-            clock.ties.count(user, block.columns[TIMESTAMP].filter(mask), *(t[keep] for t in read))
-        title = None
-        if TITLE in file.columns:
-            title = as_text(block.columns[TITLE]).dictionary_encode().filter(mask)
-        yield GoodRows(
-            user,
-            item.filter(mask),
-            time[keep],
-            None if part is None else part[keep],
-            rows[keep],
-            None if score is None else score[keep],
-            title,
-        )
+    behind = 0
+    with progress.over("prepare: row") as told:
+        for whole in blocks_of(file, bad):
+            block = _of_events(whole, file.keep, bad)
+            user, bad_users = identifiers(block.columns[USER_ID])
+            item, bad_items = identifiers(block.columns[ITEM_ID])
+            reasons = {USER_ID: bad_users, ITEM_ID: bad_items}
+            rows = block.rows
+            if SOURCE_ROW in file.columns:
+                rows = block.columns[SOURCE_ROW].to_numpy(False)
+            time, part = rows, None  # without times the order of the rows is theirs
+            if TIMESTAMP in file.columns:
+                time, part, reasons[TIMESTAMP] = clock.read(block.columns[TIMESTAMP])
+            score = None
+            if RATING in file.columns:
+                score, reasons[RATING] = ratings(block.columns[RATING])
+                if file.rated:
+                    none = np.flatnonzero(np.isnan(score)).tolist()
+                    reasons[RATING] |= dict.fromkeys(
+                        none, "is missing, and data.min_rating needs it"
+                    )
+            keep = kept_rows(file, block, reasons, bad)
+            mask = pa.array(keep)
+            user = user.filter(mask)
+            if TIMESTAMP in file.columns and clock.fine:
+                read = (time,) if part is None else (time, part)
+                clock.ties.count(
+                    user, block.columns[TIMESTAMP].filter(mask), *(t[keep] for t in read)
+                )
+            title = None
+            if TITLE in file.columns:
+                title = as_text(block.columns[TITLE]).dictionary_encode().filter(mask)
+            yield GoodRows(
+                user,
+                item.filter(mask),
+                time[keep],
+                None if part is None else part[keep],
+                rows[keep],
+                None if score is None else score[keep],
+                title,
+            )
+            behind += len(whole.lines)
+            told.at(behind)
     if file.keep:
         _tell_events(file, bad)
 
