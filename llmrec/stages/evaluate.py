@@ -24,6 +24,7 @@ from llmrec.evaluation.gates import POPULARITY, SENSITIVITY, Gates, distinct_sha
 from llmrec.evaluation.intervals import Floats, difference, mean_interval
 from llmrec.evaluation.layout import as_json
 from llmrec.evaluation.metrics import METRICS, at_every_k
+from llmrec.evaluation.mixture import additions
 from llmrec.evaluation.predictions import Predictions, leaky_notes
 from llmrec.evaluation.rankings import answer_counts
 from llmrec.evaluation.table import (
@@ -133,6 +134,10 @@ def run(recipe: "Recipe", folder: "RunFolder") -> dict[str, Any]:
     models = {p.info.system for p in predictions if p.info.kind != "baseline"}
     bootstrap = {"samples": samples, "confidence": confidence, "seed": seed}
     gates = _gates(recipe, predictions, per_user, clusters, bootstrap)
+    likelihoods = {system: values[NLL] for system, values in per_user.items()}
+    ours = [p.info.system for p in predictions if p.info.kind == "language_model"]
+    baselines = [p.info.system for p in predictions if p.info.kind == "baseline"]
+    added = additions(likelihoods, ours, baselines, clusters, **bootstrap)
     metrics = {
         "version": VERSION,
         "name": recipe.name,
@@ -150,6 +155,7 @@ def run(recipe: "Recipe", folder: "RunFolder") -> dict[str, Any]:
         "table": table.to_json(),
         "comparisons": [comparison.to_json() for comparison in comparisons],
         "gates": {name: one.to_json() for name, one in gates.items()},
+        "additions": [one.to_json() for one in added],
         "systems": {
             p.info.system: {
                 **_described(p, split, k),
@@ -173,7 +179,10 @@ def run(recipe: "Recipe", folder: "RunFolder") -> dict[str, Any]:
     return {
         "table": table.only(front_columns(k)).render("text") + _cold_table(table, k),
         "findings": "\n".join(
-            in_words(c, confidence) for c in comparisons if not models or c.system in models
+            [
+                *(in_words(c, confidence) for c in comparisons if not models or c.system in models),
+                *(one.in_words(confidence) for one in added),
+            ]
         ),
         **({"gates": _in_words(gates)} if gates else {}),
         "metrics": str(folder.metrics),
