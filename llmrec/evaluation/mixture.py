@@ -8,6 +8,7 @@ maximisation to the users of other folds, so none is weighed on its own target. 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -85,7 +86,7 @@ def additions(
     if len(names) < 2 or len(users) < FOLDS:
         return []
     fold = (np.random.default_rng(seed).permutation(len(users)) % FOLDS)[which]
-    chance = {"samples": samples, "confidence": confidence, "seed": seed}
+    interval = partial(mean_interval, samples=samples, confidence=confidence, seed=seed)
     without, _ = _mixed([nll[name] for name in names], fold)
     found = []
     for system in systems:
@@ -95,8 +96,8 @@ def additions(
                 Addition(
                     system,
                     tuple(names),
-                    mean_interval(without, clusters, **chance),
-                    mean_interval(with_it - without, clusters, **chance),
+                    interval(without, clusters),
+                    interval(with_it - without, clusters),
                     float(weights[-1]),
                 )
             )
