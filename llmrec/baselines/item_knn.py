@@ -4,7 +4,9 @@ Cosine of co-occurrence with shrinkage, the `neighbours` nearest items kept for 
 et al. 2001; Deshpande and Karypis 2004). Knows no order in training, only in the history.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import scipy.sparse as sp
@@ -37,42 +39,90 @@ class ItemKNN:
         return self.from_neighbours(
             neighbourhood(train, catalog_size, self.neighbours, self.shrinkage),
             shares(train, catalog_size, None, 1.0),
+            choices(train, catalog_size),
         )
 
-    def from_neighbours(self, similarity: sp.csr_array, popularity: Floats) -> "FittedItemKNN":
-        """The same from a `neighbourhood` (N, N) and `shares` (N,) that were made before."""
+    def from_neighbours(
+        self, similarity: sp.csr_array, popularity: Floats, chosen: sp.csr_array
+    ) -> "FittedItemKNN":
+        """The same from `neighbourhood` (N, N), `shares` (N,) and `choices` that were made before."""
         if not 0 < self.share <= 1 or self.last < 1:
             raise ValueError(f"ItemKNN needs 0 < share {self.share} <= 1, last {self.last} >= 1")
-        return FittedItemKNN(similarity, popularity, self)
+        return FittedItemKNN(similarity, popularity, chosen, self)
 
 
 @dataclass(frozen=True)
 class FittedItemKNN(Distribution):
-    """`similarity` (N, N), at most `neighbours` a row; `popularity` (N,); what was asked for."""
+    """`similarity` (N, N), at most `neighbours` a row; `popularity` (N,); who had `chosen` what
+    (users, N); what was asked for."""
 
     similarity: sp.csr_array
     popularity: Floats
+    chosen: sp.csr_array
     hyperparameters: ItemKNN
 
     def weights(self, histories: Histories) -> Floats:
         """See `Distribution.weights`; without any neighbour, popularity has all the mass."""
         asked = self.hyperparameters
         recent = history_weights(histories, len(self.popularity), asked.last, asked.history_decay)
-        near = (recent @ self.similarity).toarray() ** asked.sharpness
+        return self._with_popularity((recent @ self.similarity).toarray())
+
+    def weights_before(self, sequences: Histories, ends: Sequence[int]) -> Floats:
+        """See `Distribution.weights_before`; popularity, one count of many, is as it was."""
+        asked, size = self.hyperparameters, len(self.popularity)
+        histories = [sequence[:end] for sequence, end in zip(sequences, ends, strict=True)]
+        recent = history_weights(histories, size, asked.last, asked.history_decay)
+        near = np.zeros((len(histories), size))
+        for user, (sequence, end) in enumerate(zip(sequences, ends, strict=True)):
+            mine = slice(recent.indptr[user], recent.indptr[user + 1])
+            speakers = recent.indices[mine]
+            # Who has chosen a speaker before the end has it with each later item, but not again.
+            later = np.setdiff1d(sequence[end:], sequence[:end])
+            together, counts = self._together[speakers].toarray(), self._counts.copy()
+            together[:, later] -= 1.0
+            counts[later] -= 1.0
+            norm = np.sqrt(counts)
+            together[np.arange(len(speakers)), speakers] = 0.0
+            with np.errstate(divide="ignore", invalid="ignore"):
+                value = together / (norm[speakers, None] * norm + asked.shrinkage)
+            value = np.where(together > 0, value, 0.0)
+            near[user] = recent.data[mine] @ _largest(value, asked.neighbours)
+        return self._with_popularity(near)
+
+    @cached_property
+    def _together(self) -> sp.csr_array:
+        """(N, N) how many users have chosen both of two items."""
+        return (self.chosen.T @ self.chosen).tocsr()
+
+    @cached_property
+    def _counts(self) -> Floats:
+        """(N,) how many users have chosen each item."""
+        counts: Floats = np.asarray(self.chosen.sum(axis=0))
+        return counts
+
+    def _with_popularity(self, near: Floats) -> Floats:
+        asked = self.hyperparameters
+        near = near**asked.sharpness
         total = near.sum(axis=1, keepdims=True)
         share = np.where(total > 0, asked.share, 1.0)
         near *= (1.0 - share) / np.where(total > 0, total, 1.0)
         return near + share * self.popularity
 
 
+def choices(train: Interactions, catalog_size: int) -> sp.csr_array:
+    """(users, N) 1 where a user has chosen an item; a repeated choice is one choice."""
+    shape = (len(train.user_ids), catalog_size)
+    ones = np.ones(len(train))
+    chosen = sp.coo_array((ones, (train.user, train.position)), shape=shape).tocsr()
+    chosen.data[:] = 1.0
+    return chosen
+
+
 def neighbourhood(
     train: Interactions, catalog_size: int, neighbours: int, shrinkage: float
 ) -> sp.csr_array:
     """(N, N) similarity of every item (row) to its nearest other items, ties by position."""
-    shape = (len(train.user_ids), catalog_size)
-    ones = np.ones(len(train))
-    chosen = sp.coo_array((ones, (train.user, train.position)), shape=shape).tocsr()
-    chosen.data[:] = 1.0  # a repeated choice is one choice
+    chosen = choices(train, catalog_size)
     norm = np.sqrt(chosen.sum(axis=0))
     by_item = chosen.T.tocsr()
     blocks = [
@@ -80,6 +130,18 @@ def neighbourhood(
         for part in chunks(catalog_size, catalog_size)
     ]
     return sp.vstack(blocks, format="csr") if blocks else sp.csr_array((0, 0))
+
+
+def _largest(values: Floats, count: int) -> Floats:
+    """(R, N) all but the `count` largest of each row set to 0, equal ones kept by position."""
+    if count >= values.shape[1]:
+        return values
+    least = -np.partition(-values, count - 1, axis=1)[:, count - 1 : count]
+    above = values > least
+    spare = count - above.sum(axis=1, keepdims=True)
+    equal = values == least
+    kept = above | (equal & (np.cumsum(equal, axis=1) <= spare))
+    return np.where(kept, values, 0.0)
 
 
 def _nearest(

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from llmrec.baselines.distribution import Distribution
-from llmrec.baselines.item_knn import ItemKNN, neighbourhood
+from llmrec.baselines.item_knn import ItemKNN, choices, neighbourhood
 from llmrec.baselines.markov import Markov, transitions
 from llmrec.baselines.popularity import FittedPopularity, Popularity, RecentPopularity, shares
 from llmrec.baselines.ranking import Scorer, mean_ndcg, predict, target_nll
@@ -310,14 +310,14 @@ def _markov(task: _Task) -> _Choice:
 
 def _item_knn(task: _Task) -> _Choice:
     size = len(task.catalog)
-    popularity = shares(task.train, size, None, 1.0)
+    popularity, chosen = shares(task.train, size, None, 1.0), choices(task.train, size)
 
     def fit(model: ItemKNN) -> Distribution:
         similarity = task.once(
             (model.neighbours, model.shrinkage),
             lambda: neighbourhood(task.train, size, model.neighbours, model.shrinkage),
         )
-        return model.from_neighbours(similarity, popularity)
+        return model.from_neighbours(similarity, popularity, chosen)
 
     grid = {
         "neighbours": (20, 100, 300),

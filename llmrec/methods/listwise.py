@@ -65,7 +65,7 @@ def with_retriever(job: Job, _: Trees, __: nn.Module, loss: Loss) -> Loss:
     if known is None or job.prompting is None or np.isnan(known).any():
         raise RecipeError(
             "objective.listwise.fusion needs a retriever that can tell what it would say without "
-            "the target: data.candidates.from markov, or data.candidates.folds of 2 or more"
+            "the target: data.candidates.from markov or item_knn, or folds of 2 or more"
         )
     places = job.prompting.candidates == np.array([w.target for w in job.windows])[:, None]
     order = np.argsort(~places, axis=1, kind="stable")  # as rows have it: the target first

@@ -15,8 +15,8 @@ class Listwise(Section):
     """Temperature of that softmax."""
     fusion: NotNegative = 0.0
     """Weight of the retriever's log-probabilities beside the model's, so that the model learns what
-    the retriever lacks; 0: none. Needs one that can tell what it would say without the target, as
-    markov can."""
+    the retriever lacks; 0: none. Needs one that can tell what it would say without the target:
+    markov, item_knn, or any with `data.candidates.folds`."""
 
 
 class DPO(Section):

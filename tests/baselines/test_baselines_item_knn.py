@@ -92,3 +92,24 @@ def test_rows_are_distributions(users, raw):
 def test_no_popularity_at_all_is_refused():
     with pytest.raises(ValueError, match="share"):
         ItemKNN(share=0.0).fit(sequences([0, 1]), 2)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.lists(st.integers(0, 6), min_size=2, max_size=7), min_size=1, max_size=5),
+    st.sampled_from([(1, 0.0, 1.0), (2, 2.5, 1.5), (9, 1.0, 1.0)]),
+    st.data(),
+)
+def test_weights_before_an_item_are_those_of_a_log_that_ended_there(users, shape, data):
+    """Against fitting anew without the rows; popularity alone is that of the whole log."""
+    keep, shrinkage, sharpness = shape
+    model = ItemKNN(keep, shrinkage, last=3, history_decay=0.7, sharpness=sharpness)
+    fitted = model.fit(sequences(*users), 8)
+    user = data.draw(st.integers(0, len(users) - 1))
+    end = data.draw(st.integers(0, len(users[user]) - 1))
+    shorter = sequences(*(u[:end] if n == user else u for n, u in enumerate(users)))
+    similarity = neighbourhood(shorter, 8, keep, shrinkage)
+    anew = model.from_neighbours(similarity, fitted.popularity, fitted.chosen)
+    whole = np.array(users[user], np.int32)
+    found = fitted.weights_before([whole], [end])
+    np.testing.assert_allclose(found, anew.weights([whole[:end]]), atol=1e-12)
