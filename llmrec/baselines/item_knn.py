@@ -45,7 +45,7 @@ class ItemKNN:
     def from_neighbours(
         self, similarity: sp.csr_array, popularity: Floats, chosen: sp.csr_array
     ) -> "FittedItemKNN":
-        """The same from `neighbourhood` (N, N), `shares` (N,) and `choices` that were made before."""
+        """The same from a `neighbourhood`, `shares` and `choices` that were made before."""
         if not 0 < self.share <= 1 or self.last < 1:
             raise ValueError(f"ItemKNN needs 0 < share {self.share} <= 1, last {self.last} >= 1")
         return FittedItemKNN(similarity, popularity, chosen, self)
