@@ -71,7 +71,7 @@ def read_ranking(path: Path) -> ForeignLists:
 def ranking_of(table: Any, name: str = "rankings") -> ForeignLists:
     """The same lists of a DataFrame, pandas or polars, or of whatever gives Arrow, called `name` in
     messages."""
-    return _ranking(name, _named(name, _flat(pa.table(table))), False)
+    return _ranking(name, _named(name, _flat(arrow_of(table))), False)
 
 
 def _ranking(path: Path | str, table: pa.Table, trec: bool) -> ForeignLists:
@@ -107,10 +107,20 @@ def read_targets(path: Path) -> ForeignLists:
 
 def targets_of(table: Any, name: str = "targets") -> ForeignLists:
     """The same of a DataFrame or whatever gives Arrow; every row is a target."""
-    found = _named(name, _flat(pa.table(table)))
+    found = _named(name, _flat(arrow_of(table)))
     if not found.num_rows:
         raise DataError(f"{name}: holds no target")
     return _listed(name, found, np.zeros(found.num_rows), None)
+
+
+def arrow_of(table: Any) -> pa.Table:
+    """A DataFrame, or whatever gives Arrow, as an Arrow table whose texts every function takes."""
+    given = pa.table(table)
+    for place, field_ in enumerate(given.schema):
+        if pa.types.is_string_view(field_.type):
+            column = given.column(place).cast(pa.large_string())
+            given = given.set_column(place, field_.name, column)
+    return given
 
 
 def matched(listed: ForeignLists, wanted: ForeignLists) -> tuple[list[Longs], Longs]:

@@ -4,12 +4,11 @@ Arrow. Knows no catalog."""
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from llmrec.data.records import HISTORY, TIMESTAMP, TITLE, USER_ID
 from llmrec.decoding.grounding import Entry
 from llmrec.errors import DataError
-from llmrec.evaluation.foreign import COLUMNS
+from llmrec.evaluation.foreign import COLUMNS, arrow_of
 
 _NAMES = {
     USER_ID: COLUMNS[USER_ID],
@@ -33,7 +32,7 @@ def histories_of(table: Any) -> tuple[list[str], list[list[Entry]]]:
     rows are put in order; without one they stand in it. Users come in the order of their first row.
     Raises DataError where columns are missing or hold nothing.
     """
-    given = pa.table(table)
+    given = arrow_of(table)
     plain = [name.lower() for name in given.column_names]
     found = {
         role: given.column(next(plain.index(name) for name in names if name in plain))

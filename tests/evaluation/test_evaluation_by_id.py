@@ -43,6 +43,8 @@ def test_tables_are_matched_by_user():
     assert average_precision(ranked, chosen, k=2).tolist() == [(1 / 2) / 2, 1, 0]
     arrow = [pa.Table.from_pandas(table) for table in (ranked, chosen)]
     assert recall(*arrow, k=2).tolist() == [1 / 2, 1, 0]
+    views = [t.set_column(1, "item_id", t["item_id"].cast(pa.string_view())) for t in arrow]
+    assert recall(*views, k=2).tolist() == [1 / 2, 1, 0]
 
 
 def test_what_does_not_go_together_is_told():
