@@ -3,7 +3,6 @@
 Systems share what they load; each but the first is loaded when it is first asked. Knows no HTTP.
 """
 
-import re
 import time
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -97,23 +96,29 @@ class Answers:
         own = self.catalog.position_of.get(words.strip())
         found = [] if own is None else [own]
         if key:
-            within = [p for p, title in enumerate(self._titles) if key in title]
-            word = re.compile(rf"\b{re.escape(key)}")
-            within.sort(
-                key=lambda p: (
-                    self._titles[p] != key,
-                    not self._titles[p].startswith(key),
-                    word.search(self._titles[p]) is None,
-                    p,
-                )
-            )
-            found += within[:limit]
+            found += self._within(key, limit)
         if key and not found and len(self._titles) <= LIKE:
             like = process.extract(
                 key, self._titles, scorer=fuzz.partial_ratio, limit=limit, score_cutoff=75
             )
             found += [place for _, _, place in like]
         return [self.item(p) for p in dict.fromkeys(found)][:limit]
+
+    def _within(self, key: str, limit: int) -> list[int]:
+        """Items whose titles are some words, begin so, or hold them, at a word or anywhere."""
+        whole, begins, word, anywhere = [], [], [], []
+        for place, title in enumerate(self._titles):
+            if key not in title:
+                continue
+            if title == key:
+                kind = whole
+            elif title.startswith(key):
+                kind = begins
+            else:
+                kind = word if f" {key}" in title else anywhere
+            if len(kind) < limit:
+                kind.append(place)
+        return [*whole, *begins, *word, *anywhere][:limit]
 
     @cached_property
     def _titles(self) -> list[str]:
