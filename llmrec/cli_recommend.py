@@ -17,7 +17,8 @@ def recommend(
     histories: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
-            metavar="FILE", help="JSON lines (-: stdin), [id, ...] or {user, history}; or Parquet."
+            metavar="FILE",
+            help="JSON lines (-: stdin), [id, ...] or {user, history}; Parquet or CSV.",
         ),
     ] = None,
     all_users: Annotated[

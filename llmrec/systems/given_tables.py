@@ -10,12 +10,13 @@ from llmrec.decoding.grounding import Entry
 from llmrec.errors import DataError
 from llmrec.evaluation.foreign import COLUMNS, arrow_of
 
+TIMES = (TIMESTAMP, "time", "datetime")  # how the column of times may be called
 _NAMES = {
     USER_ID: COLUMNS[USER_ID],
     HISTORY: (HISTORY,),
     "item_id": COLUMNS["item_id"],
     TITLE: (TITLE,),
-    TIMESTAMP: (TIMESTAMP, "time", "datetime"),
+    TIMESTAMP: TIMES,
 }
 
 
@@ -24,24 +25,24 @@ def is_table(value: Any) -> bool:
     return hasattr(value, "__arrow_c_stream__")
 
 
-def histories_of(table: Any) -> tuple[list[str], list[list[Entry]]]:
+def histories_of(table: Any, name: str = "histories") -> tuple[list[str], list[list[Entry]]]:
     """Users, and the entries of each one's history, oldest first.
 
     Either a row a user, with lists in a column `history` and, if it has one, a user column; or a
     row an item, with a user column, item ids or else titles, and a `timestamp` by which a user's
     rows are put in order; without one they stand in it. Users come in the order of their first row.
-    Raises DataError where columns are missing or hold nothing.
+    Raises DataError, calling the table `name`, where columns are missing or hold nothing.
     """
     given = arrow_of(table)
-    plain = [name.lower() for name in given.column_names]
+    plain = [column.lower() for column in given.column_names]
     found = {
-        role: given.column(next(plain.index(name) for name in names if name in plain))
+        role: given.column(next(plain.index(one) for one in names if one in plain))
         for role, names in _NAMES.items()
-        if any(name in plain for name in names)
+        if any(one in plain for one in names)
     }
     for role in (USER_ID, "item_id", HISTORY, TITLE):
         if role in found and found[role].null_count:
-            raise DataError(f"histories: the column {role} has rows without a value")
+            raise DataError(f"{name}: the column {role} has rows without a value")
     if HISTORY in found:
         lists = [[*entries] for entries in found[HISTORY].to_pylist()]
         users = found[USER_ID].to_pylist() if USER_ID in found else range(len(lists))
@@ -49,7 +50,7 @@ def histories_of(table: Any) -> tuple[list[str], list[list[Entry]]]:
     items = found.get("item_id", found.get(TITLE))
     if items is None or USER_ID not in found:
         raise DataError(
-            "histories: a table has a column history with lists of items, or columns user_id and "
+            f"{name}: a table has a column history with lists of items, or columns user_id and "
             f"item_id (or title) and a row an item; this one has {', '.join(given.column_names)}"
         )
     codes = found[USER_ID].combine_chunks().dictionary_encode()
@@ -62,4 +63,4 @@ def histories_of(table: Any) -> tuple[list[str], list[list[Entry]]]:
     histories: list[list[Entry]] = [[] for _ in codes.dictionary]
     for row in rows.tolist():
         histories[user[row]].append(entries[row])
-    return [str(name) for name in codes.dictionary.to_pylist()], histories
+    return [str(user_id) for user_id in codes.dictionary.to_pylist()], histories

@@ -21,6 +21,7 @@ from llmrec.data.records import ITEM_ID, TITLE
 from llmrec.decoding.grounding import Entry
 from llmrec.errors import DataError, RecipeError
 from llmrec.evaluation.foreign import COLUMNS
+from llmrec.systems.given_tables import TIMES, histories_of
 
 T = TypeVar("T")
 SHOWN = 80
@@ -67,12 +68,23 @@ def of_rows(path: Path, rows: pa.RecordBatch, before: int) -> Iterator[RawReques
 
 
 def read_file(path: Path) -> Iterator[RawRequest]:
-    """Requests from a file, Parquet by its name and else JSON lines. Raises RecipeError where there
-    is none, and DataError for one that is neither."""
+    """Requests from a file, by its name Parquet, CSV or TSV, and else JSON lines.
+
+    CSV and TSV, and Parquet without a column `history`, have a row an item, as
+    `given_tables.histories_of` describes. Raises RecipeError where there is no file, and DataError
+    for one that is none of these.
+    """
     if not path.is_file():
         raise RecipeError(f"--histories {path}: no such file; give one, or - for stdin")
-    if path.suffix.lower() in (".parquet", ".pq"):
-        yield from read_parquet(path)
+    kind = path.suffix.lower()
+    if kind in (".csv", ".tsv"):
+        yield from _of_table(path, _delimited(path, kind, but=TIMES))
+        return
+    if kind in (".parquet", ".pq"):
+        if "history" in _columns(path):
+            yield from read_parquet(path)
+        else:
+            yield from _of_table(path, pq.read_table(path))
         return
     try:
         with path.open(encoding="utf-8-sig") as stream:
@@ -95,11 +107,7 @@ def read_items(path: Path, flag: str) -> list[Entry]:
         if kind in (".parquet", ".pq"):
             found = _column_of_items(path, pq.read_table(path))
         elif kind in (".csv", ".tsv"):
-            parse = pa.csv.ParseOptions(delimiter="\t" if kind == ".tsv" else ",")
-            header = pa.csv.open_csv(path, parse_options=parse).schema.names
-            as_text = pa.csv.ConvertOptions(column_types=dict.fromkeys(header, pa.string()))
-            read = pa.csv.read_csv(path, parse_options=parse, convert_options=as_text)
-            found = _column_of_items(path, read)
+            found = _column_of_items(path, _delimited(path, kind))
         else:
             lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
             found = [line for line in lines if line]
@@ -112,6 +120,31 @@ def read_items(path: Path, flag: str) -> list[Entry]:
     if not found:
         raise DataError(f"{flag} {path}: holds no item")
     return found
+
+
+def _columns(path: Path) -> list[str]:
+    try:
+        return list(pq.read_schema(path).names)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path}: not a readable Parquet file ({error})") from None
+
+
+def _delimited(path: Path, kind: str, but: tuple[str, ...] = ()) -> pa.Table:
+    """A CSV or TSV file, its columns as text but for those named."""
+    try:
+        parse = pa.csv.ParseOptions(delimiter="\t" if kind == ".tsv" else ",")
+        header = pa.csv.open_csv(path, parse_options=parse).schema.names
+        texts = [name for name in header if name.strip().lower() not in but]
+        as_text = pa.csv.ConvertOptions(column_types=dict.fromkeys(texts, pa.string()))
+        return pa.csv.read_csv(path, parse_options=parse, convert_options=as_text)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path}: not readable as {kind} ({error})") from None
+
+
+def _of_table(path: Path, table: pa.Table) -> Iterator[RawRequest]:
+    users, histories = histories_of(table, str(path))
+    for user, history in zip(users, histories, strict=True):
+        yield RawRequest(user, [_entry(entry) for entry in history], [])
 
 
 def _column_of_items(path: Path, table: pa.Table) -> list[Entry]:

@@ -141,6 +141,26 @@ def test_a_table_of_histories_is_what_its_lists_are(prepared):
         recommender.recommend(pa.table({"user_id": ["a", "a"], "item_id": ["i1", None]}))
 
 
+@pytest.mark.parametrize("name", ["log.csv", "log.tsv", "log.parquet", "lists.parquet"])
+def test_a_log_of_others_is_a_file_of_histories(prepared, tmp_path, name):
+    path = tmp_path / name
+    columns = {"user": ["b", "a", "b"], "item_id": ["i1", "i7", "i3"], "time": [10, 1, 9]}
+    if name == "lists.parquet":
+        columns = {"user": ["b", "a"], "history": [["i3", "i1"], ["i7"]]}
+    table = pd.DataFrame(columns)
+    if name.endswith("parquet"):
+        table.to_parquet(path)
+    else:
+        table.to_csv(path, index=False, sep="\t" if name.endswith("tsv") else ",")
+    command = ["recommend", prepared.root, "--system", "popularity", "--histories", path]
+    rows = [json.loads(line) for line in called(*command, "--top-k", "4").stdout.splitlines()]
+    recommender = Recommender.from_pretrained(prepared.root, "popularity")
+    assert rows == recommender.recommend([["i3", "i1"], ["i7"]], 4, ["b", "a"]).to_pylist()
+    path.write_text("user,item\n1", "utf-8")
+    with pytest.raises(DataError, match=name):
+        called(*command)
+
+
 def test_flags_that_do_not_go_together(prepared, tmp_path):
     for flags, why in [
         (["--all-users"], "name it with --out"),
