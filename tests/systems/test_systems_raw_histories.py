@@ -109,7 +109,7 @@ def test_files_that_are_none_are_told(tmp_path):
     with pytest.raises(DataError, match="not a readable Parquet"):
         list(read_file(tmp_path / "x.parquet"))
     pq.write_table(pa.table({"items": [1]}), tmp_path / "y.parquet")
-    with pytest.raises(DataError, match="no column history; it has items"):
+    with pytest.raises(DataError, match=r"a column history with lists .* this one has items"):
         list(read_file(tmp_path / "y.parquet"))
     pq.write_table(pa.table({"history": ["text"]}), tmp_path / "z.parquet")
     with pytest.raises(DataError, match="row 1: expected"):
