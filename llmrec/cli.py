@@ -285,7 +285,7 @@ def plan(
     tflops: Annotated[float, typer.Option(min=0.001, help="Of a GPU at its best.")] = 989,
     utilisation: Annotated[
         float, typer.Option(min=0.001, max=1, help="The share of these that is reached.")
-    ] = 0.35,
+    ] = 0.25,
     users: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(min=1, help="Whom to recommend to; else the test split."),

@@ -1,7 +1,7 @@
 """What training and answering cost, from shapes alone: bytes, operations; nothing is run.
 
 A decoder of L layers is counted as Llama's are. Numbers are per process. What is approximate is the
-activations: the tensors that autograd keeps, counted one by one in `kept_by_layer`.
+activations: the tensors that autograd keeps, counted one by one in `Shape`.
 """
 
 from dataclasses import dataclass
@@ -54,23 +54,31 @@ class Shape:
         return self.weights - self.embedded
 
     @property
-    def kept_by_layer(self) -> int:
-        """Numbers that a layer keeps of a token for the way back, its weights frozen but for LoRA.
+    def kept_of_norms(self) -> int:
+        """Numbers that a layer's two norms keep of a token for the way back, in float32: the input
+        and what is normalised."""
+        return 4 * self.width
 
-        Two of each norm (its input and what is normalised), queries before and after they are
-        turned, keys and values the same, what attention gives, and of the MLP gate, up, the
-        activation and the product.
-        """
-        norms, queries = 2 * 2 * self.width, 2 * self.width
-        keys_and_values = 2 * self.kv + self.kv
-        return norms + queries + keys_and_values + self.width + 4 * self.inner
+    @property
+    def kept_else(self) -> int:
+        """Those that the rest of a layer keeps, its weights frozen but for LoRA: queries and keys
+        before and after they are turned, values, what attention gives, and of the MLP gate, up, the
+        activation and the product."""
+        return 2 * self.width + 2 * self.kv + self.kv + self.width + 4 * self.inner
+
+    def read_by(self, modules: str | list[str]) -> int:
+        """Numbers of a token that the adapters of a layer's `modules` read."""
+        every = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+        names = every if modules == "all-linear" else modules
+        return sum(self.inner if name == "down_proj" else self.width for name in names)
 
 
 @dataclass(frozen=True)
 class Training:
     """What a process learns from at a time: `rows` rows of `tokens` tokens, padded, of which all
-    together `predicted` need logits; `trained` weights of float32 with two moments; activations and
-    weights in `dtype`; `checkpointed`: each layer's are computed again on the way back."""
+    together `predicted` need logits; `trained` weights of float32 with two moments, adapters of
+    `modules` or all; frozen ones `weights_in`, and products in `dtype`, by autocast where that is
+    another; `checkpointed`: a layer's activations are computed again on the way back."""
 
     shape: Shape
     rows: int
@@ -82,6 +90,17 @@ class Training:
     checkpointed: bool = False
     strategy: Strategy = "ddp"
     processes: int = 1
+    modules: str | list[str] = "all-linear"
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of activations that a layer keeps of a token."""
+        shape = self.shape
+        kept = 4 * shape.kept_of_norms + HALF[self.dtype] * shape.kept_else
+        if self.dtype == "float32" or self.trained >= shape.weights:
+            return kept
+        # Adapters are of float32 and get a copy of what they read: in it, or in autocast's.
+        return kept + (2 if self.weights_in == "float32" else 4) * shape.read_by(self.modules)
 
     @property
     def memory(self) -> dict[str, float]:
@@ -90,7 +109,7 @@ class Training:
         cut_weights = self.processes if self.strategy in ("fsdp2", "zero3") else 1
         cut_states = self.processes if self.strategy != "ddp" else 1
         frozen = shape.weights if self.trained < shape.weights else 0
-        layer = self.rows * self.tokens * shape.kept_by_layer * b
+        layer = self.rows * self.tokens * self.kept_bytes
         whole = shape.layers * layer
         if self.checkpointed:
             whole = shape.layers * self.rows * self.tokens * shape.width * b + layer
@@ -102,6 +121,7 @@ class Training:
             "moments": 8.0 * self.trained / cut_states,
             "layers gathered": gathered,
             "activations": float(whole),
+            "weights cast": 2.0 * shape.body if self._is_cast else 0.0,
             "mask": float(self.rows * self.tokens**2 * shape.groups * b),
             "logits": float(self.predicted * shape.vocabulary * (b + 4 + 4)),
         }
@@ -119,6 +139,10 @@ class Training:
         again = 2.0 * self.shape.body if self.checkpointed else 0.0
         head = 4.0 * self.predicted * self.shape.width * self.shape.vocabulary
         return tokens * (kept + again) + self.attention + head
+
+    @property
+    def _is_cast(self) -> bool:
+        return self.dtype == "bfloat16" and self.weights_in == "float32"
 
     @property
     def attention(self) -> float:

@@ -35,7 +35,7 @@ def run(
     strategy: Strategy = "ddp",
     memory_gib: float = 80.0,
     tflops: float = 989.0,
-    utilisation: float = 0.35,
+    utilisation: float = 0.25,
     users: int | None = None,
 ) -> dict[str, Any]:
     """Memory of a GPU, time, tokens and disk for training, and for recommending to `users`.
@@ -69,6 +69,7 @@ def run(
         bool(train.get("gradient_checkpointing")),
         strategy,
         processes,
+        recipe.model.lora.target_modules if recipe.model.lora is not None else "all-linear",
     )
     epochs = float(train["num_train_epochs"])
     steps = int(-(-len(rows) // (batch * accumulated * processes)) * epochs)
@@ -199,6 +200,7 @@ def _told(training: Training, needed: float, memory_gib: float) -> str:
         "logits": "objective.name=msl with objective.head=titles, or a smaller "
         "train.per_device_train_batch_size",
         "layers gathered": "more GPUs",
+        "weights cast": "model.dtype=bfloat16, whose weights need no copy",
     }
     return (
         f"{needed / GIB:.1f} GiB are needed of a GPU and {room:.1f} are there (GiB: {most}); "
@@ -210,10 +212,11 @@ def _arithmetic(training: Training, processes: int, tflops: float, utilisation: 
     """The formulas with their numbers, in the order that they are used."""
     shape, b = training.shape, 2 if training.dtype == "bfloat16" else 4
     return [
-        f"kept of a token by a layer = 7 h + 3 kv + 4 i = 7 x {shape.width} + 3 x {shape.kv} "
-        f"+ 4 x {shape.inner} = {shape.kept_by_layer}",
+        f"kept of a token by a layer = 4 bytes x 4 h + {b} bytes x (3 h + 3 kv + 4 i) + what "
+        f"adapters read again, h = {shape.width}, kv = {shape.kv}, i = {shape.inner}: "
+        f"{training.kept_bytes} bytes",
         f"activations = {shape.layers} layers x {training.rows} rows x {training.tokens} tokens x "
-        f"{shape.kept_by_layer} x {b} bytes"
+        f"{training.kept_bytes} bytes"
         + (" (kept of one layer, and the width of the others)" if training.checkpointed else ""),
         f"trained weights = {training.trained} x (4 + 4 + 8) bytes: weight, gradient, two moments"
         + ("" if training.strategy == "ddp" else f", cut by {processes} as {training.strategy}"),

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -103,7 +104,8 @@ def test_processes_share_a_stream(group, trained, asked, tmp_path, monkeypatch):
 @pytest.mark.long
 def test_ray_answers_alike_and_loses_nothing_with_a_worker(trained, asked, tmp_path, monkeypatch):
     """Each worker kills itself once, in its second block, before and after the file stands."""
-    pytest.importorskip("ray")
+    ray = pytest.importorskip("ray")
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers know no tests
     recipe, folder = trained
     streaming.run(recipe, folder, asked, WANTED, tmp_path / "alone", users=5)
     monkeypatch.setattr(streaming, "_RayWorker", _Mortal)
