@@ -24,6 +24,7 @@ from llmrec.text.tree import FlatTree, Segment, TokenTree
 
 RATINGS = range(1, 11)
 ANSWER_TOKENS = 16
+ROUNDING = 1e-5  # of a mean rating in float32, whatever it is read beside
 _OBJECT = re.compile(r"\{[^{}]*\}")
 
 
@@ -159,6 +160,14 @@ class Question:
         if not any(map(len, self.branches)):
             return [self.trunk]
         return [np.concatenate([self.trunk, branch]) for branch in self.branches]
+
+
+def _best_first(ratings: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """The order of ratings, highest first; those that rounding alone can tell apart are equal, as
+    users of one history are, and stand in the order that they came in."""
+    order = np.argsort(-ratings, kind="stable")
+    lower = -np.diff(ratings[order], prepend=ratings[order[:1]]) > ROUNDING
+    return order[np.lexsort((order, np.cumsum(lower)))]
 
 
 def rating_in(text: str, name: str = "similarity") -> float | None:

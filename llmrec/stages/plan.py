@@ -24,6 +24,7 @@ from llmrec.stages import prepare
 GIB = 2.0**30
 ROOM = 0.92  # of a GPU's memory, at most; the rest is the allocator's and the libraries'
 SAMPLE = 512  # rows that lengths are taken from
+LAUNCH_MS = 6.3  # of a micro-batch for each layer, as measured on an H200 without graphs
 ROW_BYTES = 60  # of a recommended item in a file of answers
 
 
@@ -85,6 +86,8 @@ def run(
     )
     operations = mean.operations * len(rows) * epochs
     rate = tflops * 1e12 * utilisation * processes
+    launched = 0.0 if recipe.model.cuda_graphs else LAUNCH_MS / 1000 * shape.layers
+    launching = steps * accumulated * launched
     needed = sum(training.memory.values())
     answering = _answering(recipe, job, shape, weights_in, lengths)
     asked = users if users is not None else _test_users(folder)
@@ -99,6 +102,7 @@ def run(
             "room": ROOM,
             "tflops": tflops,
             "utilisation": utilisation,
+            "launch_ms_of_a_layer": LAUNCH_MS,
         },
         "model": {
             "weights": shape.weights,
@@ -112,7 +116,8 @@ def run(
             "steps": steps,
             "tokens": round(tokens),
             "operations": operations,
-            "hours": round(operations / rate / 3600, 4),
+            "hours": round(max(operations / rate, launching) / 3600, 4),
+            "bound_by": "launches" if launching > operations / rate else "arithmetic",
             "memory_gib": _gib(training.memory),
             "disk_gib": round(trained * 4 * (3 * kept + 3) / GIB, 3),
         },
@@ -223,5 +228,6 @@ def _arithmetic(training: Training, processes: int, tflops: float, utilisation: 
         f"logits = {training.predicted} tokens x {shape.vocabulary} ids x ({b} + 4 + 4) bytes",
         f"operations of a token = 4 x {shape.body} frozen + 6 x {training.trained} trained + "
         f"12 x {shape.layers} x {shape.width} x tokens of attention",
-        f"hours = operations / ({processes} GPUs x {tflops:g}e12 x {utilisation:g}) / 3600",
+        f"hours = operations / ({processes} GPUs x {tflops:g}e12 x {utilisation:g}) / 3600, or, "
+        f"where that is more, micro-batches x {shape.layers} layers x {LAUNCH_MS} ms of launches",
     ]

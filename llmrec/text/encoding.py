@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llmrec.errors import RecipeError
+from llmrec.text.flat import BLOCK, FlatIds
 from llmrec.text.letters import LETTERS
 from llmrec.text.parts import Ids as Ids
 from llmrec.text.parts import Parts
@@ -103,21 +104,25 @@ class PromptEncoder:
         self.titles, self.max_history, self.max_tokens = titles, max_history, max_tokens
         self.tries, self.letters = tries, letters
         self._parts = Parts(tokenizer, rows)
-        self.title_ids = self._parts.titles(list(titles))
+        self.title_ids = FlatIds.of(
+            ids
+            for begin in range(0, len(titles), BLOCK)
+            for ids in self._parts.titles(list(titles[begin : begin + BLOCK]))
+        )
         self._around = _chat_around(tokenizer, today) if form == "chat" else ("", "")
         self._pieces: dict[Hashable, list[Ids | int]] = {}
-        for position, ids in enumerate(self.title_ids):
-            if len(ids) == 0:
-                raise RecipeError(
-                    f"title {titles[position]!r} (position {position}) has no tokens under this "
-                    "tokenizer; give the item another title"
-                )
+        empty = np.flatnonzero(np.diff(self.title_ids.offsets) == 0)
+        if len(empty):
+            raise RecipeError(
+                f"title {titles[empty[0]]!r} (position {empty[0]}) has no tokens under this "
+                "tokenizer; give the item another title"
+            )
 
     @cached_property
-    def completions(self) -> list[Ids]:
+    def completions(self) -> Sequence[Ids]:
         """(N,) token ids of the answer for each item, the end token last."""
         before, _, after = self._around_target
-        return [np.concatenate([before, ids, after]).astype(np.int32) for ids in self.title_ids]
+        return self.title_ids.between(before, after)
 
     @cached_property
     def position_of(self) -> dict[str, int]:

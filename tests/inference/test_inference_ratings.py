@@ -461,3 +461,18 @@ def test_a_list_that_is_too_long_shows_fewer_titles_of_everybody(tokenizer):
     assert cut.tolist() == all_in_one(whole, titles[0], titles[1:]).tolist()
     with pytest.raises(RecipeError, match="raise it"):
         all_in_one(PromptEncoder(MOVIE, tokenizer, TITLES, max_tokens=80), HISTORIES[2], others)
+
+
+@pytest.mark.parametrize(
+    ("ratings", "order"),
+    [
+        ([1.0, 3.0, 2.0], [1, 2, 0]),
+        ([2.5, 2.5000004, 2.4999997], [0, 1, 2]),
+        ([2.0000049, 2.0000051, 3.0], [2, 0, 1]),  # on both sides of a rounded digit
+        ([7.0], [0]),
+    ],
+)
+def test_users_that_rounding_alone_tells_apart_stand_as_they_came(ratings, order):
+    from llmrec.inference import ratings as module
+
+    assert module._best_first(np.array(ratings)).tolist() == order

@@ -3,13 +3,13 @@
 import pytest
 
 from llmrec.errors import RecipeError
-from llmrec.stages import plan, train
+from llmrec.stages import plan, preview, train
 
 
 def test_a_plan_counts_what_training_then_does(recipe_of):
     recipe, folder = recipe_of()
     told = plan.run(recipe, folder)
-    seen = train.preview(recipe, folder)
+    seen = preview.run(recipe, folder)
     assert told["fits"]
     assert told["training"]["steps"] == seen["optimiser_steps"]
     assert told["training"]["rows"] == seen["rows"]
@@ -29,6 +29,10 @@ def test_more_gpus_take_less_time_and_fewer_steps(recipe_of):
     assert many["hours"] == pytest.approx(one["hours"] / 4, rel=1e-2)
     assert many["steps"] == 2 * -(-29 // 16)
     assert many["operations"] == one["operations"]
+    assert one["bound_by"] == "arithmetic"
+    small = plan.run(recipe, folder)["training"]  # a GPU waits for the launches of so small a model
+    assert small["bound_by"] == "launches"
+    assert small["hours"] == round(16 * 2 * 6.3e-3 / 3600, 4)
 
 
 def test_what_cannot_fit_is_refused_with_what_would_help(recipe_of):
