@@ -72,7 +72,7 @@ class Selecting:
             if ratings is None:
                 selected[i] = Selected(selected[i].shown, (), failed=True)
                 continue
-            best = np.argsort(-ratings, kind="stable")[: self.wanted.count]
+            best = _best_first(ratings)[: self.wanted.count]
             selected[i] = Selected(tuple(best.tolist()), tuple(ratings.tolist()))
         return selected
 
