@@ -34,7 +34,7 @@ PUBLIC = {
     "llmrec.recipe.loading": ["load", "check", "dump"],
     "llmrec.errors": ["LlmrecError", "RecipeError", "DataError"],
 }  # fmt: skip
-MADE = "<!-- Made by tools/reference.py. Change the code's docstrings, then run it. -->\n\n"
+MADE = "\n<!-- Made by tools/reference.py. Change the code's docstrings, then run it. -->\n"
 
 
 def recipe_page() -> str:
@@ -60,7 +60,7 @@ def recipe_page() -> str:
         "|---|---|",
         *(f"| `{name}` | {_cell(arguments.allowed_values(name))} |" for name in arguments.ALLOWED),
     ]
-    return MADE + "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n" + MADE
 
 
 def _section(model: Any, above: tuple[str, ...]) -> list[str]:
@@ -72,9 +72,7 @@ def _section(model: Any, above: tuple[str, ...]) -> list[str]:
         inner = section_of(field.annotation)
         if inner is None:
             takes, default = allowed(path), _default(field)
-            rows.append(
-                f"| `{'.'.join(path)}` | {_cell(takes)} | {default} | {_cell(purpose(path))} |"
-            )
+            rows.append(f"| `{name}` | {_cell(takes)} | {default} | {_cell(purpose(path))} |")
         else:
             of = " Default: null." if field.default is None else ""
             title = ["## " + ".".join(path), "", (purpose(path) or _doc(inner)) + of, ""]
@@ -110,7 +108,7 @@ def api_page() -> str:
         lines += [f"## {module}", ""]
         for name in names:
             lines += _described(name, getattr(importlib.import_module(module), name))
-    return MADE + "\n".join(lines).rstrip() + "\n"
+    return "\n".join(lines).rstrip() + "\n" + MADE
 
 
 def _described(name: str, thing: Any) -> list[str]:

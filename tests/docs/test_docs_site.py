@@ -29,12 +29,13 @@ def test_pages_made_from_the_code_are_as_the_code_is(reference, page):
 def test_the_reference_has_every_key(reference):
     from llmrec.recipe.keys import all_keys, keys_in
 
-    text = reference.recipe_page()
+    text = "## top\n" + reference.recipe_page()
+    parts = dict(re.findall(r"^## (\S+)\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
     for path in all_keys():
         if keys_in(path):
-            assert f"\n## {'.'.join(path)}\n" in text
+            assert ".".join(path) in parts
         else:
-            assert f"`{path[-1] if path[0] == 'train' else '.'.join(path)}`" in text
+            assert f"\n| `{path[-1]}` |" in parts[".".join(path[:-1]) or "top"]
 
 
 NO_NETWORK = """
