@@ -49,6 +49,8 @@ def guarded(command: Callable[[], Any]) -> NoReturn:
     try:
         command()
     except LlmrecError as error:
+        if error.__cause__ is not None and os.environ.get("LLMREC_TRACEBACK"):
+            raise  # what it rests on is another's, or a defect that looks like it
         _tell_launcher(error)
         code = error.exit_code if error.is_told else _told(error, error.exit_code)
     except OSError as error:

@@ -222,7 +222,7 @@ def arguments_of(recipe: Recipe, folder: RunFolder) -> TrainingArguments:
     given = training_arguments_of(recipe)
     # Their defaults are fractions, and an optimiser may take no whole number for one.
     given |= {name: float(given[name]) for name in FRACTIONS if isinstance(given.get(name), int)}
-    given["report_to"] = given["report_to"] or "none"
+    given["report_to"] = given.get("report_to") or "none"
     try:
         return TrainingArguments(
             output_dir=str(folder.checkpoints),
