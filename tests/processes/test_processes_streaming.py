@@ -112,13 +112,13 @@ def test_ray_answers_alike_and_loses_nothing_with_a_worker(trained, asked, tmp_p
     told = streaming.run(recipe, folder, asked, WANTED, tmp_path / "ray", "ray", 2, users=5)
     assert told["users"] == 71
     assert answers_in(tmp_path / "ray") == answers_in(tmp_path / "alone")
-    assert len(list((tmp_path / "ray").glob("died-*"))) == 2
+    assert len(list((tmp_path / "ray").glob("_died-*"))) == 2
 
 
 class _Mortal(streaming._RayWorker):
     def __call__(self, row):
         for at, late in ((3, False), (7, True)):
-            mark = self.worker.out / f"died-{at}"
+            mark = self.worker.out / f"_died-{at}"
             if row["number"] == at and not mark.exists():
                 if late:
                     super().__call__(row)
