@@ -110,7 +110,7 @@ class Demonstrations(Section):
             raise ValueError(
                 f"selection.pool = {self.selection.pool} users cannot give count = {self.count}"
             )
-        wanted = max(self.pool, self.votes.users)
+        wanted = max(self.pool, 0 if self.show == "users" else self.votes.users)
         if self.similarity.coarse < wanted:
             raise ValueError(
                 f"similarity.coarse = {self.similarity.coarse} users found by vectors cannot give "

@@ -78,6 +78,11 @@ def _recomputes(recipe: Any) -> str:
     return next((name for name in names if recipe.train.get(name)), "")
 
 
+def _too_few_voters(demonstrations: Any) -> int:
+    coarse: int = demonstrations.similarity.coarse
+    return coarse if coarse < demonstrations.votes.users else 0
+
+
 def _only_ce(recipe: Any) -> bool:
     steps = {system.step for system in parsed(recipe.systems) if system.kind == "network"}
     return "ce" in steps and "cpft" not in steps
@@ -185,6 +190,12 @@ RULES = (
         "conformal",
         lambda r: r.network is None and r.data.candidates is not None,
         "conformal draws its own candidates; drop data.candidates",
+    ),
+    Rule(
+        "demonstrations",
+        lambda r: "votes" in r.systems and _too_few_voters(r.demonstrations),
+        "system votes counts those of demonstrations.votes.users, more than the {} users that "
+        "demonstrations.similarity.coarse finds; raise coarse",
     ),
     Rule(
         "demonstrations",

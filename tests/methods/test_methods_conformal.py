@@ -223,14 +223,13 @@ def test_live_candidates_are_those_of_the_search_behind_each_view(conformal_of):
 @pytest.fixture
 def read_in_training(monkeypatch):
     """Step -> row -> whether its live candidates were there when the trainer read it."""
-    seen, real = {}, TreeTrainer._batch
+    seen, real = {}, TreeTrainer.piece_of
 
     def watched(self, fetched):
-        for number in fetched["row_numbers"].tolist():
-            seen.setdefault(self.state.global_step, []).append(number)
+        seen.setdefault(self.state.global_step, []).extend(fetched["row_numbers"])
         return real(self, fetched)
 
-    monkeypatch.setattr(TreeTrainer, "_batch", watched)
+    monkeypatch.setattr(TreeTrainer, "piece_of", watched)
     return seen
 
 

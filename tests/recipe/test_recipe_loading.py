@@ -103,7 +103,7 @@ def test_all_errors_come_at_once_in_the_order_of_the_lines(recipe):
 
 def test_an_unknown_key_far_from_all_lists_the_section(recipe):
     (message,) = errors(recipe(MINIMAL + "rows: {zebra: 1}\n"))
-    assert message == "4: unknown key rows.zebra; section rows has: count, every, shape"
+    assert message == "4: unknown key rows.zebra; section rows has: count, every, redraw, shape"
 
 
 def test_long_values_are_cut(recipe):

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from llmrec import Recommender
 from llmrec.cli import app
+from llmrec.data import sealed
 from llmrec.data.catalog import Catalog
 from llmrec.data.records import Examples
 from llmrec.errors import LlmrecError, RecipeError
@@ -198,12 +199,12 @@ def test_what_was_not_calibrated_is_refused(copied):
     for coverage in (0, 1, 90, float("nan")):
         with pytest.raises(LlmrecError, match="above 0 and below 1"):
             recommender.recommend([["i1"]], coverage=coverage)
-    said = json.loads(copied.calibration.read_text("utf-8"))
+    said = sealed.read_facts(copied.calibration, "")
     for changes, what in [
         ({"data": "f" * 64}, "of other data"),
         ({"systems": {"popularity": said["systems"]["popularity"]}}, "'network_cpft', only of"),
     ]:
-        copied.calibration.write_text(json.dumps(said | changes), "utf-8")
+        sealed.write_facts(copied.calibration, {**said, **changes})
         with pytest.raises(LlmrecError, match=f"{what}.*{how}"):
             recommender.recommend([["i1"]], coverage=0.7)
     copied.calibration.unlink()

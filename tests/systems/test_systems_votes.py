@@ -149,7 +149,9 @@ def test_votes_answer_raw_histories_by_all_that_is_known(recipe_of, log):
 def test_what_votes_need_is_said(recipe_of):
     with pytest.raises(RecipeError, match=r"votes.*needs section demonstrations"):
         recipe_of("systems=[votes]")
-    with pytest.raises(RecipeError, match="coarse"):
-        recipe_of("prompt.task=similar_users", "demonstrations.votes.users=900")
+    for asked in ("demonstrations.show=votes", "systems=[popularity, votes]"):
+        with pytest.raises(RecipeError, match="coarse"):
+            recipe_of("prompt.task=similar_users", "demonstrations.votes.users=900", asked)
+    recipe_of("prompt.task=similar_users", "demonstrations.votes.users=900")  # counted by nobody
     with pytest.raises(RecipeError, match="shows none"):
         recipe_of(*SHOWN, "demonstrations.selection.pool=3")
