@@ -78,6 +78,10 @@ def _recomputes(recipe: Any) -> str:
     return next((name for name in names if recipe.train.get(name)), "")
 
 
+def _has_votes(recipe: Any) -> bool:
+    return any(system.asks_similar_users for system in parsed(recipe.systems))
+
+
 def _too_few_voters(demonstrations: Any) -> int:
     coarse: int = demonstrations.similarity.coarse
     return coarse if coarse < demonstrations.votes.users else 0
@@ -193,7 +197,7 @@ RULES = (
     ),
     Rule(
         "demonstrations",
-        lambda r: "votes" in r.systems and _too_few_voters(r.demonstrations),
+        lambda r: _has_votes(r) and _too_few_voters(r.demonstrations),
         "system votes counts those of demonstrations.votes.users, more than the {} users that "
         "demonstrations.similarity.coarse finds; raise coarse",
     ),
