@@ -14,13 +14,18 @@ Items = npt.NDArray[np.int32]
 
 
 def fused(
-    rankings: Sequence[Ranking], candidates: Items, log_q: Doubles, weight: float
+    rankings: Sequence[Ranking],
+    candidates: Items,
+    log_q: Doubles,
+    weight: float,
+    scale: float = 1.0,
 ) -> tuple[list[Ranking], Doubles]:
     """The candidates (U, C) by log p + `weight` * log q, of which a model gave the rankings.
 
-    Also (U, C) those sums as log-probabilities, over each user's candidates.
+    Also (U, C) `scale` (above 0) times those sums as log-probabilities, over each user's
+    candidates.
     """
-    summed = log_softmax(scores_of(rankings, candidates) + weight * log_q, axis=1)
+    summed = log_softmax(scale * (scores_of(rankings, candidates) + weight * log_q), axis=1)
     return ranked(candidates, summed), summed
 
 

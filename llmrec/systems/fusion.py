@@ -1,8 +1,8 @@
-"""A language model and the retriever of its candidates: log p + w * log q, w from validation.
+"""A language model and the retriever of its candidates: s * (log p + w * log q), from validation.
 
 Weights are compared by the likelihood of the validation targets among their candidates, each at the
-temperature that suits it best: the scale of a sum says nothing of its order. Targets that the
-retriever missed say nothing either. Weight 0 is the language model alone, and may win.
+scale s that suits it best: the scale says nothing of an order, and all of how sure it is. Targets
+that the retriever missed say nothing. Weight 0 is the language model alone, and may win.
 """
 
 import logging
@@ -26,36 +26,51 @@ Items = npt.NDArray[np.int32]
 # By which scores are multiplied before their likelihood is told.
 SCALES = np.geomspace(1 / 50, 50, 60)
 CHOSEN_AT = 10  # cut-off of the NDCG that is told beside the likelihood
+FEW = 30  # validation targets among their candidates: fewer choose by chance, which is told
 
 
 @dataclass(frozen=True)
 class Fusion:
-    """`weight` of the retriever's log-probabilities beside the model's, and how it was chosen."""
+    """`weight` of the retriever's log-probabilities beside the model's, `scale` of the sum, and how
+    they were chosen."""
 
     weight: float
+    scale: float = 1.0
     described: dict[str, Any] = field(default_factory=dict)
 
 
 def chosen_fusion(resources: Resources, system: System) -> Fusion:
-    """The recipe's weight, or the one of its grid that does best in validation.
+    """The recipe's weight at scale 1, or the one of its grid that does best in validation.
 
     Raises LlmrecError where the retriever proposes no validation target.
     """
     wanted, valid = resources.recipe.decode.fusion, resources.valid
     if wanted.weight != "auto":
-        return Fusion(float(wanted.weight), {"weight": float(wanted.weight)})
+        return Fusion(float(wanted.weight), described={"weight": float(wanted.weight)})
     log.info("recommend: choosing the weight of %s in validation", system.name)
     models, path = resources.language, resources.folder.candidates("valid")
     engine, prompting = models.engine(system), models.prompting("valid", valid)
     candidates = read_candidates(path)
     prompts = prompting.ids(prompting.selected(engine))
     scores = scores_of(engine.choose(prompts, candidates).rankings, candidates)
-    nll, gain = compared(scores, read_log_q(path), candidates, valid.targets, wanted.grid)
+    nll, scales, gain = compared(scores, read_log_q(path), candidates, valid.targets, wanted.grid)
     weight = min(nll, key=lambda w: (nll[w], w))
+    held = int((candidates == valid.targets[:, None]).any(axis=1).sum())
+    if held < FEW:
+        log.warning(
+            "recommend: the weight of %s is chosen on %d validation targets, those of %d that the "
+            "retriever proposes; data.subset.valid or data.candidates.count give it more",
+            system.name,
+            held,
+            len(valid),
+        )
     return Fusion(
         weight,
+        scales[weight],
         {
             "weight": weight,
+            "scale": scales[weight],
+            "valid_targets": held,
             "valid_nll": {f"{w:g}": value for w, value in nll.items()},
             f"valid_ndcg@{CHOSEN_AT}": {f"{w:g}": value for w, value in gain.items()},
         },
@@ -64,8 +79,9 @@ def chosen_fusion(resources: Resources, system: System) -> Fusion:
 
 def compared(
     scores: Doubles, log_q: Doubles, candidates: Items, targets: Items, grid: Sequence[float]
-) -> tuple[dict[float, float], dict[float, float]]:
-    """For each weight the mean NLL at the scale that suits it best, and the mean NDCG of all users.
+) -> tuple[dict[float, float], dict[float, float], dict[float, float]]:
+    """For each weight the mean NLL at the scale that suits it best, that scale, and the mean NDCG
+    of all users.
 
     scores, log_q, candidates (U, C); targets (U,). Raises LlmrecError where no target is among its
     candidates.
@@ -76,17 +92,17 @@ def compared(
             "the retriever proposes no validation target, so no weight can be chosen; raise "
             "data.candidates.count or set decode.fusion.weight to a number"
         )
-    nll, gain = {}, {}
+    nll, best, gain = {}, {}, {}
     for weight in grid:
         summed = scores + weight * log_q
         costs = [
             candidate_nll(scale * summed[held], candidates[held], targets[held]).mean()
             for scale in SCALES
         ]
-        nll[weight] = float(min(costs))
+        nll[weight], best[weight] = float(min(costs)), float(SCALES[np.argmin(costs)])
         lists = [ranking.positions for ranking in ranked(candidates, summed)]
         gain[weight] = float(ndcg(lists, targets, CHOSEN_AT).mean())
-    return nll, gain
+    return nll, best, gain
 
 
 def served_fusion(resources: Resources, system: System) -> Fusion:
@@ -94,4 +110,4 @@ def served_fusion(resources: Resources, system: System) -> Fusion:
     recorded = resources.recorded(system)
     if "weight" not in recorded:
         return chosen_fusion(resources, system)
-    return Fusion(float(recorded["weight"]))
+    return Fusion(float(recorded["weight"]), float(recorded.get("scale", 1.0)))

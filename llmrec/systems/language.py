@@ -58,7 +58,9 @@ def predictions_of(resources: Resources, system: System, split: str) -> Predicti
             found = engine.choose(prompts, prompting.candidates, targets)
             if fusion is not None:
                 among = prompting.candidates
-                rankings, summed = fused(found.rankings, among, log_q[batch], fusion.weight)
+                rankings, summed = fused(
+                    found.rankings, among, log_q[batch], fusion.weight, fusion.scale
+                )
                 found = Ranked(rankings, candidate_nll(summed, among, targets))
         else:
             found = engine.rank(

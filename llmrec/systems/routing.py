@@ -110,7 +110,7 @@ def predictions_of(resources: Resources, system: System) -> Predictions | None:
     ) -> list[dict[str, Any]]:
         among = candidates[rows[batch]]
         found = engine.choose(prompting.ids(selected), among).rankings
-        _, summed = fused(found, among, log_q[rows[batch]], fusion.weight)
+        _, summed = fused(found, among, log_q[rows[batch]], fusion.weight, fusion.scale)
         return [{"scores": row} for row in summed.tolist()]
 
     answers, seconds = answered(resources, system, "test", reranked, rows)

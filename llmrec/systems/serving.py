@@ -197,7 +197,9 @@ class SearchedAnswer:
             rankings = self.engine.choose(prompts, requests.candidates).rankings
             if self.fusion is not None and self.resources.retriever is not None:
                 log_q = self.resources.retriever.log_q(requests.histories, requests.candidates)
-                rankings, _ = fused(rankings, requests.candidates, log_q, self.fusion.weight)
+                rankings, _ = fused(
+                    rankings, requests.candidates, log_q, self.fusion.weight, self.fusion.scale
+                )
             return [Ranking(r.positions[:k], r.scores[:k], r.certified) for r in rankings]
         q, weight = self._guiding(requests)
         found = self.engine.rank(

@@ -8,13 +8,13 @@ import pytest
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
-from llmrec.data.candidates import read_candidates, read_log_q
+from llmrec.data.candidates import candidate_nll, read_candidates, read_log_q
 from llmrec.data.catalog import Catalog
 from llmrec.data.records import Examples
 from llmrec.errors import LlmrecError, RecipeError
 from llmrec.evaluation.predictions import Predictions
 from llmrec.stages import prepare, recommend
-from llmrec.systems.fusion import compared
+from llmrec.systems.fusion import FEW, compared
 from llmrec.systems.recommender import Recommender
 
 FROM = ("data.candidates.from=markov", "data.candidates.count=3")
@@ -31,7 +31,7 @@ def scores_by_item(folder, system):
     ]
 
 
-@pytest.mark.parametrize("weight", [0, 0.7])
+@pytest.mark.parametrize("weight", [0, 0.7, "auto"])
 def test_scores_are_the_sum_of_both_and_raw_histories_get_the_same(recipe_of, weight):
     recipe, folder = recipe_of(*FROM, SYSTEMS, f"decode.fusion.weight={weight}")
     prepare.run(recipe, folder)
@@ -39,15 +39,18 @@ def test_scores_are_the_sum_of_both_and_raw_histories_get_the_same(recipe_of, we
     folder.keep(recipe)
     test, path = Examples.read(folder.examples("test")), folder.candidates("test")
     alone, fused = scores_by_item(folder, "untuned"), scores_by_item(folder, "untuned_fused")
-    nll = Predictions.read(folder.predictions("untuned_fused")).nll
+    said = Predictions.read(folder.predictions("untuned_fused"))
+    nll, scale = said.nll, said.info.hyperparameters.get("scale", 1.0)
+    assert (scale != 1) == (weight == "auto")
+    w = said.info.hyperparameters["weight"]
     rows = zip(test, read_candidates(path).tolist(), read_log_q(path), strict=True)
     for i, (example, items, log_q) in enumerate(rows):
-        summed = log_softmax(np.array([alone[i][item] for item in items]) + weight * log_q)
+        summed = log_softmax(scale * (np.array([alone[i][item] for item in items]) + w * log_q))
         assert [fused[i][item] for item in items] == pytest.approx(summed, abs=1e-5)
         expected = -dict(zip(items, summed, strict=True)).get(example.target, -np.inf)
         assert nll[i] == pytest.approx(expected, abs=1e-5)
     assert {len(row) for row in fused} == {3}
-    if weight:
+    if w:
         orders = [sorted(row, key=row.get) for row in alone], [sorted(r, key=r.get) for r in fused]
         assert orders[0] != orders[1]
     ids = Catalog.read(folder.items).item_ids
@@ -63,7 +66,7 @@ def test_scores_are_the_sum_of_both_and_raw_histories_get_the_same(recipe_of, we
     assert table.num_rows == 12
 
 
-def test_the_weight_is_the_likeliest_in_validation_and_told(recipe_of):
+def test_the_weight_is_the_likeliest_in_validation_and_told(recipe_of, caplog):
     recipe, folder = recipe_of(*FROM, SYSTEMS, "decode.fusion.grid=[0, 0.5, 3]")
     prepare.run(recipe, folder)
     recommend.run(recipe, folder)
@@ -72,6 +75,8 @@ def test_the_weight_is_the_likeliest_in_validation_and_told(recipe_of):
     assert list(by_weight) == ["0", "0.5", "3"]
     assert said["weight"] == float(min(by_weight, key=by_weight.get))
     assert list(said["valid_ndcg@10"]) == list(by_weight)
+    assert 0 < said["valid_targets"] < FEW
+    assert f"chosen on {said['valid_targets']} validation targets" in caplog.text
     recorded = json.dumps(said)
     Recommender(recipe, folder, "untuned_fused").recommend([["i1", "i2"]])
     assert recorded == json.dumps(
@@ -85,12 +90,14 @@ def test_likelihoods_are_those_at_the_best_scale_over_the_targets_that_are_there
     scores, log_q = rng.normal(size=(2, 40, 4)) * 3
     targets = np.where(np.arange(40) % 4 == 0, 9, candidates[:, 1]).astype(np.int32)
     scores[:, 1] += 3
-    nll, gain = compared(scores, log_q, candidates, targets, [0.0, 1.5])
+    nll, scales, gain = compared(scores, log_q, candidates, targets, [0.0, 1.5])
     for weight, found in nll.items():
         held = (scores + weight * log_q)[targets < 9]
         costs = lambda s, held=held: -log_softmax(np.exp(s) * held, axis=1)[:, 1].mean()  # noqa: E731
         best = minimize_scalar(costs, bounds=(-4, 4), method="bounded").fun
         assert best <= found <= best + 0.01
+        there = candidate_nll(scales[weight] * held, candidates[targets < 9], targets[targets < 9])
+        assert there.mean() == pytest.approx(found)
         places = (held > held[:, 1:2]).sum(axis=1)
         assert gain[weight] == pytest.approx((1 / np.log2(places + 2)).sum() / 40)
     assert nll[0.0] < nll[1.5]
@@ -106,7 +113,7 @@ def test_a_retriever_that_knows_beats_a_model_that_does_not_and_the_other_way_ro
     knows[np.arange(60), targets] += 4
     grid = [0, 0.5, 1, 5, 20]
     for scores, log_q, expected in ((knows, noise, 0), (noise, knows, 20)):
-        nll, _ = compared(scores, log_q, candidates, targets, grid)
+        nll, _, _ = compared(scores, log_q, candidates, targets, grid)
         chosen = min(nll, key=lambda w: (nll[w], w))
         assert abs(grid.index(chosen) - grid.index(expected)) <= 1
 
