@@ -7,7 +7,7 @@ maximisation to the users of other folds, so none is weighed on its own target. 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -34,7 +34,7 @@ class Addition:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        return {**vars(self), "baselines": list(self.baselines)}
+        return {**asdict(self), "baselines": list(self.baselines)}
 
     def in_words(self, confidence: float) -> str:
         """One sentence."""

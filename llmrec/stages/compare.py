@@ -3,8 +3,9 @@
 Each name is RUN or RUN:system, and the first is the reference: `A:system` is the reference of all
 others; a bare `A` gives every system the system of the same name in A. A bare RUN further on stands
 for all its systems. Everything, the means too, is taken over the examples that all of them share
-(user by user, and for a user with several examples in their order). Reads `per_user.parquet` and
-`metrics.json`; imports neither torch nor transformers.
+(user by user, and for a user with several examples in their order). Where baselines and language
+models are among them, what each model adds to all those baselines mixed stands below. Reads
+`per_user.parquet` and `metrics.json`; imports neither torch nor transformers.
 """
 
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from llmrec.errors import DataError, RecipeError
 from llmrec.evaluation.comparison import Comparison, compared
 from llmrec.evaluation.intervals import Floats
 from llmrec.evaluation.layout import Form, laid_out, number
+from llmrec.evaluation.mixture import additions
 from llmrec.evaluation.predictions import leaky_notes
 from llmrec.evaluation.table import ALL, main_columns, metric_table
 from llmrec.runs.evaluated import read_metrics, read_per_user
@@ -91,15 +93,25 @@ def run(names: Sequence[str], form: str = "text") -> str | dict[str, Any]:
             seed=options["seed"],
         )
     ]
+    kinds = {a.label: a.metrics["systems"][a.system]["kind"] for a in answers}
+    added = additions(
+        {label: metrics["NLL"] for label, metrics in values.items()},
+        [label for label, kind in kinds.items() if kind == "language_model"],
+        [label for label, kind in kinds.items() if kind == "baseline"],
+        clusters,
+        **options,
+    )
     if form == "json":
         return {
             "examples": len(users),
             "table": table.to_json(),
             "comparisons": [c.to_json() for c in comparisons],
+            "additions": [one.to_json() for one in added],
         }
     chosen: Form = "markdown" if form == "markdown" else "latex" if form == "latex" else "text"
     shown = table.only(main_columns(k)).render(chosen)
-    return shown + "\n" + render(comparisons, chosen)
+    said = [one.in_words(options["confidence"]) for one in added]
+    return "\n".join([shown, render(comparisons, chosen), *said])
 
 
 def render(comparisons: Sequence[Comparison], form: Form) -> str:

@@ -1,6 +1,7 @@
 """evaluate, compare and report on small run folders made by hand."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -309,6 +310,23 @@ def test_compare_with_one_reference(evaluated):
     for key in ("difference", "low", "high", "p_value"):
         assert ours[key] == pytest.approx(of_run[key], abs=1e-12)
     assert ours["p_holm"] == pytest.approx(2 / 201)
+
+
+def test_compare_tells_what_a_model_adds_to_baselines_of_several_runs(evaluated, tmp_path):
+    alone = tmp_path / "alone"
+    shutil.copytree(evaluated[0].root, alone)
+    runs = [str(evaluated[0].root), str(alone)]
+    names = [f"{runs[1]}:popularity", f"{runs[0]}:markov", f"{runs[0]}:tuned"]
+    (added,) = compare.run(names, "json")["additions"]
+    of_run = json.loads(evaluated[0].metrics.read_text("utf-8"))["additions"]
+    (same,) = [one for one in of_run if one["system"] == "tuned"]
+    name = evaluated[0].root.name
+    assert added["system"] == f"{name}:tuned"
+    assert added["baselines"] == ["alone:popularity", f"{name}:markov"]
+    for key in ("together", "change"):
+        assert added[key] == pytest.approx(same[key], abs=1e-6)
+    assert "taken together" in compare.run(names)
+    assert compare.run(names[:2], "json")["additions"] == []
 
 
 def test_compare_runs_by_the_names_of_systems_on_shared_users(evaluated, tmp_path):
