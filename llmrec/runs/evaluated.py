@@ -134,31 +134,48 @@ def read_per_user(folder: "RunFolder", metrics: dict[str, Any]) -> pa.Table:
         raise DataError(f"{path} cannot be read ({error}); run `llmrec evaluate` again.") from None
 
 
-def _checked(path: Path, system: str, test: Examples, data: str | None) -> Predictions:
-    again = "Run `llmrec recommend` again."
-    if sealed.manifest_of(path).is_file() and (wrong := sealed.problem(path)) is not None:
-        raise DataError(f"{path} is damaged ({wrong}). {again}")
-    predictions = Predictions.read(path)
-    if predictions.info.system != system:
+def read_answers(
+    path: Path, system: str, examples: Examples, data: str | None
+) -> tuple[Predictions, npt.NDArray[np.int64]]:
+    """A file of answers (L), and which `examples` they are of (L,): all, or those that it names.
+
+    `data`: the manifest of the prepared data. Raises DataError where they do not belong together.
+    """
+    answers, again = Predictions.read(path), "Run `llmrec recommend` again."
+    if answers.info.system != system:
         raise DataError(
-            f"{path}: says it is of the system {predictions.info.system!r}, not {system!r}. {again}"
+            f"{path}: says it is of the system {answers.info.system!r}, not {system!r}. {again}"
         )
-    made_from = predictions.info.provenance.get("data")
+    made_from = answers.info.provenance.get("data")
     if data is not None and made_from is not None and made_from != data:
         raise DataError(
             f"{path}: made from other data (manifest {str(made_from)[:12]}) than "
             f"stands in this run ({data[:12]}). {again}"
         )
-    if len(predictions) != len(test):
-        raise DataError(f"{path}: {len(predictions)} rows for {len(test)} test examples. {again}")
-    differs = np.flatnonzero(predictions.user_ids != test.user_ids)
+    named = answers.info.provenance.get("rows")
+    rows = np.asarray(range(len(examples)) if named is None else named, np.int64)
+    if len(rows) != len(answers) or len(np.unique(rows)) != len(rows):
+        raise DataError(f"{path}: {len(answers)} rows for {len(np.unique(rows))} examples. {again}")
+    if len(rows) and not 0 <= rows.min() <= rows.max() < len(examples):
+        raise DataError(f"{path}: names row {int(rows.max())} of {len(examples)} examples. {again}")
+    differs = np.flatnonzero(answers.user_ids != examples.user_ids[rows])
     if len(differs):
         row = int(differs[0])
         raise DataError(
-            f"{path}: row {row} is of user {predictions.user_ids[row]!r}, the test "
-            f"split has {test.user_ids[row]!r} there ({len(differs)} rows differ). "
-            f"{again}"
+            f"{path}: row {row} is of user {answers.user_ids[row]!r}, the split has "
+            f"{examples.user_ids[rows[row]]!r} there ({len(differs)} rows differ). {again}"
         )
+    return answers, rows
+
+
+def _checked(path: Path, system: str, test: Examples, data: str | None) -> Predictions:
+    """The answers of one system to every test example, whole."""
+    again = "Run `llmrec recommend` again."
+    if sealed.manifest_of(path).is_file() and (wrong := sealed.problem(path)) is not None:
+        raise DataError(f"{path} is damaged ({wrong}). {again}")
+    predictions, rows = read_answers(path, system, test, data)
+    if len(rows) != len(test):
+        raise DataError(f"{path}: answers {len(rows)} of {len(test)} test examples. {again}")
     return predictions
 
 

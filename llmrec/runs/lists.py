@@ -8,11 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from llmrec.data.records import Examples
-from llmrec.errors import DataError
 from llmrec.evaluation.calibration import Listed, listed
 from llmrec.evaluation.intervals import Floats
-from llmrec.evaluation.predictions import Predictions
 from llmrec.evaluation.scaling import fitted_temperature, scaled_nll
+from llmrec.runs.evaluated import read_answers
 
 if TYPE_CHECKING:
     from llmrec.runs.folder import RunFolder
@@ -34,31 +33,7 @@ def read_lists(path: Path, system: str, examples: Examples, data: str | None) ->
 
     `data`: the manifest of the prepared data. Raises DataError where they do not belong together.
     """
-    lists, again = Predictions.read(path), "Run `llmrec recommend` again."
-    if lists.info.system != system:
-        raise DataError(
-            f"{path}: says it is of the system {lists.info.system!r}, not {system!r}. {again}"
-        )
-    made_from = lists.info.provenance.get("data")
-    if data is not None and made_from is not None and made_from != data:
-        raise DataError(
-            f"{path}: made from other data (manifest {str(made_from)[:12]}) than "
-            f"stands in this run ({data[:12]}). {again}"
-        )
-    named = lists.info.provenance.get("rows")
-    rows = np.asarray(range(len(examples)) if named is None else named, np.int64)
-    if len(rows) != len(lists) or len(np.unique(rows)) != len(rows):
-        raise DataError(f"{path}: {len(lists)} lists for {len(np.unique(rows))} examples. {again}")
-    if len(rows) and not 0 <= rows.min() <= rows.max() < len(examples):
-        raise DataError(f"{path}: names row {int(rows.max())} of {len(examples)} examples. {again}")
-    differs = np.flatnonzero(lists.user_ids != examples.user_ids[rows])
-    if len(differs):
-        row = int(differs[0])
-        raise DataError(
-            f"{path}: row {row} is of user {lists.user_ids[row]!r}, the split has "
-            f"{examples.user_ids[rows[row]]!r} there ({len(differs)} rows differ). "
-            f"{again}"
-        )
+    lists, rows = read_answers(path, system, examples, data)
     scores = [lists.scores[a:b] for a, b in zip(lists.offsets, lists.offsets[1:], strict=False)]
     found = listed(lists.rankings(), scores, examples.targets[rows])
     return Lists(found, rows, lists.nll, lists.info.provenance.get("settings"))

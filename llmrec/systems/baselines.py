@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from llmrec.baselines.ranking import Scorer, predict
+from llmrec.baselines.ranking import Scorer, TopK, predict
 from llmrec.data.records import Examples
 from llmrec.decoding.beam import Ranking
 from llmrec.evaluation.predictions import Predictions, SystemInfo
@@ -52,12 +52,35 @@ def predictions_of(resources: Resources, system: System, examples: Examples, k: 
         resources.recipe.decode.filter_seen and candidates is None,
         candidates,
     )
+    return told(
+        resources,
+        system,
+        examples,
+        answers,
+        described,
+        time.monotonic() - begun,
+        cold_places(
+            resources.recipe, scorer, examples, resources.interactions, len(resources.catalog)
+        ),
+    )
+
+
+def told(
+    resources: Resources,
+    system: System,
+    examples: Examples,
+    answers: TopK,
+    described: dict[str, Any],
+    seconds: float,
+    places: npt.NDArray[np.float64] | None = None,
+) -> Predictions:
+    """Answers to examples as predictions; `places` (E,) of cold targets among the cold items."""
     info = SystemInfo(
         system.name,
         system.kind,
         not np.isnan(answers.nll).all(),
         described,
-        round(time.monotonic() - begun, 2),
+        round(seconds, 2),
         resources.provenance(system),
     )
     rankings = _rankings(answers.positions, answers.scores)
@@ -67,9 +90,7 @@ def predictions_of(resources: Resources, system: System, examples: Examples, k: 
         [ranking.positions for ranking in rankings],
         [ranking.scores for ranking in rankings],
         answers.nll,
-        cold_places(
-            resources.recipe, scorer, examples, resources.interactions, len(resources.catalog)
-        ),
+        places,
     )
 
 

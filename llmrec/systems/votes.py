@@ -16,11 +16,12 @@ from llmrec.baselines.distribution import Distribution, Floats, Histories
 from llmrec.baselines.popularity import shares
 from llmrec.baselines.ranking import predict, target_nll
 from llmrec.data.records import Examples, Ints
-from llmrec.evaluation.predictions import LEAKY, Predictions, SystemInfo
+from llmrec.evaluation.predictions import LEAKY, Predictions
 from llmrec.inference.pools import Neighbour
 from llmrec.inference.similar_users import SimilarUsers, shortfalls
 from llmrec.recipe.systems import System
 from llmrec.retrieval.votes import tally
+from llmrec.systems.baselines import told
 from llmrec.systems.resources import Resources
 
 PRIORS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
@@ -97,22 +98,8 @@ def predictions_of(resources: Resources, system: System, examples: Examples, k: 
         resources.recipe.decode.filter_seen and candidates is None,
         candidates,
     )
-    info = SystemInfo(
-        system.name,
-        system.kind,
-        True,
-        {**counting.described, **shortfalls(voters, examples, counting.users)},
-        round(time.monotonic() - begun, 2),
-        resources.provenance(system),
-    )
-    kept = answers.positions >= 0
-    return Predictions.of(
-        info,
-        examples.user_ids,
-        [row[there] for row, there in zip(answers.positions, kept, strict=True)],
-        [row[there] for row, there in zip(answers.scores, kept, strict=True)],
-        answers.nll,
-    )
+    described = {**counting.described, **shortfalls(voters, examples, counting.users)}
+    return told(resources, system, examples, answers, described, time.monotonic() - begun)
 
 
 def served_counting(resources: Resources) -> Counting:

@@ -41,8 +41,8 @@ def numeric(model=Recipe, above=()):
             yield ".".join((*above, name))
 
 
-def told_or_done(forks, path, arguments, wrong):
-    process = forks.start("-q", *arguments, before=LITTLE)
+def told_or_done(forks, given, wrong):
+    process = forks.start("-q", *given, before=LITTLE)
     try:
         code, _, errors = process.ended(20)
     except AssertionError as error:
@@ -50,34 +50,31 @@ def told_or_done(forks, path, arguments, wrong):
             raise
         return "runs on"  # as whoever wrote a million epochs wished
     if "Traceback" in errors or (code and "error: " not in errors):
-        wrong.append(f"{arguments[2:]}: exit {code}: {errors[-600:]}")
+        wrong.append(f"{given[2:]}: exit {code}: {errors[-600:]}")
     return "done" if code == 0 else "told"
+
+
+def every(forks, capsys, what, cases):
+    """Do `cases` (arguments) one after the other: each is done, or told without a traceback."""
+    wrong, counts = [], {}
+    for given in cases[: rounds(len(cases))]:
+        verdict = told_or_done(forks, given, wrong)
+        counts[verdict] = counts.get(verdict, 0) + 1
+    with capsys.disabled():
+        print(f"\n{what}, {sum(counts.values())} tried: {counts}")
+        print("\n".join(wrong))
+    assert not wrong
 
 
 def test_every_train_key_with_three_values(recipe_of, written, forks, capsys):
     path = written(recipe_of("train.max_steps=2", "train.eval_strategy=no")[0])
-    wrong, counts = [], {}
-    cases = [(name, value) for name in arguments.ALLOWED for value in values(name)]
-    for number, (name, value) in enumerate(cases[: rounds(len(cases))]):
-        given = ["train", path, f"name=k{number}", f"train.{name}={value}"]
-        verdict = told_or_done(forks, path, given, wrong)
-        counts[verdict] = counts.get(verdict, 0) + 1
-    with capsys.disabled():
-        print(f"\n{len(arguments.ALLOWED)} keys of train, {sum(counts.values())} values: {counts}")
-        print("\n".join(wrong))
-    assert not wrong
+    given = [f"train.{name}={value}" for name in arguments.ALLOWED for value in values(name)]
+    cases = [["train", path, f"name=k{n}", setting] for n, setting in enumerate(given)]
+    every(forks, capsys, f"{len(arguments.ALLOWED)} keys of train", cases)
 
 
 @pytest.mark.parametrize("value", [MOST, 10**18, -1, 1e300])
 def test_every_number_huge(value, recipe_of, written, forks, capsys):
     path = written(recipe_of("systems=[popularity, markov]", "train.max_steps=2")[0])
-    keys = list(numeric())
-    wrong, counts = [], {}
-    for number, key in enumerate(keys[: rounds(len(keys))]):
-        given = ["run", path, f"name=n{number}", f"{key}={value}"]
-        verdict = told_or_done(forks, path, given, wrong)
-        counts[verdict] = counts.get(verdict, 0) + 1
-    with capsys.disabled():
-        print(f"\n{len(keys)} numbers of {value}: {counts}")
-        print("\n".join(wrong))
-    assert not wrong
+    cases = [["run", path, f"name=n{n}", f"{key}={value}"] for n, key in enumerate(numeric())]
+    every(forks, capsys, f"numbers of {value}", cases)

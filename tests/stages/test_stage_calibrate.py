@@ -276,7 +276,7 @@ def test_what_does_not_belong_together_is_refused(tmp_path):
     for changes, message in [
         ({"said": "markov"}, "says it is of the system 'markov'"),
         ({"provenance": {"data": "f" * 64}}, "made from other data"),
-        ({"provenance": {"rows": [1, 2]}}, "90 lists for 2 examples"),
+        ({"provenance": {"rows": [1, 2]}}, "90 rows for 2 examples"),
         ({"provenance": {"rows": list(range(1, VALID + 1))}}, "names row 90 of 90"),
         ({"provenance": {"rows": list(range(VALID))[::-1]}}, "row 0 is of user 'v0'"),
     ]:

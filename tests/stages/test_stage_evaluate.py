@@ -245,7 +245,7 @@ def test_predictions_of_another_split_are_refused(tmp_path):
         evaluate.run(recipe(), folder)
 
     answers(folder, examples(USERS - 1), "tuned", 1, nll[1:]).write(path)
-    with pytest.raises(DataError, match="39 rows for 40 test examples"):
+    with pytest.raises(DataError, match="39 rows for 40 examples"):
         evaluate.run(recipe(), folder)
 
     answers(folder, test, "untuned", 1, nll).write(path)

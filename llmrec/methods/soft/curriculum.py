@@ -2,6 +2,7 @@
 
 import logging
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -66,7 +67,7 @@ def curriculum_of(
     return mixture
 
 
-class _Probe:
+class _Probe(ABC):
     """Some training prompts, asked of the model as it now is and as it first was."""
 
     fixed: tuple[str, ...] = ()  # what `beforehand` finds
@@ -95,9 +96,9 @@ class _Probe:
         """`measured` of the live model."""
         return self.measured(self._now(model))
 
+    @abstractmethod
     def measured(self, engine: Engine) -> Facts:
         """DISTANCE, and what tells of it."""
-        raise NotImplementedError
 
 
 class _Nll(_Probe):
