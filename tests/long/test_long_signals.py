@@ -97,7 +97,7 @@ def test_no_signal_is_ignored(how, recipe_of, written, histories, forks, tmp_pat
     path = written(recipe)
     assert forks.run("-q", "run", path)[0] == 0
     start = Installed().start if how == "installed" else forks.start
-    all_verbs, wanted = verbs(path, folder, histories), rounds(60 if how == "installed" else 100)
+    all_verbs, wanted = verbs(path, folder, histories), rounds(100)
     longest = {}
     names = list(all_verbs)
     while sum(landed.values()) < wanted:
