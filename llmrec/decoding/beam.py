@@ -9,7 +9,7 @@ forced costs no forward pass. No state outlives a call. Knows neither text nor m
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -137,12 +137,7 @@ def _search(
         # done, and the running ones could not have changed the list.
         state.score[finished_score[:, -1] >= state.score[:, 0]] = -np.inf
         if not np.isfinite(state.score).any():
-            return [
-                _ranking(open_items, int(user), *finished, top_k)
-                for user, *finished in zip(
-                    users, finished_node, finished_score, given_up, strict=True
-                )
-            ]
+            return _rankings(open_items, users, finished_node, finished_score, given_up, top_k)
         _advance(state, places, open_items, users, prompts, depth, scoring)
     raise AssertionError("unreachable: every beam ends")
 
@@ -231,20 +226,29 @@ def _places(
     return Places.of(nodes, depth, owner, child, np.minimum(step, 0.0))
 
 
-def _ranking(
-    open_items: OpenItems, user: int, nodes: Longs, scores: Doubles, given_up: float, top_k: int
-) -> Ranking:
-    """Finished nodes as items; nodes that hold several open items give them all, lowest first."""
-    positions: list[int] = []
-    values: list[float] = []
-    for node, score in zip(nodes, scores, strict=True):
-        if np.isfinite(score):
-            items = open_items.items_at(user, int(node))
-            positions += items.tolist()
-            values += [score] * len(items)
-    last = values[top_k - 1] if len(values) >= top_k else -np.inf
-    return Ranking(
-        np.array(positions[:top_k], np.int32),
-        np.array(values[:top_k], np.float32),
-        bool(last >= given_up),
-    )
+def _rankings(
+    open_items: OpenItems,
+    users: Longs,
+    nodes: Longs,
+    scores: Doubles,
+    given_up: Doubles,
+    top_k: int,
+) -> list[Ranking]:
+    """(U, B) finished nodes as items; nodes that hold several open items give them all, lowest
+    first."""
+    rows, columns = np.nonzero(np.isfinite(scores))
+    positions, owner = open_items.items_at(users[rows], nodes[rows, columns])
+    values, rows = scores[rows, columns][owner], rows[owner]
+    bounds = np.searchsorted(rows, np.arange(len(users) + 1))
+    found = []
+    for row, (low, high) in enumerate(pairwise(bounds.tolist())):
+        stop = min(high, low + top_k)
+        last = values[stop - 1] if stop == low + top_k else -np.inf
+        found.append(
+            Ranking(
+                positions[low:stop].astype(np.int32),
+                values[low:stop].astype(np.float32),
+                bool(last >= given_up[row]),
+            )
+        )
+    return found

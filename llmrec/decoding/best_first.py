@@ -269,9 +269,8 @@ def _of_vocabulary(
 
 def _ranking(ended: _Places, open_items: OpenItems, proven: bool) -> Ranking:
     """One user's items; those of one node lowest first."""
-    items = [
-        open_items.items_at(int(user), node)
-        for user, node in dict.fromkeys(zip(ended.user.tolist(), ended.node.tolist(), strict=True))
-    ]
-    positions = np.concatenate([*items, np.zeros(0, np.int32)])[: len(ended.node)]
+    _, first = np.unique(ended.node, return_index=True)
+    first.sort()
+    positions, _ = open_items.items_at(ended.user[first], ended.node[first])
+    positions = positions[: len(ended.node)]
     return Ranking(positions.astype(np.int32), ended.score.astype(np.float32), proven)

@@ -65,11 +65,11 @@ def path_scores(
     """
     trie, users = open_items.trie, len(targets)
     walks = [trie.walk(completions[target]).astype(np.int64) for target in targets]
-    sharing = np.zeros(users, np.int64)
+    last = np.array([walk[-1] for walk in walks], np.int64)
+    ending, of = open_items.items_at(np.arange(users), last)
+    sharing = np.bincount(of, minlength=users)
     reachable = np.zeros(users, bool)
-    for u, (walk, target) in enumerate(zip(walks, targets, strict=True)):
-        ending = open_items.items_at(u, int(walk[-1]))
-        sharing[u], reachable[u] = len(ending), int(target) in ending
+    reachable[of[ending == np.asarray(targets)[of]]] = True
     # Every step of every path that can be answered, and among them those with a choice.
     lengths = np.array([len(w) - 1 if ok else 0 for w, ok in zip(walks, reachable, strict=True)])
     user = np.repeat(np.arange(users), lengths)

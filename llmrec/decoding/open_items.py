@@ -62,12 +62,16 @@ class OpenItems:
         mass = self._cumulative[users, high] - self._cumulative[users, low]
         return np.log(np.maximum(mass, SMALLEST))
 
-    def items_at(self, user: int, node: int) -> npt.NDArray[np.int32]:
-        """Open positions that end exactly at `node`, lowest first."""
-        items = self.trie.items_at(node)
+    def items_at(self, users: Longs, nodes: Longs) -> tuple[npt.NDArray[np.int32], Longs]:
+        """Open items that end exactly at the nodes of B (user, node) pairs: (C,) positions, those
+        of a node lowest first, and (C,) their index in B."""
+        low, high = self.trie.ending_at(nodes)
+        owner = np.repeat(np.arange(len(nodes)), high - low)
+        at = np.arange(len(owner)) + np.repeat(low - np.cumsum(high - low) + high - low, high - low)
+        items = self.trie.items[at]
         ranks = self.trie.rank[items].astype(np.int64)
-        taken = _holds(self._closed, user * self._stride + ranks) | self._is_shut(ranks)
-        return items[~taken]
+        taken = _holds(self._closed, users[owner] * self._stride + ranks) | self._is_shut(ranks)
+        return items[~taken], owner[~taken]
 
     def _is_shut(self, ranks: Longs) -> npt.NDArray[np.bool_]:
         return _holds(self._shut, ranks)

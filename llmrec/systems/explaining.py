@@ -112,7 +112,7 @@ class _Tree:
         tokens, last, user = list(before), at, np.zeros(1, np.int64)
         while True:  # on to where there is a choice, or an end
             children, _ = self.open_items.children(user, np.array([last]))
-            ends = self.open_items.items_at(0, last)
+            ends = self.open_items.items_at(user, np.array([last]))[0]
             if len(children) != 1 or len(ends):
                 break
             last = int(children[0])

@@ -150,12 +150,17 @@ class TitleTrie:
 
     def items_at(self, node: int) -> Ints:
         """Positions of the sequences that end exactly at `node`, lowest first."""
-        (chain,) = self._chains(np.array([node]))
-        first, stop = self.children[chain : chain + 2]
-        ends = self.low[first] if first < stop else self.high[chain]
-        if node + 1 < self.begin[chain + 1]:
-            ends = self.low[chain]
-        return self.items[self.low[chain] : ends]
+        low, high = self.ending_at(np.array([node]))
+        return self.items[low[0] : high[0]]
+
+    def ending_at(self, nodes: npt.NDArray[np.integer]) -> tuple[Longs, Longs]:
+        """(B,) first and (B,) one past the last place in `items` of what ends at B nodes."""
+        chains, nodes = self._chains(nodes), np.asarray(nodes, np.int64)
+        first, stop = self.children[chains], self.children[chains + 1]
+        parts = np.minimum(first, len(self.low) - 1)  # of a leaf any: it is not looked at
+        high = np.where(first < stop, self.low[parts], self.high[chains])
+        low = self.low[chains].astype(np.int64)
+        return low, np.where(nodes + 1 < self.begin[chains + 1], low, high)
 
     def _chains(self, nodes: npt.NDArray[np.integer]) -> Longs:
         """(B,) the chain that each of B nodes lies in."""

@@ -108,7 +108,8 @@ def test_no_search_is_wider_than_the_widest(tiny_llama, monkeypatch):
     widths = []
     search = beam._search
     monkeypatch.setattr(beam, "_search", lambda *a: widths.append((len(a[2]), a[3])) or search(*a))
-    monkeypatch.setattr(beam, "_ranking", lambda *_: beam.Ranking(np.zeros(0), np.zeros(0)))
+    nothing = beam.Ranking(np.zeros(0), np.zeros(0))
+    monkeypatch.setattr(beam, "_rankings", lambda _, users, *__: [nothing] * len(users))
     certified_search(
         SharedPrompt(tiny_llama, prompts),
         OpenItems(TitleTrie.from_sequences(sequences), closed),
