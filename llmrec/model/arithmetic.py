@@ -10,6 +10,7 @@ from typing import Any, Literal
 Strategy = Literal["ddp", "zero2", "zero3", "fsdp2"]
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "4bit": 0.52}  # of a weight; 4 bits and their scales
 HALF = {"float32": 4, "bfloat16": 2}
+EVERY = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 @dataclass(frozen=True)
@@ -54,22 +55,22 @@ class Shape:
         return self.weights - self.embedded
 
     @property
-    def kept_of_norms(self) -> int:
-        """Numbers that a layer's two norms keep of a token for the way back, in float32: the input
-        and what is normalised."""
-        return 4 * self.width
-
-    @property
     def kept_else(self) -> int:
-        """Those that the rest of a layer keeps, its weights frozen but for LoRA: queries and keys
-        before and after they are turned, values, what attention gives, and of the MLP gate, up, the
-        activation and the product."""
-        return 2 * self.width + 2 * self.kv + self.kv + self.width + 4 * self.inner
+        """Numbers of a token that a layer keeps for the way back, its weights frozen, beside its
+        norms' inputs: queries and keys turned, values, what attention gives, and of the MLP gate,
+        up and the activation."""
+        return 2 * self.width + 2 * self.kv + 3 * self.inner
+
+    def inputs_of(self, modules: str | list[str]) -> int:
+        """Those that a layer's `modules` read, each once, whoever shares it."""
+        names = EVERY if modules == "all-linear" else tuple(modules)
+        together = (EVERY[:3], EVERY[3:4], EVERY[4:6])
+        widths = sum(self.width for group in together if set(group) & set(names))
+        return widths + (self.inner if "down_proj" in names else 0)
 
     def read_by(self, modules: str | list[str]) -> int:
-        """Numbers of a token that the adapters of a layer's `modules` read."""
-        every = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-        names = every if modules == "all-linear" else modules
+        """The same, each as often as it is read."""
+        names = EVERY if modules == "all-linear" else modules
         return sum(self.inner if name == "down_proj" else self.width for name in names)
 
 
@@ -77,8 +78,8 @@ class Shape:
 class Training:
     """What a process learns from at a time: `rows` rows of `tokens` tokens, padded, of which all
     together `predicted` need logits; `trained` weights of float32 with two moments, adapters of
-    `modules` or all; frozen ones `weights_in`, and products in `dtype`, by autocast where that is
-    another; `checkpointed`: a layer's activations are computed again on the way back."""
+    `modules` or all; frozen ones `weights_in`, and products in `dtype`, by `autocast` or because
+    the weights are; `checkpointed`: a layer's activations are computed again on the way back."""
 
     shape: Shape
     rows: int
@@ -91,16 +92,19 @@ class Training:
     strategy: Strategy = "ddp"
     processes: int = 1
     modules: str | list[str] = "all-linear"
+    autocast: bool = False
 
     @property
     def kept_bytes(self) -> int:
         """Bytes of activations that a layer keeps of a token."""
-        shape = self.shape
-        kept = 4 * shape.kept_of_norms + HALF[self.dtype] * shape.kept_else
-        if self.dtype == "float32" or self.trained >= shape.weights:
-            return kept
+        shape, b = self.shape, HALF[self.dtype]
+        # Norms compute in float32; what they normalised is kept where their weights are trained.
+        whole = self.trained >= shape.weights
+        kept = 4 * (4 if whole else 2) * shape.width + b * shape.kept_else
+        if whole or self.dtype == "float32":
+            return kept + b * shape.inputs_of("all-linear" if whole else self.modules)
         # Adapters are of float32 and get a copy of what they read: in it, or in autocast's.
-        return kept + (2 if self.weights_in == "float32" else 4) * shape.read_by(self.modules)
+        return kept + (2 if self.autocast else 4) * shape.read_by(self.modules)
 
     @property
     def memory(self) -> dict[str, float]:
@@ -142,7 +146,7 @@ class Training:
 
     @property
     def _is_cast(self) -> bool:
-        return self.dtype == "bfloat16" and self.weights_in == "float32"
+        return self.autocast and self.weights_in == "float32"
 
     @property
     def attention(self) -> float:

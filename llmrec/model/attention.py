@@ -59,11 +59,13 @@ def tree_attention(
     if more or attention_mask.shape[2] != groups * length:
         plain = attention_mask[:, :, :length]
         return sdpa_attention_forward(module, query, key, value, plain, **settings)
+    # Autocast makes queries what the mask is; a copy for each layer would be kept for the way back.
+    cast = torch.is_autocast_enabled(query.device.type)
     found = torch.nn.functional.scaled_dot_product_attention(
         query.reshape(users, -1, groups * length, width),
         key,
         value,
-        attn_mask=attention_mask.to(query.dtype),
+        attn_mask=attention_mask if cast else attention_mask.to(query.dtype),
         dropout_p=settings.get("dropout", 0.0),
         scale=settings.get("scaling"),
     )

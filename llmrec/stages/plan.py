@@ -71,6 +71,7 @@ def run(
         strategy,
         processes,
         recipe.model.lora.target_modules if recipe.model.lora is not None else "all-linear",
+        autocast,
     )
     epochs = float(train["num_train_epochs"])
     steps = int(-(-len(rows) // (batch * accumulated * processes)) * epochs)

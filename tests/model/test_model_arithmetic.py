@@ -16,7 +16,7 @@ SHAPES = [
 ]
 
 
-def made(shape, dtype=torch.float32):
+def made(shape, dtype=torch.float32, modules="all-linear"):
     config = tf.LlamaConfig(
         vocab_size=300,
         hidden_size=shape["hidden_size"],
@@ -28,7 +28,7 @@ def made(shape, dtype=torch.float32):
     )
     model = with_tree_attention(tf.AutoModelForCausalLM.from_config(config).to(dtype))
     weights = sum(p.numel() for p in model.parameters())
-    tuned = with_new_lora(model, Lora(r=2), 0)
+    tuned = with_new_lora(model, Lora(r=2, target_modules=modules), 0)
     trained = sum(p.numel() for p in tuned.parameters() if p.requires_grad)
     return Shape.of(config, weights), tuned.train(), trained
 
@@ -39,8 +39,8 @@ def batch_of(rows, tokens):
     return FullSoftmax().prepare([tree.flatten()] * rows)
 
 
-def kept_bytes(model, batch):
-    """Bytes of the tensors that autograd keeps for the way back, weights apart, each once."""
+def kept_by(model, batch):
+    """Tensors that autograd keeps for the way back, weights apart, one of each storage."""
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     held = {}
 
@@ -52,22 +52,49 @@ def kept_bytes(model, batch):
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         FullSoftmax().branch_log_probabilities(model, batch).sum()
-    return sum(size for size, _ in held.values())
+    return [tensor for _, tensor in held.values()]
+
+
+def kept_bytes(model, batch):
+    """Their bytes."""
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept_by(model, batch))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("rows", "tokens"), [(2, 48), (4, 96)])
-@pytest.mark.parametrize("form", ["float32", "bfloat16", "autocast"])
-def test_activations_are_those_that_autograd_keeps(shape, rows, tokens, form):
-    weights_in = "bfloat16" if form == "bfloat16" else "float32"
-    counted, model, trained = made(shape, getattr(torch, weights_in))
+@pytest.mark.parametrize("form", ["float32", "bfloat16", "autocast", "bfloat16 autocast"])
+@pytest.mark.parametrize("modules", ["all-linear", ["q_proj", "v_proj"]])
+def test_activations_are_those_that_autograd_keeps(shape, rows, tokens, form, modules):
+    weights_in = "bfloat16" if form.startswith("bfloat16") else "float32"
+    autocast = form.endswith("autocast")
+    counted, model, trained = made(shape, getattr(torch, weights_in), modules)
     dtype = "float32" if form == "float32" else "bfloat16"
-    plan = Training(counted, rows, tokens, rows * 4, trained, dtype, weights_in).memory
+    plan = Training(
+        counted,
+        rows,
+        tokens,
+        rows * 4,
+        trained,
+        dtype,
+        weights_in,
+        modules=modules,
+        autocast=autocast,
+    ).memory
     parts = ("activations", "mask", "logits", "weights cast")
     expected = sum(plan[name] for name in parts)
-    with torch.autocast("cpu", torch.bfloat16, enabled=form == "autocast"):
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         found = kept_bytes(model, batch_of(rows, tokens))
-    assert found == pytest.approx(expected, rel=0.2), {name: plan[name] for name in parts}
+    assert found == pytest.approx(expected, rel=0.05), {name: plan[name] for name in parts}
+
+
+@pytest.mark.parametrize("weights_in", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_all_layers_share_one_mask(weights_in, autocast):
+    _, model, _ = made(SHAPES[0], weights_in)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        kept = kept_by(model, batch_of(2, 48))
+    groups = SHAPES[0]["num_attention_heads"] // 2
+    assert sum(tensor.shape == (2, 1, groups * 48, 48) for tensor in kept) == 1
 
 
 def test_operations_are_those_that_are_counted_while_they_run():
