@@ -92,12 +92,14 @@ def additions(
     for system in systems:
         if system in measured:
             with_it, weights = _mixed([nll[name] for name in (*names, system)], fold)
+            with np.errstate(invalid="ignore"):  # what nothing gives a probability to is left out
+                change = with_it - without
             found.append(
                 Addition(
                     system,
                     tuple(names),
                     interval(without, clusters),
-                    interval(with_it - without, clusters),
+                    interval(change, clusters),
                     float(weights[-1]),
                 )
             )

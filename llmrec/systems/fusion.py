@@ -55,7 +55,7 @@ def chosen_fusion(resources: Resources, system: System) -> Fusion:
     scores = scores_of(engine.choose(prompts, candidates).rankings, candidates)
     nll, scales, gain = compared(scores, read_log_q(path), candidates, valid.targets, wanted.grid)
     weight = min(nll, key=lambda w: (nll[w], w))
-    held = int((candidates == valid.targets[:, None]).any(axis=1).sum())
+    held = int(_held(candidates, valid.targets).sum())
     if held < FEW:
         log.warning(
             "recommend: the weight of %s is chosen on %d validation targets, those of %d that the "
@@ -86,7 +86,7 @@ def compared(
     scores, log_q, candidates (U, C); targets (U,). Raises LlmrecError where no target is among its
     candidates.
     """
-    held = (candidates == targets[:, None]).any(axis=1)
+    held = _held(candidates, targets)
     if not held.any():
         raise LlmrecError(
             "the retriever proposes no validation target, so no weight can be chosen; raise "
@@ -103,6 +103,11 @@ def compared(
         lists = [ranking.positions for ranking in ranked(candidates, summed)]
         gain[weight] = float(ndcg(lists, targets, CHOSEN_AT).mean())
     return nll, best, gain
+
+
+def _held(candidates: Items, targets: Items) -> npt.NDArray[np.bool_]:
+    """(U,) whose target is one of their candidates."""
+    return (candidates == targets[:, None]).any(axis=1)
 
 
 def served_fusion(resources: Resources, system: System) -> Fusion:

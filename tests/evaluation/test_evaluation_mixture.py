@@ -76,3 +76,15 @@ def test_too_few_baselines_or_users_tell_nothing():
     nll = drawn(30, np.random.default_rng(3))
     assert additions(nll, ["new"], ["one"], np.arange(30), **CHANCE) == []
     assert additions(nll, ["new"], ["one", "two"], np.arange(30) % (FOLDS - 1), **CHANCE) == []
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_no_system_gives_a_probability_to_is_left_out_and_counted():
+    nll = {name: values.copy() for name, values in drawn(100, np.random.default_rng(4)).items()}
+    (whole,) = additions(nll, ["new"], ["one", "two"], np.arange(100), **CHANCE)
+    for values in nll.values():
+        values[:10] = np.inf
+    (found,) = additions(nll, ["new"], ["one", "two"], np.arange(100), **CHANCE)
+    assert (found.change.n, found.change.excluded) == (90, 10)
+    assert np.isfinite([found.change.mean, found.change.low, found.together.mean]).all()
+    assert (whole.change.n, whole.change.excluded) == (100, 0)

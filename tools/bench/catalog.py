@@ -28,7 +28,7 @@ from unittest import mock
 import numpy as np
 import torch
 from decode import MODEL, NOTHING, command
-from soft import provenance
+from figures import provenance
 from trie import catalog
 
 from llmrec.decoding import beam

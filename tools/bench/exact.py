@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 from decode import MODEL, command
-from soft import provenance
+from figures import provenance
 
 from llmrec.data.catalog import Catalog
 from llmrec.data.records import Examples

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from decode import MODEL, command
-from soft import SEED, provenance, table
+from figures import SEED, provenance, table
 
 from llmrec.data.candidates import draw_candidates
 from llmrec.data.catalog import Catalog

@@ -13,7 +13,6 @@ stdout, and with --out a Markdown page. `--pairs 0` or `--users 0` leaves that h
 
 import argparse
 import json
-import platform
 import statistics
 import sys
 import time
@@ -22,10 +21,9 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
-import peft
 import torch
-import transformers
 from decode import MODEL, NOTHING, command, limit, nested, prompts_of
+from figures import SEED, provenance, table
 
 from llmrec.decoding.beam import Scoring, beam_search
 from llmrec.decoding.free import free_beam_search
@@ -37,7 +35,6 @@ from llmrec.model.softmax import FullSoftmax
 from llmrec.text.rows import with_own_answers
 from llmrec.text.tree import FlatTree, Segment, TokenTree
 
-SEED = 0
 BATCH = 8  # prompts that are searched together, on both sides
 BEAMS = 4
 NEW_TOKENS = 16  # of a free answer
@@ -353,19 +350,6 @@ def timed(run: Callable) -> tuple[float, object]:
     return time.perf_counter() - begun, found
 
 
-def provenance() -> dict:
-    """What every figure ran on."""
-    versions = {module.__name__: module.__version__ for module in (torch, transformers, peft)}
-    return {
-        "model": MODEL,
-        "dtype": "float32",
-        "seed": SEED,
-        "threads": torch.get_num_threads(),
-        **versions,
-        "machine": platform.machine(),
-    }
-
-
 def page(figures: list[dict], given: argparse.Namespace) -> str:
     """The figures as Markdown."""
     on = figures[0]
@@ -399,16 +383,6 @@ def page(figures: list[dict], given: argparse.Namespace) -> str:
         equal = " ".join(f"equal_{name}" for name in given.peers)
         lines += table([f for f in figures if "answers" in f], f"{keys} goal limit {equal}")
     return "\n".join(lines)
-
-
-def table(figures: list[dict], keys: str) -> list[str]:
-    """A line for each figure, a column for each key."""
-    columns = keys.split()
-    lines = [[key.replace("_", " ") for key in columns], ["---"] * len(columns)]
-    for f in figures:
-        cells = {**f, "ratio": "{} ({} to {})".format(f["ratio"], *f["ratio_range"])}
-        lines.append([str(cells[key]) for key in columns])
-    return [*(f"| {' | '.join(line)} |" for line in lines), ""]
 
 
 if __name__ == "__main__":

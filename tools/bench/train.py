@@ -14,84 +14,45 @@ rows by length leaves. One line of JSON for each figure on stdout, and with --ou
 
 import argparse
 import json
-import statistics
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
-from decode import MODEL, command, prompts_of
-from soft import cost, provenance, table, tuned
+from decode import MODEL, prompts_of
+from figures import SEED, provenance
+from soft import tuned
 from train_padding import padding_figures
+from train_page import PARTS, page
 from train_processes import process_figure
+from train_sides import (
+    AT_ONCE,
+    batches,
+    compared,
+    limit_of,
+    ours,
+    padded_tokens,
+    paths_of,
+    rates,
+    theirs,
+    theirs_by_length,
+    tree,
+)
 from train_trl import trl_step
 
 from llmrec.fetch.cache import model_path
 from llmrec.model.forward import head_at
 from llmrec.model.loading import BaseModel, load_tokenizer
-from llmrec.model.softmax import FullSoftmax, MaskedSoftmax, Softmax, branch_sums, log_probabilities
+from llmrec.model.softmax import FullSoftmax, MaskedSoftmax
 from llmrec.recipe import shipped
 from llmrec.text.encoding import PromptEncoder
 from llmrec.text.rows import all_targets, inline
 from llmrec.text.templates import PromptTemplate
-from llmrec.text.tree import Segment, TokenTree
+from llmrec.text.tree import TokenTree
 
-SEED = 0
-AT_ONCE = 8  # padded rows that are read together; one tree holds as many tokens
 BETA = 0.1  # of the preference loss
-PARTS = {
-    "rows": "titles targets row_tokens title_tokens tree padded ratio goal limit repeats",
-    "pairs": "peer pairs prompt_tokens title_tokens tree padded ratio goal limit repeats",
-    "msl": "rows targets_per_row head_positions msl sft ratio goal repeats",
-    "head": "rows row_tokens head_positions tokens vocabulary titles full ratio goal repeats",
-    "sets": "rejected prompt_tokens title_tokens tree padded ratio goal limit repeats",
-    "processes": "rows_a_step row_tokens one two share goal mb_reduced mb_gradients",
-    "padding": "shape batch rows row_tokens waste waste_unordered most_tokens",
-}
-SECTIONS = {
-    "rows": (
-        "All targets of a user in one row",
-        "Targets per second. Padded: a row for each "
-        f"target with the history before it, {AT_ONCE} rows of like length at once, logits at "
-        "the title's positions only.",
-    ),
-    "pairs": (
-        "SOFT pairs",
-        "Pairs per second. The peers read two rows for each pair, padded, with "
-        "the head at completion positions only: TRL's own SFTTrainer on the doubled data, "
-        "and the same step restated here.",
-    ),
-    "msl": (
-        "The softmax over continuations",
-        "Seconds of a step on the same rows; ratio: "
-        "cross-entropy over msl. Head positions: of msl, of cross-entropy, in the first row.",
-    ),
-    "head": (
-        "The head for the tokens of titles",
-        "Seconds of a step of msl on the same inline rows; tokens: that occur in a title; ratio: "
-        "the full head over these alone.",
-    ),
-    "sets": (
-        "A chosen title and rejected ones",
-        "Prompts per second. Padded: a row for each "
-        "title; the loss is a logistic one of their log-probabilities.",
-    ),
-    "processes": (
-        "Two processes on two cores",
-        "Rows per second of the trainer with the same "
-        "optimiser steps, one thread a process; share: of twice the speed. Megabytes: "
-        "reduced over processes in a step, and held by the gradients of the adapter.",
-    ),
-    "padding": (
-        "Padding",
-        "Share of an epoch's tokens that are padding when rows of like length "
-        "share a step, and in a drawn order; the most tokens of a micro-batch.",
-    ),
-}
-Path_ = tuple[np.ndarray, np.ndarray]  # a prompt, and the completion to learn behind it
 
 
 def main() -> None:
@@ -155,134 +116,6 @@ def measured(given: argparse.Namespace) -> Iterator[dict]:
         yield process_figure(films, prompts, given.steps)
     if "padding" in given.only:
         yield from padding_figures()
-
-
-def tree(prompt: np.ndarray, completions: Sequence[np.ndarray]) -> TokenTree:
-    """The prompt, and every completion behind it."""
-    branches = (Segment(ids, 0, number) for number, ids in enumerate(completions))
-    return TokenTree((Segment(prompt), *branches))
-
-
-def mean_loss(values: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of a target; for values (T,) of the targets' log-probabilities."""
-    return -values.mean()
-
-
-def ours(
-    model, softmax: Softmax, rows: Sequence[TokenTree], loss_of: Callable = mean_loss
-) -> float:
-    """Forward and backward over one row a tree, laid out anew; the loss."""
-    batch = softmax.prepare([row.flatten() for row in rows])
-    loss = loss_of(softmax.branch_log_probabilities(model, batch))
-    loss.backward()
-    return float(loss.detach())
-
-
-def theirs(model, paths: Sequence[Path_], loss_of: Callable = mean_loss) -> float:
-    """Forward and backward over right-padded rows, all in one batch; the loss."""
-    ids = np.zeros((len(paths), max(len(p) + len(c) for p, c in paths)), np.int64)
-    seen, at, labels, owner = np.zeros_like(ids), [], [], []
-    for row, (prompt, completion) in enumerate(paths):
-        size = len(prompt) + len(completion)
-        ids[row, :size], seen[row, :size] = np.concatenate([prompt, completion]), 1
-        at.append(row * ids.shape[1] + np.arange(len(prompt) - 1, size - 1))
-        labels.append(completion.astype(np.int64))
-        owner.append(np.full(len(completion), row))
-    at, labels, owner = (torch.from_numpy(np.concatenate(x)) for x in (at, labels, owner))
-    with head_at(model, at):
-        out = model(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(seen))
-    values = branch_sums(log_probabilities(out.logits[0], labels), owner, len(paths))
-    loss = loss_of(values)
-    loss.backward()
-    return float(loss.detach())
-
-
-def theirs_by_length(model, paths: Sequence[Path_]) -> float:
-    """The same in batches of rows of like length; the mean loss of all."""
-    parts = batches(paths)
-    return sum(theirs(model, some, lambda v: -v.sum() / len(paths)) for some in parts)
-
-
-def batches(paths: Sequence[Path_]) -> list[list[Path_]]:
-    """Rows of like length together, AT_ONCE of them."""
-    ordered = sorted(paths, key=lambda path: -sum(map(len, path)))
-    return [ordered[i : i + AT_ONCE] for i in range(0, len(ordered), AT_ONCE)]
-
-
-def padded_tokens(parts: Sequence[Sequence[Path_]]) -> int:
-    """How many tokens padded batches hold."""
-    return sum(len(some) * max(sum(map(len, path)) for path in some) for some in parts)
-
-
-def compared(
-    model, mine: Callable, peer: Callable, repeats: int, close: float | None = 1e-5
-) -> dict:
-    """Seconds of both sides, and the median and range of their ratio, over alternating repeats.
-
-    `close`: how near to each other loss and gradients of the first repeat must be; None: anyhow.
-    """
-    seconds, found = [], []
-    for number in range(repeats):
-        spent = []
-        for run in (mine, peer):
-            model.zero_grad()
-            begun = time.perf_counter()
-            loss = run()
-            spent.append(time.perf_counter() - begun)
-            if number == 0:
-                grads = [p.grad.flatten() for p in model.parameters() if p.requires_grad]
-                found.append((loss, torch.cat(grads)))
-        if number == 0 and close:
-            (loss, gradient), (same, gradients) = found
-            apart = abs(loss / same - 1)
-            gradients_apart = float((gradient - gradients).abs().max() / gradients.abs().max())
-            if not (apart <= close and gradients_apart <= close):
-                sys.exit(
-                    f"losses {loss} and {same}, gradients {gradients_apart:.1e} of the "
-                    "largest apart; nothing is timed"
-                )
-        seconds.append(spent)
-    ratios = [t / o for o, t in seconds]
-    told = (
-        {"loss_apart": float(f"{apart:.1e}"), "gradients_apart": float(f"{gradients_apart:.1e}")}
-        if close
-        else {}
-    )
-    return {
-        "seconds": [round(statistics.median(s), 3) for s in zip(*seconds, strict=True)],
-        "ratio": round(statistics.median(ratios), 2),
-        "ratio_range": [round(min(ratios), 2), round(max(ratios), 2)],
-        "repeats": repeats,
-        **told,
-    }
-
-
-def rates(found: dict, count: int) -> dict:
-    """How many a second each side did."""
-    mine, peer = found["seconds"]
-    return {"tree": round(count / mine, 3), "padded": round(count / peer, 3)}
-
-
-def limit_of(model, rows: Sequence[TokenTree], parts: Sequence[Sequence[Path_]]) -> float:
-    """The ratio of multiplications by weights; attention is left out."""
-    flats = [row.flatten() for row in rows]
-    learned = sum(len(c) for some in parts for _, c in some)
-    mine = len(flats) * max(len(flat.input_ids) for flat in flats)
-    at = sum(len(flat.labels) for flat in flats)
-    return round(cost(model, padded_tokens(parts), learned) / cost(model, mine, at), 2)
-
-
-def paths_of(row: TokenTree) -> list[Path_]:
-    """What each predicted segment of a tree reads, and itself."""
-    found = []
-    for segment in row.segments:
-        if segment.target >= 0:
-            before, at = [], segment.parent
-            while at >= 0:
-                before.insert(0, row.segments[at].ids)
-                at = row.segments[at].parent
-            found.append((np.concatenate(before), segment.ids))
-    return found
 
 
 def drawn_rows(encoder, users: int, count: int) -> list[TokenTree]:
@@ -495,29 +328,6 @@ def head_figure(model, encoder, users, count, repeats) -> dict:
         **found,
         "goal": 1.15,
     }
-
-
-def page(figures: list[dict]) -> str:
-    """The figures as Markdown."""
-    on = figures[0]
-    lines = [
-        "# Training steps that read a prompt once\n\n"
-        f"`{command()}`: {on['model']}, float32, LoRA r 8 on all linear layers, "
-        f"{on['threads']} CPU threads ({on['machine']}), torch {on['torch']}, transformers "
-        f"{on['transformers']}, peft {on['peft']}; MovieLens-100K. Forward and backward. Rates are "
-        "medians of repeats that alternate both sides, ratios the medians of theirs; limits are "
-        "ratios of multiplications by weights in the shapes that ran, attention left out. Losses "
-        "and gradients of both sides are equal within 1e-5, TRL's within 2e-4.\n"
-    ]
-    for part, (title, note) in SECTIONS.items():
-        some = [f for f in figures if f["part"] == part]
-        if some:
-            ranged = [
-                {"ratio_range": [f["ratio"], f["ratio"]], **f, "goal": f.get("goal") or "-"}
-                for f in some
-            ]
-            lines += [f"## {title}\n\n{note}\n", *table(ranged, PARTS[part])]
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":
