@@ -5,19 +5,24 @@ copies; so what forgets to move a tensor, or to bring one back, is found on a ma
 """
 
 import os
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from unittest.mock import patch
 
 import torch
 from accelerate.state import AcceleratorState
+from peft.utils import get_peft_model_state_dict as STATE
 from torch.overrides import TorchFunctionMode
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: PLC2701
 from torch.utils._pytree import tree_flatten, tree_map  # noqa: PLC2701
 
+from llmrec.baselines import network_tuning, sequential
+from llmrec.methods import networks
+
 DEVICE = "sim:0"
 _COPIES = {"copy_", "_to_copy", "to"}
 _BY_INDEX = {"index", "_unsafe_index", "index_put", "index_put_", "_index_put_impl_"}
+_WHERE_NETWORKS_GO = (network_tuning, networks, sequential)
 _MADE = (torch.tensor, torch.as_tensor, torch.asarray)
 
 backend_registration._setup_privateuseone_for_python_backend("sim")
@@ -100,14 +105,21 @@ class _Operations(TorchDispatchMode):
 
 
 class _Making(TorchFunctionMode):
-    """Tensors made of Python's numbers, which no operation tells of."""
+    """Tensors made of numbers, and numbers made of tensors, which no operation tells of."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
+        if func is torch.Tensor.tolist and isinstance(args[0], Elsewhere):
+            return args[0].raw.tolist()
         if func in _MADE and is_there(kwargs.get("device")):
             device = kwargs.pop("device")
             return func(*args, **kwargs).to(device)
         return func(*args, **kwargs)
+
+
+def _weights_here(model, *args, **kwargs):
+    """An adapter's weights as they are written; a file has no place for these tensors' storage."""
+    return {name: weight.cpu() for name, weight in STATE(model, *args, **kwargs).items()}
 
 
 @contextmanager
@@ -116,12 +128,19 @@ def elsewhere():
 
     Yields a list of one number: how many tensors were made there.
     """
-    chosen = patch("llmrec.model.loading.default_device", lambda: DEVICE)
-    fitting = patch("llmrec.baselines.sequential.default_device", lambda: torch.device(DEVICE))
     trained = patch.dict(os.environ, {"ACCELERATE_TORCH_DEVICE": DEVICE})
     AcceleratorState._reset_state(reset_partial_state=True)
     try:
-        with chosen, fitting, trained, _Making(), _Operations() as operations:
-            yield operations.done
+        with ExitStack() as open_now:
+            open_now.enter_context(patch("llmrec.model.loading.default_device", lambda: DEVICE))
+            for place in _WHERE_NETWORKS_GO:
+                there = patch.object(place, "default_device", lambda: torch.device(DEVICE))
+                open_now.enter_context(there)
+            open_now.enter_context(trained)
+            open_now.enter_context(
+                patch("peft.peft_model.get_peft_model_state_dict", _weights_here)
+            )
+            open_now.enter_context(_Making())
+            yield open_now.enter_context(_Operations()).done
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)

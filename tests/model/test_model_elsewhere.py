@@ -7,7 +7,8 @@ import torch
 from elsewhere import DEVICE, Elsewhere, elsewhere
 
 from llmrec.evaluation.predictions import Predictions
-from llmrec.stages import recommend
+from llmrec.model.kept_weights import read_log
+from llmrec.stages import pipeline, recommend
 
 
 def test_the_device_refuses_what_a_gpu_would():
@@ -59,3 +60,49 @@ def test_answers_are_the_same(here_and_there, search):
         ours, theirs = (Predictions.read(folder.predictions(system)) for folder in folders)
         assert ours.items.tolist() == theirs.items.tolist()
         assert ours.nll == pytest.approx(theirs.nll, nan_ok=True)
+
+
+AMONG_CANDIDATES = [
+    "rows.shape=single",
+    "data.candidates={from: markov, count: 3, keep_missed: true}",
+    "systems=[tuned]",
+]
+TRAINED = {
+    "sft": [],
+    "soft": ["soft={schedule: linear, probe: 4}"],
+    "conformal": ["conformal={candidates: {beams: 2, sampled: 2}}", "rows.shape=single"],
+    "listwise": [*AMONG_CANDIDATES, "objective.listwise={}"],
+    "sdpo": [*AMONG_CANDIDATES, "objective.sdpo={negatives: 2}"],
+    "grpo": [*AMONG_CANDIDATES, "objective.grpo={group: 3}"],
+    "selected": [
+        "rows.shape=single",
+        "prompt.task=similar_users",
+        "demonstrations={count: 1, selection: {pool: 3, reader: score}}",
+    ],
+}
+
+
+@pytest.mark.parametrize("what", TRAINED)
+def test_training_is_the_same(here_and_there, what):
+    steps = ["train.max_steps=3", "train.use_cpu=false", "train.save_strategy=no"]
+    folders = here_and_there([*steps, *TRAINED[what]], pipeline.train)
+    ours, theirs = (read_log(folder.train_log) for folder in folders)
+    assert len(ours) > 3
+    assert [line.keys() for line in ours] == [line.keys() for line in theirs]
+    for mine, other in zip(ours, theirs, strict=True):
+        for key in {"loss", "valid_nll", "distance"} & set(mine):
+            assert mine[key] == pytest.approx(other[key], rel=1e-4, abs=1e-5)
+
+
+def test_networks_are_the_same(here_and_there):
+    """GRU4Rec is left out: its cell is one operation on a GPU and another on a CPU."""
+    recipe = [
+        "systems=[sasrec, network, network_ce, network_cpft]",
+        "baselines.trials=1",
+        "network={kind: sasrec, max_epochs: 2, trials: 1}",
+        "conformal={beta: 1, gamma: 1}",
+    ]
+    folders = here_and_there(recipe, pipeline.run)
+    for system in ("sasrec", "network", "network_ce", "network_cpft"):
+        ours, theirs = (Predictions.read(folder.predictions(system)) for folder in folders)
+        assert ours.nll == pytest.approx(theirs.nll, rel=1e-3, nan_ok=True)
