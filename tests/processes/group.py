@@ -3,7 +3,7 @@
 Run as a program it reads one launch a line from stdin, {"world", "strategy", "commands", "out"},
 forks `world` processes that join over gloo as torchrun would start them, and prints the exit codes.
 Under the strategy fsdp2 accelerate is told that CPUs are devices to shard over, which it believes
-of GPUs alone.
+of GPUs alone; under zero2 and zero3 the same of DeepSpeed.
 """
 
 import importlib
@@ -21,6 +21,12 @@ FSDP2 = {
     "FSDP_RESHARD_AFTER_FORWARD": "true",
     "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
     "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+}
+ZERO = {
+    "ACCELERATE_USE_DEEPSPEED": "true",
+    "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "none",
+    "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "none",
+    "DS_ACCELERATOR": "cpu",
 }
 
 
@@ -88,6 +94,25 @@ def _shard_over_cpus():
     AcceleratorState.__init__ = sharded
 
 
+def _zero_over_cpus():
+    from accelerate.state import AcceleratorState, PartialState
+    from accelerate.utils import DistributedType
+
+    made = AcceleratorState.__init__
+
+    def sharded(self, *args, deepspeed_plugin=None, **named):
+        begun = bool(AcceleratorState._shared_state)
+        made(self, *args, deepspeed_plugin=deepspeed_plugin, **named)
+        if not begun and deepspeed_plugin is not None:
+            self.distributed_type = DistributedType.DEEPSPEED
+            deepspeed_plugin.set_mixed_precision(self._mixed_precision)
+            deepspeed_plugin.select(_from_accelerator_state=True)
+            self.deepspeed_plugins = deepspeed_plugin
+            PartialState._shared_state["distributed_type"] = DistributedType.DEEPSPEED
+
+    AcceleratorState.__init__ = sharded
+
+
 def _rank(asked, rank, port):
     """Be one rank: run the commands and return the exit code of the first that fails, or 0."""
     if asked["world"] > 1:
@@ -103,6 +128,9 @@ def _rank(asked, rank, port):
     if asked["strategy"] == "fsdp2":
         os.environ |= FSDP2
         _shard_over_cpus()
+    if asked["strategy"].startswith("zero"):
+        os.environ |= ZERO | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": asked["strategy"][-1]}
+        _zero_over_cpus()
     os.environ |= asked["environment"]
     import torch
 

@@ -1,9 +1,10 @@
 """This tree against an earlier commit: the same training steps and searches, in turns in one run.
 
-Each side is a process of its own that imports its own tree. It trains a LoRA over the shipped recipe
-`demo` for a few steps and then answers users by beams and by best-first search; what loading and the
-first step cost is taken off by doing a part of the same work before. Losses and lists of both sides
-are said to be equal or not; seconds are the processor's, so what else runs tells little. One line of JSON for each figure on stdout.
+Each side is a process of its own that imports its own tree. It trains a LoRA over the shipped
+recipe `demo` for a few steps and then answers users by beams and by best-first search; what loading
+and the first step cost is taken off by doing a part of the same work before. Losses and lists of
+both sides are said to be equal or not; seconds are the processor's, so what else runs tells little.
+One line of JSON for each figure on stdout.
 
     python tools/bench/before.py 525cd73 --repeats 5
 """
@@ -57,7 +58,9 @@ def main() -> None:
         finally:
             subprocess.run([*git, "remove", "--force", str(before)], check=True)
     for what in ("step", "beams", "best_first"):
-        ratios = sorted(turn["now"]["seconds"][what] / turn["before"]["seconds"][what] for turn in turns)
+        ratios = sorted(
+            turn["now"]["seconds"][what] / turn["before"]["seconds"][what] for turn in turns
+        )
         figure = {
             "figure": what,
             "time of before": round(statistics.median(ratios), 3),
