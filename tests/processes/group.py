@@ -77,40 +77,32 @@ def _port():
         return free.getsockname()[1]
 
 
-def _shard_over_cpus():
+def _over_cpus(kind, plugin, given):
+    """Have accelerate take `plugin`, after `given(state, it)`, on CPUs too, as of `kind`."""
     from accelerate.state import AcceleratorState, PartialState
     from accelerate.utils import DistributedType
 
     made = AcceleratorState.__init__
 
-    def sharded(self, *args, fsdp_plugin=None, **named):
+    def sharded(self, *args, **named):
         begun = bool(AcceleratorState._shared_state)
-        made(self, *args, fsdp_plugin=fsdp_plugin, **named)
-        if not begun and fsdp_plugin is not None:
-            self.distributed_type = DistributedType.FSDP
-            self.fsdp_plugin = fsdp_plugin
-            PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+        made(self, *args, **named)
+        if not begun and named.get(plugin) is not None:
+            self.distributed_type = DistributedType[kind]
+            given(self, named[plugin])
+            PartialState._shared_state["distributed_type"] = DistributedType[kind]
 
     AcceleratorState.__init__ = sharded
 
 
-def _zero_over_cpus():
-    from accelerate.state import AcceleratorState, PartialState
-    from accelerate.utils import DistributedType
+def _give_fsdp(state, plugin):
+    state.fsdp_plugin = plugin
 
-    made = AcceleratorState.__init__
 
-    def sharded(self, *args, deepspeed_plugin=None, **named):
-        begun = bool(AcceleratorState._shared_state)
-        made(self, *args, deepspeed_plugin=deepspeed_plugin, **named)
-        if not begun and deepspeed_plugin is not None:
-            self.distributed_type = DistributedType.DEEPSPEED
-            deepspeed_plugin.set_mixed_precision(self._mixed_precision)
-            deepspeed_plugin.select(_from_accelerator_state=True)
-            self.deepspeed_plugins = deepspeed_plugin
-            PartialState._shared_state["distributed_type"] = DistributedType.DEEPSPEED
-
-    AcceleratorState.__init__ = sharded
+def _give_deepspeed(state, plugin):
+    plugin.set_mixed_precision(state._mixed_precision)
+    plugin.select(_from_accelerator_state=True)
+    state.deepspeed_plugins = plugin
 
 
 def _rank(asked, rank, port):
@@ -127,10 +119,10 @@ def _rank(asked, rank, port):
         }
     if asked["strategy"] == "fsdp2":
         os.environ |= FSDP2
-        _shard_over_cpus()
+        _over_cpus("FSDP", "fsdp_plugin", _give_fsdp)
     if asked["strategy"].startswith("zero"):
         os.environ |= ZERO | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": asked["strategy"][-1]}
-        _zero_over_cpus()
+        _over_cpus("DEEPSPEED", "deepspeed_plugin", _give_deepspeed)
     os.environ |= asked["environment"]
     import torch
 
@@ -150,6 +142,11 @@ def _rank(asked, rank, port):
             code = int(end.code or 0)
         if code:
             return code
+    if asked["strategy"].startswith("zero"):
+        from accelerate.state import AcceleratorState
+
+        assert AcceleratorState._shared_state["distributed_type"] == "DEEPSPEED"
+        assert "deepspeed.runtime.engine" in sys.modules
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
