@@ -12,44 +12,64 @@ from llmrec import stopping
 from llmrec.errors import LlmrecError
 from llmrec.progress import Progress
 
+Losses = list[tuple[Tensor, Tensor]]  # of the step's micro-batches, with the numbers of their rows
+
+
+def require_finite(
+    losses: Losses, gradients: list[tuple[str, Tensor]], step: int, updated: bool = False
+) -> None:
+    """Raise an `LlmrecError` that names the rows of a loss, or the gradient, that is no number.
+
+    `gradients`: names and sums. One wait for a GPU, however many there are. `updated`: the weights
+    already have what is looked at.
+    """
+    found = [loss.float() for loss, _ in losses] + [one.float() for _, one in gradients]
+    if not found:
+        return
+    values = torch.stack([one.to(found[0].device) for one in found]).tolist()
+    for value, (_, rows) in zip(values, losses, strict=False):
+        if not math.isfinite(value):
+            raise LlmrecError(
+                f"the loss is {value} at step {step}, in training rows "
+                f"{rows.tolist()}; nothing was updated with it and the last checkpoint is "
+                "good. Lower train.learning_rate or look at these rows"
+            )
+    kept = "the last checkpoint is good" if updated else "the weights were not updated"
+    for value, (name, _) in zip(values[len(losses) :], gradients, strict=True):
+        if not math.isfinite(value):
+            raise LlmrecError(
+                f"the gradient of {name} is not finite at step {step}; {kept}. "
+                "Lower train.learning_rate or train.max_grad_norm"
+            )
+
 
 class Finite(TrainerCallback):
     """Stops the run before a loss or gradient that is no number reaches the weights.
 
-    `losses` gives those of the step's micro-batches, each with the numbers of its rows.
+    `losses` gives those of the step's micro-batches. `norm` gives that of all gradients where an
+    engine keeps them and has updated the weights by now, before any checkpoint, and else None.
     """
 
-    def __init__(self, losses: Callable[[], list[tuple[Tensor, Tensor]]]) -> None:
-        self.losses = losses
+    def __init__(
+        self, losses: Callable[[], Losses], norm: Callable[[], float | None] = lambda: None
+    ) -> None:
+        self.losses, self.norm = losses, norm
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **context: Any) -> None:
-        losses = self.losses()
+        step = state.global_step + 1
+        if (norm := self.norm()) is not None:
+            return require_finite([], [("all weights", torch.tensor(norm))], step, updated=True)
         named = [
             (name, parameter.grad)
             for name, parameter in context["model"].named_parameters()
             if parameter.grad is not None
         ]
-        # One sum for each, and one wait for a GPU, however many gradients there are.
+        # One sum for each, however many gradients there are.
         sums = torch._foreach_norm([g for _, g in named], 1, torch.float32) if named else []
         # Of a gradient in shards each process looks at its own, which is no exchange for each.
         own = [one.to_local() if hasattr(one, "to_local") else one for one in sums]
-        found = [loss.float() for loss, _ in losses] + own
-        if not found:
-            return
-        values = torch.stack([one.to(found[0].device) for one in found]).tolist()
-        for value, (_, rows) in zip(values, losses, strict=False):
-            if not math.isfinite(value):
-                raise LlmrecError(
-                    f"the loss is {value} at step {state.global_step + 1}, in training rows "
-                    f"{rows.tolist()}; nothing was updated with it and the last checkpoint is "
-                    "good. Lower train.learning_rate or look at these rows"
-                )
-        for value, (name, _) in zip(values[len(losses) :], named, strict=True):
-            if not math.isfinite(value):
-                raise LlmrecError(
-                    f"the gradient of {name} is not finite at step {state.global_step + 1}; the "
-                    "weights were not updated. Lower train.learning_rate or train.max_grad_norm"
-                )
+        names = [name for name, _ in named]
+        return require_finite(self.losses(), [*zip(names, own, strict=True)], step)
 
 
 class Epochs(TrainerCallback):

@@ -23,7 +23,7 @@ from transformers import PrinterCallback, TrainingArguments
 from llmrec import progress, stopping
 from llmrec.data import sealed as checkpoints
 from llmrec.errors import LlmrecError, RecipeError
-from llmrec.model.callbacks import Epochs, Finite, Stopping, Watched
+from llmrec.model.callbacks import Epochs, Finite, Losses, Stopping, Watched, require_finite
 from llmrec.model.compiling import bare, of_any_size, require_compiler
 from llmrec.model.curriculum import Mixture
 from llmrec.model.epoch_losses import EpochLosses, means
@@ -108,7 +108,7 @@ class TreeTrainer(SavingTrainer):
         self._parts: list[dict[str, float]] = []  # of the losses since the last log line
         self._losses = EpochLosses()
         self._weights: Weights | None = None  # of a period of steps
-        self._step_losses: list[tuple[torch.Tensor, torch.Tensor]] = []  # with the rows' numbers
+        self._step_losses: Losses = []
         super().__init__(
             model=model,
             args=args,
@@ -116,7 +116,7 @@ class TreeTrainer(SavingTrainer):
             eval_dataset=Rows([]),
             data_collator=self._collate,
             callbacks=[
-                Finite(self._losses_of_step),
+                Finite(self._losses_of_step, self._norm_of_engine),
                 Epochs(self.begin_epoch, self.end_epoch),
                 self.watched,
                 Stopping(self._asked_to_stop),
@@ -223,12 +223,21 @@ class TreeTrainer(SavingTrainer):
             loss = loss + inputs["offset"]
         self._losses.add(values, inputs)  # nothing waits for a GPU; see `Finite`
         self._step_losses.append((loss.detach(), inputs["row_numbers"]))
+        if self.is_deepspeed_enabled and self.accelerator.sync_gradients:
+            # Its backward pass updates the weights as well.
+            require_finite(self._losses_of_step(), [], self.state.global_step + 1)
         # Gradients are averaged over processes, the loss is a sum over them.
         return loss * self.accelerator.num_processes
 
-    def _losses_of_step(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def _losses_of_step(self) -> Losses:
         found, self._step_losses = self._step_losses, []
         return found
+
+    def _norm_of_engine(self) -> float | None:
+        """That of all gradients of the step, where DeepSpeed keeps them to itself."""
+        if not self.is_deepspeed_enabled:
+            return None
+        return float(self.accelerator.deepspeed_engine_wrapped.get_global_grad_norm())
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Validate, log it, and keep the weights if they are the best so far."""

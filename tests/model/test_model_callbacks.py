@@ -37,3 +37,11 @@ def test_one_wrong_number_stops_the_step_and_its_parameter_is_named(wrong, dtype
 def test_large_gradients_and_none_at_all_pass():
     before_step(model_with(torch.full((4, 4), 6e4, dtype=torch.float16), torch.full((2,), 1e30)))
     before_step(model_with(None, None))
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_a_norm_that_an_engine_tells_stops_the_run_too(wrong):
+    state = SimpleNamespace(global_step=4)
+    Finite(list, lambda: 3.0).on_pre_optimizer_step(None, state, None)
+    with pytest.raises(LlmrecError, match="all weights is not finite at step 5; the last checkp"):
+        Finite(list, lambda: wrong).on_pre_optimizer_step(None, state, None)

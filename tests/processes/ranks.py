@@ -93,3 +93,31 @@ def runs_with_a_late_main_process(seed, recipe):
     runtime._wait = late
     loaded = load(Path(recipe), [])
     pipeline.run(loaded, RunFolder.of(loaded))
+
+
+def trains_with_a_number_that_is_none(where, recipe):
+    """`llmrec train`, whose second step has one that is not finite, in a loss or in a gradient."""
+    from llmrec.model.softmax import MaskedSoftmax
+    from llmrec.model.trainer import TreeTrainer
+    from llmrec.recipe.loading import load
+    from llmrec.runs.folder import RunFolder
+    from llmrec.stages import pipeline
+
+    read, learn = MaskedSoftmax.branch_log_probabilities, TreeTrainer.training_step
+    steps = []
+
+    def reading(self, model, batch):
+        values = read(self, model, batch)
+        if values.requires_grad and len(steps) == 2:
+            if where == "value":
+                return values * float("nan")
+            values.register_hook(lambda gradient: gradient * float("nan"))
+        return values
+
+    def learning(self, *asked):
+        steps.append(self.state.global_step)
+        return learn(self, *asked)
+
+    MaskedSoftmax.branch_log_probabilities, TreeTrainer.training_step = reading, learning
+    loaded = load(Path(recipe), [])
+    pipeline.train(loaded, RunFolder.of(loaded))
