@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Optional
 
 import typer
 
-from llmrec import terminal
+from llmrec import __version__, terminal
 from llmrec.cli_habits import Verbs
 from llmrec.cli_recommend import recommend, serve
 from llmrec.cli_results import compare, evaluate, export, report
@@ -51,9 +51,7 @@ def main() -> None:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
-
-        print(version("llmrec"))
+        print(__version__)
         raise typer.Exit
 
 

@@ -44,6 +44,7 @@ SMALL_SECTIONS = {
     "conformal": {"max_epochs": 2},
     "decode": {"beams": 4, "top_k": 4, "grounding": {"beams": 1, "max_new_tokens": 4}},
 }
+ENCODING = "text_knn_sentences"  # its encoder is not at hand
 
 
 def log():
@@ -181,7 +182,9 @@ def small_recipes(tmp_path, tmp_path_factory, tiny_base, monkeypatch):
         else:
             write_amazon(data, source.rpartition("/")[2].removesuffix(".jsonl.gz") + ".jsonl.gz")
         recipe["evaluate"]["k"] = [1, 4]
-        head = text[: text.index("name:")]
+        if ENCODING in recipe.get("systems", []):
+            recipe["systems"].remove(ENCODING)
+        head = text[: text.index("name:")].replace(f", {ENCODING}", "")
         (recipes / f"{name}.yaml").write_text(head + yaml.safe_dump(recipe), "utf-8")
     real = shipped.recipes()
     (recipes / "accelerate").symlink_to(real / "accelerate")

@@ -63,7 +63,7 @@ EXPERIMENTS = {
 }
 ROWS = (
     *("markov", "sasrec", "text_knn_sentences", "untuned"),
-    *("tuned_guided", "tuned_grounded", "tuned_fused"),
+    *("tuned_guided", "tuned_grounded", "tuned_fused", "tuned_routed"),
 )
 
 

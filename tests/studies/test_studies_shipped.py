@@ -48,6 +48,19 @@ CASES = {
         ["published", "euclidean-linkage-max"],
     ),
     "cpft_language": (OF_LANGUAGE, ["ce", "hard"]),
+    "small_shop": (
+        {
+            "data.items": None,
+            "data.format": "auto",
+            "data.columns": {},
+            "data.train_users": None,
+            "model.dtype": "float32",
+            "baselines.trials": 1,
+            "systems": ["popularity", "markov", "text_knn", "sasrec", "tuned"],
+            **OF_LANGUAGE,
+        },
+        ["model", "long"],
+    ),
     "rerank": (
         OF_LANGUAGE
         | {
@@ -84,7 +97,7 @@ def commands_of(name):
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_the_commands_in_the_head_of_a_study_can_be_planned(name):
     commands = commands_of(name)
-    assert [name] in commands
+    assert any(words[0] == name for words in commands)
     for words in commands:
         options = words.index("--only") if "--only" in words else len(words)
         plan = planned(words[0], words[1:options])
@@ -95,14 +108,18 @@ def test_the_commands_in_the_head_of_a_study_can_be_planned(name):
 def test_a_small_version_runs_to_its_page(name, tmp_path, tiny_base, small_log, caplog):
     own, only = CASES[name]
     tree = yaml.safe_load(shipped.located_study(name).read_text("utf-8"))
-    tree["set"] |= SMALL | own | {"data.source": str(small_log), "model.base": str(tiny_base)}
+    given = {"data.source": str(small_log), "model.base": str(tiny_base)}
+    tree["set"] = tree.get("set", {}) | SMALL | own | given
     for arm in tree["arms"].values():
+        if "text_knn_sentences" in arm.get("set", {}).get("systems", []):
+            arm["set"]["systems"].remove("text_knn_sentences")  # its encoder is not at hand
         if arm.get("set", {}).get("conformal") and name == "cpft_language":
             arm["set"]["conformal"]["candidates"] = {"beams": 2, "sampled": 2}
         for key, fewer in (("objective.sdpo", "negatives"), ("objective.grpo", "group")):
             if key in arm.get("set", {}):
                 arm["set"][key][fewer] = 2
     tree |= {"name": name, "seeds": [0], "output_dir": str(tmp_path / "runs")}
+    tree["compare"] = [pair for pair in tree.get("compare", []) if "sentences" not in str(pair)]
     path = tmp_path / f"{name}.yaml"
     path.write_text(yaml.safe_dump(tree, sort_keys=False), "utf-8")
     caplog.set_level("INFO", "llmrec")
@@ -116,7 +133,8 @@ def test_a_small_version_runs_to_its_page(name, tmp_path, tiny_base, small_log, 
     assert bool(result["gates"]) == (name not in ("cpft", "cpft_settings"))
     assert {test["metric"] for test in tests} >= {"NLL", "HR@10"}
     told = [record.getMessage() for record in caplog.records]
-    assert sum(text.startswith("prepare: reading") for text in told) == 1
+    read = sum(text.startswith("prepare: reading") for text in told)
+    assert read == (2 if name == "small_shop" else 1)  # once for each length of titles
     page = (tmp_path / f"runs/{name}/study.md").read_text("utf-8")
     assert page.startswith(f"# {tree['title']}\n")
     assert "## Paired differences" in page
