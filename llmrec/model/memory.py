@@ -5,7 +5,10 @@ Knows how the libraries say so; neither trainer nor search.
 
 import gc
 import logging
+import math
+import os
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -14,6 +17,7 @@ from llmrec.data.batching import Batch
 
 log = logging.getLogger("llmrec")
 T = TypeVar("T")
+_CGROUP = Path("/sys/fs/cgroup/memory.max")
 # What a RuntimeError of torch says where memory ran out and its class does not.
 _SAID = ("DefaultCPUAllocator: ", "[enforce fail at alloc", "CUDA out of memory")
 
@@ -30,6 +34,22 @@ def release() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def memory_of(device: torch.device) -> float:
+    """Bytes of memory that a device has in all, whoever uses them; infinity where none can be told.
+
+    Of a CPU: the machine's, or its container's where that is less.
+    """
+    if device.type == "cuda":
+        return float(torch.cuda.get_device_properties(device).total_memory)
+    if device.type != "cpu" or not hasattr(os, "sysconf"):
+        return math.inf
+    machine = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    try:
+        return min(machine, float(_CGROUP.read_text("utf-8")))
+    except (OSError, ValueError):  # "max", or no such groups
+        return machine
 
 
 class Halves:

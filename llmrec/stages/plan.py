@@ -15,8 +15,9 @@ from llmrec.errors import RecipeError
 from llmrec.inference.from_recipe import base_of
 from llmrec.methods.method import Job
 from llmrec.methods.table import method_of
-from llmrec.model.arithmetic import Answering, Shape, Strategy, Training
+from llmrec.model.arithmetic import BYTES, Answering, Shape, Strategy, Training
 from llmrec.model.loading import Lora, with_new_lora
+from llmrec.model.memory import memory_of
 from llmrec.recipe import Recipe
 from llmrec.runs.folder import RunFolder
 from llmrec.stages import prepare
@@ -26,6 +27,19 @@ ROOM = 0.92  # of a GPU's memory, at most; the rest is the allocator's and the l
 SAMPLE = 512  # rows that lengths are taken from
 LAUNCH_MS = 6.3  # of a micro-batch for each layer, as measured on an H200 without graphs
 ROW_BYTES = 60  # of a recommended item in a file of answers
+_FIXES = {
+    "frozen weights": "model.dtype=bfloat16, model.quantization=4bit, or fsdp2",
+    "trained weights": "fsdp2 or zero3, or LoRA",
+    "gradients": "zero2, fsdp2, or LoRA",
+    "moments": "zero2, fsdp2, or LoRA",
+    "activations": "train.gradient_checkpointing=true, or a smaller "
+    "train.per_device_train_batch_size with more train.gradient_accumulation_steps",
+    "mask": "a smaller train.per_device_train_batch_size",
+    "logits": "objective.name=msl with objective.head=titles, or a smaller "
+    "train.per_device_train_batch_size",
+    "layers gathered": "more GPUs",
+    "weights cast": "model.dtype=bfloat16, whose weights need no copy",
+}
 
 
 def run(
@@ -139,6 +153,24 @@ def require_fits(told: dict[str, Any]) -> None:
         raise RecipeError(told["told"])
 
 
+def require_room(recipe: Recipe, device: torch.device) -> None:
+    """Raise RecipeError where the weights alone exceed the memory of `device`, which holds them whole.
+
+    Called before anything is loaded: memory that runs out then ends a process without a word.
+    """
+    if recipe.model.trust_remote_code:  # its code would have to run to be counted
+        return
+    weights_in = "4bit" if recipe.model.quantization == "4bit" else _dtype(recipe)
+    needed = _counted(recipe)[0].weights * BYTES[weights_in]
+    there = memory_of(device)
+    if needed > there:
+        raise RecipeError(
+            f"the model's weights take {needed / GIB:.3g} GiB and this "
+            f"{'machine' if device.type == 'cpu' else 'GPU'} has {there / GIB:.3g} GiB; "
+            f"{_FIXES['frozen weights']} would help (`llmrec plan` counts the rest)"
+        )
+
+
 def _counted(recipe: Recipe) -> tuple[Shape, int]:
     """The model's shape and how many of its weights are trained; no weight is made."""
     base, lora = base_of(recipe), recipe.model.lora
@@ -195,22 +227,9 @@ def _told(training: Training, needed: float, memory_gib: float) -> str:
         return f"{needed / GIB:.1f} of {room:.1f} GiB of a GPU: it fits"
     parts = sorted(training.memory.items(), key=lambda part: -part[1])
     most = ", ".join(f"{name} {n / GIB:.1f}" for name, n in parts[:3])
-    fixes = {
-        "frozen weights": "model.dtype=bfloat16, model.quantization=4bit, or fsdp2",
-        "trained weights": "fsdp2 or zero3, or LoRA",
-        "gradients": "zero2, fsdp2, or LoRA",
-        "moments": "zero2, fsdp2, or LoRA",
-        "activations": "train.gradient_checkpointing=true, or a smaller "
-        "train.per_device_train_batch_size with more train.gradient_accumulation_steps",
-        "mask": "a smaller train.per_device_train_batch_size",
-        "logits": "objective.name=msl with objective.head=titles, or a smaller "
-        "train.per_device_train_batch_size",
-        "layers gathered": "more GPUs",
-        "weights cast": "model.dtype=bfloat16, whose weights need no copy",
-    }
     return (
         f"{needed / GIB:.1f} GiB are needed of a GPU and {room:.1f} are there (GiB: {most}); "
-        f"{fixes[parts[0][0]]} would help most"
+        f"{_FIXES[parts[0][0]]} would help most"
     )
 
 

@@ -36,6 +36,7 @@ from llmrec.runs.made import adapter, start_of
 from llmrec.runs.processes import begun, main_first, main_only, processes, together
 from llmrec.stages import prepare
 from llmrec.stages.holding import alone
+from llmrec.stages.plan import require_room
 from llmrec.stages.tracking import tracking
 
 log = logging.getLogger("llmrec")
@@ -61,7 +62,10 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
         return {**_described(done), "adapter": str(folder.adapter), "skipped": True}
     loss = method.loss(job)
     arguments = arguments_of(recipe, folder)
-    model = model_of(recipe, is_sharded(arguments))
+    sharded = is_sharded(arguments)
+    if not sharded:
+        require_room(recipe, arguments.device)
+    model = model_of(recipe, sharded)
     _require_graphs(recipe, model)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     require_space(folder.root, bytes_needed(recipe, trainable), "training")

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from llmrec.errors import LlmrecError
+from llmrec.model import memory
 from llmrec.model.losses import ListwiseLoss, Loss
 from llmrec.model.memory import Halves, ran_out
 from llmrec.model.softmax import MaskedSoftmax
@@ -162,3 +163,15 @@ def test_memory_that_runs_out_once_somewhere(trainer_of, seed, monkeypatch):  # 
     assert targets[0] == targets[1]
     for name, value in best(cut).items():
         torch.testing.assert_close(value, best(whole)[name], rtol=0, atol=2e-4)
+
+
+def test_memory_is_the_machines_or_its_containers(monkeypatch, tmp_path):
+    cpu, limit = torch.device("cpu"), tmp_path / "memory.max"
+    monkeypatch.setattr(memory, "_CGROUP", limit)
+    whole = memory.memory_of(cpu)
+    assert whole > 2**28
+    limit.write_text("max\n")
+    assert memory.memory_of(cpu) == whole
+    limit.write_text("1048576\n")
+    assert memory.memory_of(cpu) == 2**20
+    assert memory.memory_of(torch.device("meta")) == float("inf")

@@ -43,3 +43,18 @@ def test_what_cannot_fit_is_refused_with_what_would_help(recipe_of):
         plan.require_fits(told)
     with pytest.raises(RecipeError, match="one process"):
         plan.run(*recipe_of("network.trials=1", "systems=[network]"))
+
+
+def test_training_refuses_what_its_weights_alone_do_not_leave_room_for(recipe_of, monkeypatch):
+    recipe, folder = recipe_of()
+    weights = plan.run(recipe, folder)["model"]["weights"]
+    loaded = []
+    monkeypatch.setattr(train, "model_of", lambda *_: loaded.append(1) or 1 / 0)
+    monkeypatch.setattr(plan, "memory_of", lambda _: 4.0 * weights - 1)
+    with pytest.raises(RecipeError, match=r"take \S+ GiB and this machine has .* would help"):
+        train.run(recipe, folder)
+    assert not loaded
+    monkeypatch.setattr(plan, "memory_of", lambda _: 4.0 * weights)
+    with pytest.raises(ZeroDivisionError):
+        train.run(recipe, folder)
+    assert loaded
