@@ -154,7 +154,7 @@ def require_fits(told: dict[str, Any]) -> None:
 
 
 def require_room(recipe: Recipe, device: torch.device) -> None:
-    """Raise RecipeError where the weights alone exceed the memory of `device`, which holds them whole.
+    """Raise RecipeError where whole weights alone exceed the memory of `device`.
 
     Called before anything is loaded: memory that runs out then ends a process without a word.
     """
