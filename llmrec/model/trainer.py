@@ -237,7 +237,8 @@ class TreeTrainer(SavingTrainer):
         """That of all gradients of the step, where DeepSpeed keeps them to itself."""
         if not self.is_deepspeed_enabled:
             return None
-        return float(self.accelerator.deepspeed_engine_wrapped.get_global_grad_norm())
+        norm = self.accelerator.deepspeed_engine_wrapped.get_global_grad_norm()
+        return None if norm is None else float(norm)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Validate, log it, and keep the weights if they are the best so far."""

@@ -163,11 +163,13 @@ def require_room(recipe: Recipe, device: torch.device) -> None:
     weights_in = "4bit" if recipe.model.quantization == "4bit" else _dtype(recipe)
     needed = _counted(recipe)[0].weights * BYTES[weights_in]
     there = memory_of(device)
+    on_cpu = device.type == "cpu"
+    fix = "model.dtype=bfloat16 or a smaller model" if on_cpu else _FIXES["frozen weights"]
     if needed > there:
         raise RecipeError(
             f"the model's weights take {needed / GIB:.3g} GiB and this "
-            f"{'machine' if device.type == 'cpu' else 'GPU'} has {there / GIB:.3g} GiB; "
-            f"{_FIXES['frozen weights']} would help (`llmrec plan` counts the rest)"
+            f"{'machine' if on_cpu else 'GPU'} has {there / GIB:.3g} GiB; "
+            f"{fix} would help (`llmrec plan` counts the rest)"
         )
 
 
