@@ -225,18 +225,18 @@ def trained(recipe_of, _trained_once):
 
 @pytest.fixture
 def written_parts(monkeypatch):
-    """The batches whose files stages write, as they come; the third and the eighth interrupt."""
+    """The batches whose answers stages keep, as they come; the third and the eighth interrupt."""
     from llmrec.runs import batch_files as parts
 
-    real, written = parts.write_json, []
+    real, written = parts.append, []
 
-    def failing(path, value):
+    def failing(path, descriptor, content):
         written.append(path)
         if len(written) in (3, 8):
             raise KeyboardInterrupt
-        real(path, value)
+        real(path, descriptor, content)
 
-    monkeypatch.setattr(parts, "write_json", failing)
+    monkeypatch.setattr(parts, "append", failing)
     return written
 
 

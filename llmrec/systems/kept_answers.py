@@ -5,7 +5,6 @@ are still the same and so is all that answers rest on. Knows no model and reads 
 """
 
 import base64
-import hashlib
 import json
 import logging
 import os
@@ -20,6 +19,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from llmrec import stopping
+from llmrec.data.checked_lines import digest, line, whole_lines
 from llmrec.data.files import replacing
 from llmrec.errors import DataError, RecipeError
 from llmrec.systems.raw_histories import RawRequest
@@ -81,9 +81,9 @@ def write_answers(
             table = ask(batch)
             if stream.tell() == 0:
                 schema = base64.b64encode(table.schema.serialize()).decode()
-                stream.write(_line({"key": asked, "schema": schema}))
+                stream.write(line({"key": asked, "schema": schema}))
             for request, rows in zip(batch, _by_user(batch, table.to_pylist()), strict=True):
-                stream.write(_line({"request": _hash(request), "rows": rows}))
+                stream.write(line({"request": _hash(request), "rows": rows}))
             stream.flush()
             os.fsync(stream.fileno())
         if goes_on:
@@ -115,37 +115,17 @@ def _cut(stream: BinaryIO, part: Path, standing: int) -> None:
 
 def _lines(part: Path) -> Iterator[tuple[dict[str, Any], int]]:
     """What the whole lines say, each with where it ends; the first is the only one with a key."""
-    if not part.is_file():
-        return
-    with part.open("rb") as stream:
-        end = 0
-        for line in stream:
-            said = _checked(line)
-            if said is None or (end == 0) != ("key" in said):
-                log.warning("recommend: %s: what follows byte %d is not whole", part, end)
-                return
-            end += len(line)
-            yield said, end
-
-
-def _line(said: dict[str, Any]) -> bytes:
-    text = json.dumps(said, ensure_ascii=False)
-    return f"{_digest(text)} {text}\n".encode()
-
-
-def _checked(line: bytes) -> dict[str, Any] | None:
-    check, _, text = line.decode("utf-8", errors="replace").partition(" ")
-    if not text.endswith("\n") or check != _digest(text[:-1]):
-        return None
-    return dict(json.loads(text))
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", errors="replace")).hexdigest()[:16]
+    before = 0
+    for said, end in whole_lines(part):
+        if said is None or (before == 0) != ("key" in said):
+            log.warning("recommend: %s: what follows byte %d is not whole", part, before)
+            return
+        before = end
+        yield said, end
 
 
 def _hash(request: RawRequest) -> str:
-    return _digest(json.dumps(asdict(request)))
+    return digest(json.dumps(asdict(request)))
 
 
 def _by_user(batch: Sequence[RawRequest], rows: Rows) -> list[Rows]:

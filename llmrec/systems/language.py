@@ -131,8 +131,8 @@ def answered(
 ) -> tuple[list[dict[str, Any]], float]:
     """What `answer` gives for each example of a split, and the seconds that it took.
 
-    `rows`: of some of the examples alone, which are then numbered anew. One file a batch, shared
-    among processes; batches whose file is there are not done again.
+    `rows`: of some of the examples alone, which are then numbered anew. Kept as they come, shared
+    among processes; batches that were answered before are not answered again.
     Returns when all processes are done, and in a process that only helps with nothing.
     """
     models = resources.language

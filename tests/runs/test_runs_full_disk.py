@@ -8,10 +8,12 @@ from contextlib import contextmanager
 import pytest
 
 from llmrec.data import files, sealed
+from llmrec.data.batching import batches
 from llmrec.errors import LlmrecError
 from llmrec.known_errors import explained
 from llmrec.model.kept_weights import CHECKPOINT
 from llmrec.model.saving import SavingTrainer
+from llmrec.runs.batch_files import answer_in_parts, collected
 from llmrec.stages import evaluate, export, prepare, recommend, report, train
 
 
@@ -138,3 +140,23 @@ def test_a_download_that_would_not_fit_is_told_and_no_other_source_is_tried(tmp_
     source = Archive(url="http://localhost/x.zip", sha256="0" * 64, size=10**9, files=())
     with pytest.raises(LlmrecError, match=r"953\.7 MB and 10 bytes are free.*LLMREC_CACHE"):
         from_archive(source, tmp_path)
+
+
+def test_answers_that_grow_lose_the_batch_that_found_no_room_alone(tmp_path):
+    plan, asked = batches([1] * 20, 2), []
+
+    def answer(batch):
+        asked.append(batch)
+        return [f"answer {i}" for i in batch.tolist()]
+
+    def work():
+        answer_in_parts(tmp_path / "parts", plan, lambda: answer, "test")
+
+    told = failed(work, 500)
+    (path,) = (tmp_path / "parts").iterdir()
+    assert "the disk is full" in told
+    assert str(path) in told
+    assert path.stat().st_size == 500
+    work()
+    assert len(asked) == len(plan) + 1
+    assert collected(tmp_path / "parts")[0] == [f"answer {i}" for i in range(20)]
