@@ -35,7 +35,7 @@ class Recipe(Section):
     """Seeds subsets, initial adapter weights and the order of training."""
     data: Data
     """Interactions, filters, split."""
-    model: Model = Model()
+    model: Model = Field(default_factory=Model)
     """The language model."""
     prompt: Prompt = Prompt()
     """How a history becomes text."""

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from llmrec.recipe import device
 from llmrec.recipe.section import Count, Section, Word
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -42,8 +43,9 @@ class Model(Section):
     """A name that `llmrec fetch model` knows, a Hub id, or a folder."""
     revision: Word | None = None
     """Commit, tag or branch of a Hub id; of a folder with trusted code, the hash of that code."""
-    dtype: Literal["float32", "bfloat16", "auto"] = "float32"
-    """Number format of the weights; auto: as they were saved."""
+    dtype: Literal["float32", "bfloat16", "auto"] | None = None
+    """Number format of the weights; auto: as they were saved; null: bfloat16 under LoRA on a GPU
+    that computes in it, else float32, and the run keeps which of them it was."""
     quantization: Literal["none", "4bit"] = "none"
     """4bit: the frozen weights in 4 bits under LoRA (QLoRA), on a GPU."""
     trust_remote_code: bool = False
@@ -69,4 +71,7 @@ class Model(Section):
             )
         if self.quantization == "4bit" and self.lora is None:
             raise ValueError("4bit weights cannot be trained; give `lora` or set quantization none")
+        if self.dtype is None:
+            half = self.lora is not None and device.computes_in_bfloat16()
+            object.__setattr__(self, "dtype", "bfloat16" if half else "float32")
         return self

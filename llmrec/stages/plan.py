@@ -72,7 +72,7 @@ def run(
     batch = int(train["per_device_train_batch_size"])
     accumulated = int(train.get("gradient_accumulation_steps", 1))
     autocast = bool(train.get("bf16"))
-    weights_in = "4bit" if recipe.model.quantization == "4bit" else _dtype(recipe)
+    weights_in = _weights_in(recipe, _on_gpu(recipe))
     training = Training(
         shape,
         batch,
@@ -160,7 +160,7 @@ def require_room(recipe: Recipe, device: torch.device) -> None:
     """
     if recipe.model.trust_remote_code:  # its code would have to run to be counted
         return
-    weights_in = "4bit" if recipe.model.quantization == "4bit" else _dtype(recipe)
+    weights_in = _weights_in(recipe, recipe.model.dtype)
     needed = _counted(recipe)[0].weights * BYTES[weights_in]
     there = memory_of(device)
     on_cpu = device.type == "cpu"
@@ -193,8 +193,16 @@ def _counted(recipe: Recipe) -> tuple[Shape, int]:
     return shape, sum(p.numel() for p in tuned.parameters() if p.requires_grad)
 
 
-def _dtype(recipe: Recipe) -> str:
-    return "bfloat16" if recipe.model.dtype in ("bfloat16", "auto") else "float32"
+def _weights_in(recipe: Recipe, dtype: str | None) -> str:
+    if recipe.model.quantization == "4bit":
+        return "4bit"
+    return "bfloat16" if dtype in ("bfloat16", "auto") else "float32"
+
+
+def _on_gpu(recipe: Recipe) -> str | None:
+    """The number format on a GPU that computes in bfloat16, where this machine may have none."""
+    said = "dtype" in recipe.model.model_fields_set
+    return "bfloat16" if not said and recipe.model.lora is not None else recipe.model.dtype
 
 
 def _answering(

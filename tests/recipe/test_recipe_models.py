@@ -10,11 +10,12 @@ import typing
 import pytest
 from pydantic import ValidationError
 
-from llmrec.recipe import Recipe
+from llmrec.recipe import Recipe, device
 from llmrec.recipe import trainer_arguments as training_arguments
 from llmrec.recipe.decoding import Decode
 from llmrec.recipe.keys import all_keys, allowed, schema
 from llmrec.recipe.loading import dump, load
+from llmrec.recipe.model import Model
 from llmrec.recipe.section import Section
 from llmrec.recipe.shipped import recipe_names
 from llmrec.recipe.systems import SYSTEMS
@@ -223,3 +224,60 @@ def test_the_recipe_needs_neither_torch_nor_transformers():
         "assert not {'torch', 'transformers', 'numpy', 'typer'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+class Driver:
+    """A CUDA driver with GPUs of these compute capabilities; none where the list is empty."""
+
+    def __init__(self, capabilities):
+        self.capabilities = capabilities
+
+    def cuInit(self, flags):
+        return 0 if self.capabilities else 100
+
+    def cuDeviceGet(self, device, number):
+        device._obj.value = number
+        return 0
+
+    def cuDeviceGetAttribute(self, value, attribute, device):
+        assert attribute == 75
+        value._obj.value = self.capabilities[device.value]
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "torch_version", "found"),
+    [
+        ([9], "2.13.0", "bfloat16"),
+        ([8, 7], "2.13.0+cu130", "bfloat16"),
+        ([7, 9], "2.13.0", "float32"),
+        ([9], "2.13.0+cpu", "float32"),
+        ([], "2.13.0", "float32"),
+        (None, "2.13.0", "float32"),
+    ],
+)
+def test_weights_are_of_what_the_gpu_computes_in(monkeypatch, capabilities, torch_version, found):
+    def driver(name):
+        if capabilities is None:
+            raise OSError(name)
+        return Driver(capabilities)
+
+    device.computes_in_bfloat16.cache_clear()
+    monkeypatch.setattr(device.ctypes, "CDLL", driver)
+    monkeypatch.setattr(device.metadata, "version", lambda name: torch_version)
+    try:
+        assert Model().dtype == found
+        assert Model(dtype=None).dtype == found
+        assert Model(lora=None).dtype == "float32", "whole weights lose small updates in bfloat16"
+        assert Model(dtype="float32").dtype == "float32"
+        assert Model(dtype="bfloat16").dtype == "bfloat16"
+        assert Model(dtype="auto").dtype == "auto"
+    finally:
+        device.computes_in_bfloat16.cache_clear()
+
+
+def test_a_run_keeps_the_weights_it_was_made_with_on_another_machine(monkeypatch, tmp_path):
+    monkeypatch.setattr(device, "computes_in_bfloat16", lambda: True)
+    (tmp_path / "kept.yaml").write_text(dump(Recipe(name="x", data={"source": "ml-100k"})))
+    monkeypatch.setattr(device, "computes_in_bfloat16", lambda: False)
+    assert load(tmp_path / "kept.yaml").model.dtype == "bfloat16"

@@ -35,6 +35,20 @@ def test_more_gpus_take_less_time_and_fewer_steps(recipe_of):
     assert small["hours"] == round(16 * 2 * 6.3e-3 / 3600, 4)
 
 
+def test_frozen_weights_are_counted_as_a_gpu_would_hold_them(recipe_of):
+    def frozen(*overrides):
+        return plan.run(*recipe_of(*overrides), tflops=1e-6)["training"]["memory_gib"][
+            "frozen weights"
+        ]
+
+    assert (
+        frozen()
+        == frozen("model.dtype=bfloat16")
+        == pytest.approx(frozen("model.dtype=float32") / 2, abs=1e-3)
+    )
+    assert frozen("model.lora=null") == frozen("model.lora=null", "model.dtype=float32")
+
+
 def test_what_cannot_fit_is_refused_with_what_would_help(recipe_of):
     recipe, folder = recipe_of("train.per_device_train_batch_size=16")
     told = plan.run(recipe, folder, memory_gib=0.001)
