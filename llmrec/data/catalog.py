@@ -8,7 +8,7 @@ import html
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,11 +18,22 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llmrec.data.files import replacing
+from llmrec.data.files import replacing, sha256_of
+from llmrec.data.mapped import Arrays, MappedArrays
 from llmrec.data.records import ITEM_ID, TITLE, Ints, Longs
+from llmrec.data.texts import Texts, positions_of
 
 RAW_TITLE, TITLE_RULE, GENRES = "raw_title", "title_rule", "genres"
 MAX_TITLE_CHARS = 200
+LARGE = 50_000  # items whose texts processes had better share
+_COLUMNS = (ITEM_ID, TITLE, RAW_TITLE, TITLE_RULE, GENRES)
+_ORDERED = (ITEM_ID, TITLE, RAW_TITLE)  # those that are looked for
+_FILES = MappedArrays(
+    "catalog",
+    {f"{name}-content": np.uint8 for name in _COLUMNS}
+    | {f"{name}-offsets": np.int64 for name in _COLUMNS}
+    | {f"{name}-order": np.int32 for name in _ORDERED},
+)
 
 # How a title came to be; the last three are suffixes that keep two equal titles apart.
 AS_GIVEN, CLEANED, UNTITLED = "as_given", "cleaned", "untitled"
@@ -45,22 +56,23 @@ class Catalog:
     """N items: `item_ids`, `titles` (clean, unique) and `raw_titles` (as the data had them).
 
     `title_rules` says how each title came to be, or is empty where nobody recorded it; `genres`
-    what the data say of each item, or is empty where they say nothing of any.
+    what the data say of each item, or is empty where they say nothing of any. Read from a file they
+    are tuples, or where there are LARGE or more `Texts` that all processes have mapped.
     """
 
-    item_ids: tuple[str, ...]
-    titles: tuple[str, ...]
-    raw_titles: tuple[str, ...]
-    title_rules: tuple[str, ...] = ()
-    genres: tuple[str, ...] = ()
+    item_ids: Sequence[str]
+    titles: Sequence[str]
+    raw_titles: Sequence[str]
+    title_rules: Sequence[str] = ()
+    genres: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.item_ids)
 
     @cached_property
-    def position_of(self) -> dict[str, int]:
+    def position_of(self) -> Mapping[str, int]:
         """item_id -> position."""
-        return {item_id: position for position, item_id in enumerate(self.item_ids)}
+        return positions_of(self.item_ids)
 
     def titles_at(self, positions: Sequence[int] | Ints) -> list[str]:
         """Titles of the given positions, in their order."""
@@ -79,11 +91,13 @@ class Catalog:
 
     @staticmethod
     def read(path: Path) -> "Catalog":
-        """Read what `write` wrote."""
+        """Read what `write` wrote; texts that are shared lie in a folder beside, `items`."""
+        if pq.read_metadata(path).num_rows >= LARGE:
+            folder = path.with_suffix("")
+            return _of_arrays(_FILES.shared(folder, sha256_of(path), lambda: _arrays_of(path)))
         table = pq.read_table(path)
-        names = (ITEM_ID, TITLE, RAW_TITLE, TITLE_RULE, GENRES)
         there = table.column_names
-        return Catalog(*(tuple(table[n].to_pylist()) if n in there else () for n in names))
+        return Catalog(*(tuple(table[n].to_pylist()) if n in there else () for n in _COLUMNS))
 
 
 def build_catalog(
@@ -160,6 +174,27 @@ def id_order(ids: npt.NDArray[np.object_]) -> Longs:
         values = np.array([int(text) for text in ids], dtype=np.int64)
         return np.lexsort([_text_rank(ids), values])  # "1" and "01" are two ids
     return np.argsort(_text_rank(ids))
+
+
+def _arrays_of(path: Path) -> Arrays:
+    """The columns of a catalog's file, one that is not there without a text."""
+    table, arrays = pq.read_table(path), Arrays()
+    none = pa.chunked_array([], pa.string())
+    for name in _COLUMNS:
+        texts = Texts.of(table[name] if name in table.column_names else none)
+        arrays |= {f"{name}-content": texts.content, f"{name}-offsets": texts.offsets}
+        if name in _ORDERED:
+            arrays[f"{name}-order"] = texts.order
+    return arrays
+
+
+def _of_arrays(arrays: Arrays) -> Catalog:
+    return Catalog(
+        *(
+            Texts(arrays[f"{name}-content"], arrays[f"{name}-offsets"], arrays.get(f"{name}-order"))
+            for name in _COLUMNS
+        )
+    )
 
 
 def _text_rank(ids: npt.NDArray[np.object_]) -> Longs:

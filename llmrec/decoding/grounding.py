@@ -15,6 +15,7 @@ from typing import Literal
 from rapidfuzz import fuzz, process
 
 from llmrec.data.catalog import Catalog, clean_title, normal_id
+from llmrec.data.texts import positions_of
 
 How = Literal["item_id", "exact", "normalised", "fuzzy", "ambiguous", "unknown"]
 Entry = str | Mapping[str, str]  # an item id or a title; {"id": ...} or {"title": ...}
@@ -48,8 +49,8 @@ class Grounder:
     def knows(self, said: Entry) -> bool:
         """Whether an entry is an id or a title to the letter, so that nothing is searched."""
         if isinstance(said, str):
-            return said in self._exact or normal_id(said) in self.catalog.position_of
-        return "id" in said or said["title"] in self._exact
+            return self._exactly(said) >= 0 or normal_id(said) in self.catalog.position_of
+        return "id" in said or self._exactly(said["title"]) >= 0
 
     def _one(self, said: Entry) -> LinkedItem:
         if not isinstance(said, str):
@@ -58,14 +59,15 @@ class Grounder:
             position = self.catalog.position_of.get(normal_id(said["id"]), -1)
             return LinkedItem(position, "unknown" if position < 0 else "item_id")
         by_id = self.catalog.position_of.get(normal_id(said), -1)
-        by_title = self._exact.get(said, by_id)
-        if by_id >= 0 and by_title != by_id:
+        by_title = self._exactly(said)
+        if by_id >= 0 and by_title not in (-1, by_id):
             return LinkedItem(-1, "ambiguous", positions=(by_id, by_title))
         return self._titled(said) if by_id < 0 else LinkedItem(by_id, "item_id")
 
     def _titled(self, entry: str) -> LinkedItem:
-        if entry in self._exact:
-            return LinkedItem(self._exact[entry], "exact")
+        position = self._exactly(entry)
+        if position >= 0:
+            return LinkedItem(position, "exact")
         key = normalised(entry)
         if len(self._normalised.get(key, ())) == 1:
             return LinkedItem(self._normalised[key][0], "normalised")
@@ -78,14 +80,18 @@ class Grounder:
             return LinkedItem(nearest[0], "fuzzy", title)
         return LinkedItem(-1, "unknown", title)
 
+    def _exactly(self, said: str) -> int:
+        """The item of a title or a raw title; a raw title of several items is no answer: -1."""
+        position = self._titles.get(said, -1)
+        return position if position >= 0 else self._raw_titles.get(said, -1)
+
     @cached_property
-    def _exact(self) -> dict[str, int]:
-        """Titles and raw titles; a raw title of several items is no answer."""
-        raw: dict[str, list[int]] = {}
-        for position, title in enumerate(self.catalog.raw_titles):
-            raw.setdefault(title, []).append(position)
-        single = {title: where[0] for title, where in raw.items() if len(where) == 1}
-        return single | {title: p for p, title in enumerate(self.catalog.titles)}
+    def _titles(self) -> Mapping[str, int]:
+        return positions_of(self.catalog.titles)
+
+    @cached_property
+    def _raw_titles(self) -> Mapping[str, int]:
+        return positions_of(self.catalog.raw_titles, single=True)
 
     @cached_property
     def _normalised(self) -> dict[str, list[int]]:

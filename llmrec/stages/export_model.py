@@ -154,7 +154,7 @@ def _facts(
         "prompt": prompt,
         "filter_seen": recipe.decode.filter_seen,
         "renormalise": recipe.decode.renormalise,
-        "longest_title": max(map(len, encoder.completions)),
+        "longest_title": encoder.completions.longest,
         "trie": digest.hexdigest(),
         "recipe": _without_paths(recipe),
         "provenance": provenance,

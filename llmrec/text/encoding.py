@@ -6,7 +6,7 @@ A title can hold the text of a control token, never its id (`parts`). Knows a to
 """
 
 import re
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, time
 from functools import cached_property
@@ -16,8 +16,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from llmrec.data.catalog import LARGE
+from llmrec.data.mapped import MappedArrays
+from llmrec.data.texts import Texts, digest_of, positions_of
 from llmrec.errors import RecipeError
-from llmrec.text.flat import BLOCK, FlatIds
+from llmrec.text.flat import BLOCK, Enclosed, FlatIds
 from llmrec.text.letters import LETTERS
 from llmrec.text.parts import Ids as Ids
 from llmrec.text.parts import Parts
@@ -49,7 +52,7 @@ class Context:
 
 
 NOTHING_ELSE = Context()
-LARGE = 50_000  # titles whose trie is worth a file
+_FILES = MappedArrays("title ids", {"ids": np.int32, "offsets": np.int64})
 
 
 @dataclass(frozen=True)
@@ -78,9 +81,10 @@ class PromptEncoder:
     titles, and with the longest completion behind it takes at most `max_tokens`. To keep to it the
     oldest title of the history that shows most is left out, again and again, the user's own among
     equals last, or the last vote where there are more of those; then whole demonstrations, the last
-    first. `tries`: a folder where the trie of a large catalog is kept, for other processes and the
-    next time. `today`: the day that a chat template which names one is given. `rows`: how many rows
-    the model's embedding has. `letters`: candidates are shown with letters, which are the answers.
+    first. `tries`: a folder where the trie of a large catalog is kept, and beside it its titles'
+    ids, for other processes and the next time. `today`: the day that a chat template which names
+    one is given. `rows`: how many rows the model's embedding has. `letters`: candidates are shown
+    with letters, which are the answers.
     """
 
     def __init__(
@@ -104,11 +108,7 @@ class PromptEncoder:
         self.titles, self.max_history, self.max_tokens = titles, max_history, max_tokens
         self.tries, self.letters = tries, letters
         self._parts = Parts(tokenizer, rows)
-        self.title_ids = FlatIds.of(
-            ids
-            for begin in range(0, len(titles), BLOCK)
-            for ids in self._parts.titles(list(titles[begin : begin + BLOCK]))
-        )
+        self.title_ids = self._title_ids()
         self._around = _chat_around(tokenizer, today) if form == "chat" else ("", "")
         self._pieces: dict[Hashable, list[Ids | int]] = {}
         empty = np.flatnonzero(np.diff(self.title_ids.offsets) == 0)
@@ -118,16 +118,44 @@ class PromptEncoder:
                 "tokenizer; give the item another title"
             )
 
+    def _title_ids(self) -> FlatIds:
+        """The titles' token ids, where there are many from a folder that processes share."""
+        if self._folder is None:
+            return self._encoded_titles()
+        folder = self._folder.with_name("title-ids")
+        return FlatIds(
+            **_FILES.shared(folder, self._title_key, lambda: vars(self._encoded_titles()))
+        )
+
+    def _encoded_titles(self) -> FlatIds:
+        return FlatIds.of(
+            ids
+            for begin in range(0, len(self.titles), BLOCK)
+            for ids in self._parts.titles(list(self.titles[begin : begin + BLOCK]))
+        )
+
+    @property
+    def _folder(self) -> Path | None:
+        """Where the trie is kept, and what of the titles is beside it; None: here alone."""
+        shares = len(self.titles) >= LARGE and self._parts.digest is not None
+        return self.tries if shares else None
+
     @cached_property
-    def completions(self) -> Sequence[Ids]:
+    def _title_key(self) -> str:
+        """What the titles' token ids are made from."""
+        texts = self.titles if isinstance(self.titles, Texts) else Texts.of_strings(self.titles)
+        return f"{self._parts.digest} {texts.digest}"
+
+    @cached_property
+    def completions(self) -> Enclosed:
         """(N,) token ids of the answer for each item, the end token last."""
         before, _, after = self._around_target
         return self.title_ids.between(before, after)
 
     @cached_property
-    def position_of(self) -> dict[str, int]:
+    def position_of(self) -> Mapping[str, int]:
         """The position of each title, to the letter."""
-        return {title: position for position, title in enumerate(self.titles)}
+        return positions_of(self.titles)
 
     def title_tokens(self, text: str) -> Ids:
         """Token ids of any text as if it were a title; as data, never control tokens."""
@@ -162,9 +190,14 @@ class PromptEncoder:
     @cached_property
     def trie(self) -> TitleTrie:
         """The TitleTrie of `completions`."""
-        if self.tries is None or len(self.titles) < LARGE:
-            return TitleTrie.from_sequences(self.completions)
-        return shared(self.completions, self.tries)
+        if self._folder is None:
+            return self._built_trie()
+        around = digest_of(self.completions.before, self.completions.after)
+        return shared(self._built_trie, self._folder, f"{self._title_key} {around}")
+
+    def _built_trie(self) -> TitleTrie:
+        flat = self.completions.flat()
+        return TitleTrie.from_flat(flat.ids, flat.offsets)
 
     def prompt(
         self, history: Sequence[int] | Ids, context: Context = NOTHING_ELSE
@@ -222,7 +255,7 @@ class PromptEncoder:
     @cached_property
     def room(self) -> int:
         """How many tokens a prompt may have."""
-        return self.max_tokens - max(map(len, self.completions))
+        return self.max_tokens - self.completions.longest
 
     @cached_property
     def _around_target(self) -> tuple[Ids, Ids, Ids]:

@@ -1,6 +1,7 @@
 """Token ids of many texts in one array: a list of as many arrays takes several times the memory."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice, pairwise
 from typing import overload
 
@@ -26,20 +27,14 @@ class FlatIds(Sequence[Ids]):
             lengths.append(np.array([len(text) for text in some], np.int64))
         return FlatIds(np.concatenate(blocks), np.cumsum(np.concatenate(lengths)))
 
-    def between(self, before: Ids, after: Ids) -> "FlatIds":
+    def between(self, before: Ids, after: Ids) -> "Enclosed":
         """The same, each text behind `before` and in front of `after`."""
-        count = len(self)
-        more = len(before) + len(after)
-        offsets = self.offsets + more * np.arange(count + 1)
-        ids = np.empty(offsets[-1], np.int32)
-        begins = offsets[:-1]
-        for place, token in enumerate(before):
-            ids[begins + place] = token
-        for place, token in enumerate(after):
-            ids[offsets[1:] - len(after) + place] = token
-        moved = np.repeat(begins + len(before) - self.offsets[:-1], np.diff(self.offsets))
-        ids[np.arange(len(self.ids)) + moved] = self.ids
-        return FlatIds(ids, offsets)
+        return Enclosed(self, before, after)
+
+    @property
+    def longest(self) -> int:
+        """How many ids the longest text has; 0 where there is none."""
+        return int(np.diff(self.offsets).max(initial=0))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -61,3 +56,51 @@ class FlatIds(Sequence[Ids]):
     def __iter__(self) -> Iterator[Ids]:
         bounds = self.offsets.tolist()
         return (self.ids[a:b] for a, b in pairwise(bounds))
+
+
+@dataclass(frozen=True)
+class Enclosed(Sequence[Ids]):
+    """Texts that each stand behind `before` and in front of `after`, put together when asked for:
+    all of them would be a second copy of the first."""
+
+    texts: FlatIds
+    before: Ids
+    after: Ids
+
+    @property
+    def longest(self) -> int:
+        """How many ids the longest has."""
+        return len(self.before) + self.texts.longest + len(self.after)
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @overload
+    def __getitem__(self, at: int) -> Ids: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> list[Ids]: ...
+
+    def __getitem__(self, at: int | slice) -> Ids | list[Ids]:
+        if isinstance(at, slice):
+            return [self._around(ids) for ids in self.texts[at]]
+        return self._around(self.texts[at])
+
+    def __iter__(self) -> Iterator[Ids]:
+        return map(self._around, self.texts)
+
+    def flat(self) -> FlatIds:
+        """The same, put together at once."""
+        plain, before, after = self.texts, self.before, self.after
+        offsets = plain.offsets + (len(before) + len(after)) * np.arange(len(self) + 1)
+        ids = np.empty(offsets[-1], np.int32)
+        for place, token in enumerate(before):
+            ids[offsets[:-1] + place] = token
+        for place, token in enumerate(after):
+            ids[offsets[1:] - len(after) + place] = token
+        moved = np.repeat(offsets[:-1] + len(before) - plain.offsets[:-1], np.diff(plain.offsets))
+        ids[np.arange(len(plain.ids)) + moved] = plain.ids
+        return FlatIds(ids, offsets)
+
+    def _around(self, ids: Ids) -> Ids:
+        return np.concatenate([self.before, ids, self.after], dtype=np.int32)

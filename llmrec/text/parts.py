@@ -5,6 +5,7 @@ put before every text, and a title must not become a control token: both are enc
 the tokenizer, without that blank, for titles without its added tokens too. Knows no template.
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
 from functools import cached_property
@@ -77,6 +78,14 @@ class Parts:
                     "control token; give the item another title"
                 )
         return ids
+
+    @cached_property
+    def digest(self) -> str | None:
+        """SHA-256 over all that titles' ids depend on but the titles; None: it cannot be told."""
+        if self._inner is None:
+            return None
+        said = [self._data.to_str(), sorted(self._control), self.rows]
+        return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
     @cached_property
     def _control(self) -> frozenset[int]:

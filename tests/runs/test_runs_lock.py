@@ -10,11 +10,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from llmrec.data import catalog as catalogs
+from llmrec.data.catalog import Catalog, build_catalog
 from llmrec.data.files import unique, write_json
 from llmrec.errors import RecipeError
 from llmrec.fetch import cache
 from llmrec.runs.lock import HOLDER, hold, holding, release
 from llmrec.text import trie_files
+from llmrec.text.trie import TitleTrie
 
 STARTER = (
     "import sys\nfrom pathlib import Path\nfrom llmrec import terminal\n"
@@ -171,20 +174,25 @@ def test_an_old_name_is_not_believed(tmp_path):
         holder.communicate("")
 
 
-def test_a_read_only_cache_and_run_folder_serve_readers(tmp_path, read_only):
+def test_a_read_only_cache_and_run_folder_serve_readers(tmp_path, read_only, monkeypatch):
     model = tmp_path / "models" / "smollm2-135m-instruct"
     model.mkdir(parents=True)
     write_json(model / cache.MANIFEST, {"files": {}})
     sequences = [np.array([1, 2], np.int32), np.array([3], np.int32)]
     run = tmp_path / "run"
     run.mkdir()
+    catalog = build_catalog(["1", "2"], ["One", "Two"])
+    catalog.write(run / "items.parquet")
+    monkeypatch.setattr(catalogs, "LARGE", 2)
     read_only(tmp_path)
     with pytest.raises(PermissionError):
         (run / "x").write_text("")
+    assert Catalog.read(run / "items.parquet") == catalog
     assert cache.fetch("model", "smollm2-135m-instruct", cache=tmp_path) == model
     hold(run, "evaluate")
-    assert len(trie_files.shared(sequences, run / "trie").items) == 2
-    assert not list(run.iterdir())
+    trie = TitleTrie.from_sequences(sequences)
+    assert trie_files.shared(lambda: trie, run / "trie", "key").items is trie.items
+    assert [path.name for path in run.iterdir()] == ["items.parquet"]
 
 
 def visible(root):

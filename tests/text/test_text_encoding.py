@@ -30,14 +30,37 @@ def test_the_tries_path_of_every_title_is_its_label(tokenizer):
         assert tokenizer.decode(ids[:-1]) == TITLES[position]
 
 
-def test_a_large_catalogs_trie_is_kept_in_a_folder(tokenizer, tmp_path, monkeypatch):
+def test_a_large_catalogs_trie_and_titles_are_kept_in_folders(tokenizer, tmp_path, monkeypatch):
     small = encoder_for(tokenizer, tries=tmp_path / "trie")
     assert len(small.trie) == len(TITLES)
-    assert not (tmp_path / "trie").exists()
+    assert not list(tmp_path.iterdir())
     monkeypatch.setattr(encoding, "LARGE", len(TITLES))
-    kept = encoder_for(tokenizer, tries=tmp_path / "trie")
-    assert kept.trie.tokens.tolist() == small.trie.tokens.tolist()
-    assert (tmp_path / "trie" / "trie.json").is_file()
+    encoder_for(tokenizer, tries=tmp_path / "trie").trie  # noqa: B018  writes them
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["title-ids", "trie"]
+
+    def refused(self):
+        raise AssertionError("made again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PromptEncoder, "_encoded_titles", refused)
+        patch.setattr(PromptEncoder, "_built_trie", refused)
+        kept = encoder_for(tokenizer, tries=tmp_path / "trie")
+        assert kept.trie.tokens.tolist() == small.trie.tokens.tolist()
+        for array in (kept.title_ids.ids, kept.title_ids.offsets, kept.trie.tokens):
+            assert isinstance(array.base, np.memmap)
+        assert [ids.tolist() for ids in kept.completions] == [
+            ids.tolist() for ids in small.completions
+        ]
+        assert kept.prompt([2, 0]).ids.tolist() == small.prompt([2, 0]).ids.tolist()
+        assert kept.room == small.room
+        with pytest.raises(AssertionError, match="made again"):
+            encoder_for(tokenizer, titles=[*TITLES[:-1], "Another"], tries=tmp_path / "trie")
+        with pytest.raises(AssertionError, match="made again"):
+            encoder_for(tokenizer, rows=len(tokenizer), tries=tmp_path / "trie")
+    another = encoder_for(tokenizer, titles=[*TITLES[:-1], "Another"], tries=tmp_path / "trie")
+    assert tokenizer.decode(another.title_ids[len(TITLES) - 1]) == "Another"
+    ends = another.trie.walk(another.completions[len(TITLES) - 1])
+    assert another.trie.items_at(int(ends[-1])).tolist() == [len(TITLES) - 1]
 
 
 def test_a_prompt_reads_as_its_template_and_knows_its_titles(tokenizer):

@@ -15,10 +15,9 @@ def test_texts_are_those_that_were_put_together(monkeypatch, block, before, afte
     texts = [rng.integers(0, 50, size).astype(np.int32) for size in (3, 0, 1, 5, 2, 0, 4)]
     made = FlatIds.of(iter(texts))
     around = made.between(np.array(before, np.int32), np.array(after, np.int32))
-    for found, expected in (
-        (made, texts),
-        (around, [np.concatenate([before, text, after]).astype(np.int32) for text in texts]),
-    ):
+    enclosed = [np.concatenate([before, text, after]).astype(np.int32) for text in texts]
+    assert (made.longest, around.longest) == (5, 5 + len(before) + len(after))
+    for found, expected in ((made, texts), (around, enclosed), (around.flat(), enclosed)):
         assert len(found) == len(texts)
         assert [ids.tolist() for ids in found] == [ids.tolist() for ids in expected]
         assert [found[i].tolist() for i in range(-7, 7)] == [

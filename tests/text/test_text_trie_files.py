@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
+from llmrec.data import mapped
 from llmrec.data.files import sha256_of
 from llmrec.errors import DataError
 from llmrec.text import trie_files
@@ -148,21 +149,21 @@ def test_a_write_that_fails_leaves_the_old_trie(folder, monkeypatch):
 
 
 def test_a_rename_that_fails_puts_the_old_trie_back(folder, monkeypatch):
-    replace = trie_files.os.replace
+    replace = mapped.os.replace
 
     def refuse_the_new(source, target):
         if source.name.endswith(".tmp") and target == folder:
             raise OSError("refused")
         replace(source, target)
 
-    monkeypatch.setattr(trie_files.os, "replace", refuse_the_new)
+    monkeypatch.setattr(mapped.os, "replace", refuse_the_new)
     with pytest.raises(OSError, match="refused"):
         trie_files.write(OTHER, folder, "titles 2")
     assert_same(trie_files.read(folder, "titles 1"), TRIE)
 
 
 def test_of_two_writers_one_wins(folder, monkeypatch):
-    replace = trie_files.os.replace
+    replace = mapped.os.replace
     shutil.copytree(folder, folder.parent / "theirs")
 
     def another_is_faster(source, target):
@@ -170,7 +171,7 @@ def test_of_two_writers_one_wins(folder, monkeypatch):
             replace(folder.parent / "theirs", folder)
         replace(source, target)
 
-    monkeypatch.setattr(trie_files.os, "replace", another_is_faster)
+    monkeypatch.setattr(mapped.os, "replace", another_is_faster)
     trie_files.write(OTHER, folder, "titles 2")
     assert_same(trie_files.read(folder, "titles 1"), TRIE)
     assert [p.name for p in folder.parent.iterdir()] == ["trie"]
@@ -185,23 +186,21 @@ def test_a_folder_of_other_things_is_never_replaced(tmp_path, folder):
     assert (folder / "notes.txt").read_text("utf-8") == "mine"
 
 
-def test_a_shared_trie_is_built_once_and_again_for_other_titles(tmp_path, monkeypatch):
-    titles = [np.array(t, np.int32) for t in ([5, 1, 0], [5, 2, 0], [7, 0])]
-    built, build = [], TitleTrie.from_sequences
+def test_a_shared_trie_is_built_once_and_again_for_another_key(tmp_path):
+    built, place = [], tmp_path / "trie"
 
-    def counted(sequences):
-        built.append(len(sequences))
-        return build(sequences)
+    def shared(trie, key):
+        def make():
+            built.append(key)
+            return trie
 
-    monkeypatch.setattr(TitleTrie, "from_sequences", staticmethod(counted))
-    first = trie_files.shared(titles, tmp_path / "trie")
-    assert_same(trie_files.shared(titles, tmp_path / "trie"), first)
-    assert built == [3]
+        return trie_files.shared(make, place, key)
+
+    first = shared(TRIE, "titles 1")
+    assert_same(shared(OTHER, "titles 1"), TRIE)
+    assert built == ["titles 1"]
     assert not first.tokens.flags.writeable
-    assert trie_files.shared(titles[:2], tmp_path / "trie").allowed([5]).tolist() == [1, 2]
-    # The same tokens cut otherwise are other titles.
-    cut = [np.array(t, np.int32) for t in ([5, 1], [0, 5, 2, 0], [7, 0])]
-    assert trie_files.shared(cut, tmp_path / "trie").allowed([]).tolist() == [0, 5, 7]
-    (tmp_path / "trie" / "tokens.npy").write_bytes(b"torn")
-    assert_same(trie_files.shared(titles, tmp_path / "trie"), first)
-    assert built == [3, 2, 3, 3]
+    assert_same(shared(OTHER, "titles 2"), OTHER)
+    (place / "tokens.npy").write_bytes(b"torn")
+    assert_same(shared(OTHER, "titles 2"), OTHER)
+    assert built == ["titles 1", "titles 2", "titles 2"]
