@@ -29,14 +29,14 @@ def main() -> None:
     """Measure and print."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--sizes", type=float, nargs="+", default=[1e5, 1e6])
+    options.add_argument("--shared-alone", action="store_true", help="without the third process")
     given = options.parse_args()
     for titles in map(int, given.sizes):
         with tempfile.TemporaryDirectory() as temporary:
             root = Path(temporary)
             in_a_process(written, root, titles)
-            found = {
-                how: in_a_process(opened, root, how == "own") for how in ("first", "mapped", "own")
-            }
+            hows = ("first", "mapped") if given.shared_alone else ("first", "mapped", "own")
+            found = {how: in_a_process(opened, root, how == "own") for how in hows}
             prompts = {json.dumps(said.pop("prompts")) for said in found.values()}
             if len(prompts) != 1:
                 raise SystemExit("the prompts differ")
@@ -104,7 +104,7 @@ def opened(root: Path, own: bool) -> dict:
 
 
 def private() -> int:
-    """Bytes that this process alone can have: those of no file, which others may have mapped too."""
+    """Bytes of memory that is of no file: what is of one, other processes may have mapped too."""
     said = Path("/proc/self/status").read_text("utf-8")
     return 1024 * int(re.search(r"RssAnon:\s+(\d+) kB", said)[1])
 
