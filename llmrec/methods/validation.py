@@ -36,13 +36,22 @@ def validation_of(
     decode = recipe.decode.model_copy(update={"top_k": wanted.k})
     with main_first():
         prompting = prompting_of(recipe, folder, encoder, "valid", valid)
-    histories = valid.histories()
+    asked = np.arange(len(valid))
+    if prompting.candidates is not None:  # a target that is not among them is a miss
+        asked = np.flatnonzero((prompting.candidates == valid.targets[:, None]).any(axis=1))
+        if not len(asked):
+            raise LlmrecError(
+                "no validation target is among its candidates; raise data.candidates.count or "
+                "data.subset.valid"
+            )
+        prompting = prompting.take(asked)
+    targets, histories = valid.targets[asked], prompting.histories
     closed = closed_items(histories, decode.filter_seen)
     grounded = TextGrounding(recipe, encoder)
 
     beside, log_q = recipe.objective.listwise, None
     if beside is not None and beside.fusion > 0:
-        log_q = read_log_q(folder.candidates("valid"))
+        log_q = read_log_q(folder.candidates("valid"))[asked]
     engine_of = live_engine(encoder, decode)
 
     @cache
@@ -55,16 +64,16 @@ def validation_of(
         prompts = prompting.ids(prompting.selected(engine)) if selects else unselected()
         lists: list[Ranking] = []
         if prompting.candidates is not None:
-            found = engine.choose(prompts, prompting.candidates, valid.targets)
+            found = engine.choose(prompts, prompting.candidates, targets)
             lists, nll = found.rankings, found.nll
             if beside is not None and log_q is not None:
                 lists, summed = fused(lists, prompting.candidates, log_q, beside.fusion)
-                nll = candidate_nll(summed, prompting.candidates, valid.targets)
+                nll = candidate_nll(summed, prompting.candidates, targets)
         elif wanted.metric != "nll" and wanted.answer == "constrained":
-            found = engine.rank(prompts, closed, targets=valid.targets)
+            found = engine.rank(prompts, closed, targets=targets)
             lists, nll = found.rankings, found.nll
         else:
-            nll = engine.nll(prompts, closed, valid.targets)
+            nll = engine.nll(prompts, closed, targets)
         open_nll = nll[np.isfinite(nll)]  # a repeated item cannot be recommended
         if len(open_nll) == 0:
             raise LlmrecError(
@@ -79,8 +88,8 @@ def validation_of(
             texts = grounded.written(engine, prompts)
             lists = grounded.rankings(model, texts, histories, wanted.k)
         positions = [ranking.positions for ranking in lists]
-        values = [metric(positions, valid.targets, wanted.k) for metric in (hit_rate, ndcg)]
-        means = np.stack(values, axis=1).mean(axis=0).tolist()
+        values = [metric(positions, targets, wanted.k) for metric in (hit_rate, ndcg)]
+        means = (np.stack(values, axis=1).sum(axis=0) / len(valid)).tolist()
         at_k = dict(zip(("hr", "ndcg"), means, strict=True))
         figures |= {f"valid_{name}@{wanted.k}": value for name, value in at_k.items()}
         return Validated((-at_k[wanted.metric], interval.mean), figures)

@@ -8,15 +8,19 @@ that the retriever missed say nothing. Weight 0 is the language model alone, and
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from llmrec.data.candidates import candidate_nll, read_candidates, read_log_q
-from llmrec.decoding.fusion import ranked, scores_of
+from llmrec.decoding.beam import Ranking
+from llmrec.decoding.fusion import fused, ranked, scores_of
 from llmrec.errors import LlmrecError
 from llmrec.evaluation.metrics import ndcg
+from llmrec.evaluation.predictions import Predictions
+from llmrec.inference.engine import Ranked
 from llmrec.recipe.systems import System
 from llmrec.systems.resources import Resources
 
@@ -51,11 +55,19 @@ def chosen_fusion(resources: Resources, system: System) -> Fusion:
     models, path = resources.language, resources.folder.candidates("valid")
     engine, prompting = models.engine(system), models.prompting("valid", valid)
     candidates = read_candidates(path)
-    prompts = prompting.ids(prompting.selected(engine))
-    scores = scores_of(engine.choose(prompts, candidates).rankings, candidates)
-    nll, scales, gain = compared(scores, read_log_q(path), candidates, valid.targets, wanted.grid)
-    weight = min(nll, key=lambda w: (nll[w], w))
-    held = int(_held(candidates, valid.targets).sum())
+    rows = np.flatnonzero(_held(candidates, valid.targets))  # the others are misses at any weight
+    if not len(rows):
+        raise LlmrecError(
+            "the retriever proposes no validation target, so no weight can be chosen; raise "
+            "data.candidates.count or set decode.fusion.weight to a number"
+        )
+    asked, among = prompting.take(rows), candidates[rows]
+    prompts = asked.ids(asked.selected(engine))
+    scores = scores_of(engine.choose(prompts, among).rankings, among)
+    nll, scales, gain = compared(
+        scores, read_log_q(path)[rows], among, valid.targets[rows], wanted.grid
+    )
+    weight, held = min(nll, key=lambda w: (nll[w], w)), len(rows)
     if held < FEW:
         log.warning(
             "recommend: the weight of %s is chosen on %d validation targets, those of %d that the "
@@ -72,7 +84,7 @@ def chosen_fusion(resources: Resources, system: System) -> Fusion:
             "scale": scales[weight],
             "valid_targets": held,
             "valid_nll": {f"{w:g}": value for w, value in nll.items()},
-            f"valid_ndcg@{CHOSEN_AT}": {f"{w:g}": value for w, value in gain.items()},
+            f"valid_ndcg@{CHOSEN_AT}": {f"{w:g}": v * held / len(valid) for w, v in gain.items()},
         },
     )
 
@@ -80,29 +92,44 @@ def chosen_fusion(resources: Resources, system: System) -> Fusion:
 def compared(
     scores: Doubles, log_q: Doubles, candidates: Items, targets: Items, grid: Sequence[float]
 ) -> tuple[dict[float, float], dict[float, float], dict[float, float]]:
-    """For each weight the mean NLL at the scale that suits it best, that scale, and the mean NDCG
-    of all users.
+    """For each weight the mean NLL at the scale that suits it best, that scale, and the mean NDCG.
 
-    scores, log_q, candidates (U, C); targets (U,). Raises LlmrecError where no target is among its
-    candidates.
+    scores, log_q, candidates (U, C); targets (U,), each among its candidates.
     """
-    held = _held(candidates, targets)
-    if not held.any():
-        raise LlmrecError(
-            "the retriever proposes no validation target, so no weight can be chosen; raise "
-            "data.candidates.count or set decode.fusion.weight to a number"
-        )
     nll, best, gain = {}, {}, {}
     for weight in grid:
         summed = scores + weight * log_q
-        costs = [
-            candidate_nll(scale * summed[held], candidates[held], targets[held]).mean()
-            for scale in SCALES
-        ]
+        costs = [candidate_nll(scale * summed, candidates, targets).mean() for scale in SCALES]
         nll[weight], best[weight] = float(min(costs)), float(SCALES[np.argmin(costs)])
         lists = [ranking.positions for ranking in ranked(candidates, summed)]
         gain[weight] = float(ndcg(lists, targets, CHOSEN_AT).mean())
     return nll, best, gain
+
+
+def fused_with_alone(
+    resources: Resources, system: System, fusion: Fusion, log_q: Doubles
+) -> tuple[Ranked, float] | None:
+    """A fused system's answers for the test split, from those that the same model gave alone.
+
+    Those hold all candidates with their scores, so nothing is read again; also the seconds that
+    they took. None where they do not stand. Every process calls this.
+    """
+    from llmrec.runs.processes import main_only  # brings torch
+
+    alone, among = resources.artifact(System(system.weights)), resources.candidates
+
+    def found() -> tuple[Ranked, float] | None:
+        selects = resources.recipe.demonstrations is not None  # and keeps whom, as it answers
+        if selects or among is None or alone.facts_or_none() is None:
+            return None
+        said = Predictions.read(alone.place)
+        items, scores = said.items.reshape(among.shape), said.scores.reshape(among.shape)
+        rankings = list(map(Ranking, items, scores, repeat(True)))
+        lists, summed = fused(rankings, among, log_q, fusion.weight, fusion.scale)
+        nll = candidate_nll(summed, among, resources.test.targets)
+        return Ranked(lists, nll), said.info.seconds
+
+    return main_only(found)
 
 
 def _held(candidates: Items, targets: Items) -> npt.NDArray[np.bool_]:

@@ -20,7 +20,7 @@ from llmrec.inference.similar_users import shortfalls
 from llmrec.recipe.systems import System
 from llmrec.runs.batch_files import answer_in_parts, collected, discard
 from llmrec.systems.cold_items import asked_among, asks, cold_items, places_said
-from llmrec.systems.fusion import chosen_fusion, served_fusion
+from llmrec.systems.fusion import chosen_fusion, fused_with_alone, served_fusion
 from llmrec.systems.guidance import chosen_guidance, served_guidance
 from llmrec.systems.language_models import adapter_of_system
 from llmrec.systems.resources import Resources
@@ -74,17 +74,17 @@ def predictions_of(resources: Resources, system: System, split: str) -> Predicti
             size = len(resources.catalog)
             places = asked_among(engine, prompts, targets, cold, size, mine, weight)
         return [
-            {
-                "items": ranking.positions.tolist(),
-                "scores": ranking.scores.tolist(),
-                "proven": ranking.certified,
-                "nll": float(nll) if np.isfinite(nll) else None,
-                **({} if cold is None else {"cold_place": place}),
-            }
-            for ranking, nll, place in zip(found.rankings, found.nll, places, strict=True)
+            {**said, **({} if cold is None else {"cold_place": place})}
+            for said, place in zip(_said(found), places, strict=True)
         ]
 
-    answers, seconds = answered(resources, system, split, ranked)
+    known = None
+    if fusion is not None and split == "test":
+        known = fused_with_alone(resources, system, fusion, log_q)
+    if known is None:
+        answers, seconds = answered(resources, system, split, ranked)
+    else:
+        answers, seconds = _said(known[0]), known[1]
     if not resources.language.is_main_process:
         return None
     if resources.candidates is None:
@@ -111,6 +111,19 @@ def predictions_of(resources: Resources, system: System, split: str) -> Predicti
     )
     discard(resources.batch_files(system, split))
     return predictions
+
+
+def _said(found: Ranked) -> list[dict[str, Any]]:
+    """What answers say of their rankings."""
+    return [
+        {
+            "items": ranking.positions.tolist(),
+            "scores": ranking.scores.tolist(),
+            "proven": ranking.certified,
+            "nll": float(nll) if np.isfinite(nll) else None,
+        }
+        for ranking, nll in zip(found.rankings, found.nll, strict=True)
+    ]
 
 
 def _kept(resources: Resources, system: System) -> dict[str, Any]:

@@ -221,6 +221,19 @@ def test_validation_is_among_the_candidates(recipe_of, task):
     assert validation_of(by_nll, folder, encoder)(model).score == measured.score[1:]
 
 
+def test_what_the_retriever_missed_counts_as_a_miss_in_validation(recipe_of):
+    proposed = ("data.candidates.from=popularity", "data.candidates.count=3")
+    recipe, folder = recipe_of(*proposed, "validation={metric: hr, k: 3}", "systems=[tuned]")
+    prepare.run(recipe, folder)
+    model = load_model(base_of(recipe), "cpu")
+    valid = Examples.read(folder.examples("valid"))
+    held = (read_candidates(folder.candidates("valid")) == valid.targets[:, None]).any(axis=1)
+    assert 0 < held.sum() < len(valid)
+    encoder = encoder_of(recipe, Catalog.read(folder.items))
+    measured = validation_of(recipe, folder, encoder)(model)
+    assert measured.figures["valid_hr@3"] == pytest.approx(held.mean())
+
+
 def test_training_shows_candidates_that_its_user_had_not_chosen_by_then(recipe_of, monkeypatch):
     recipe, folder = recipe_of(*AMONG, *QUICK, "rows.count=null", "systems=[tuned]")
     made = []

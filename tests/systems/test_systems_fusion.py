@@ -13,7 +13,9 @@ from llmrec.data.catalog import Catalog
 from llmrec.data.records import Examples
 from llmrec.errors import LlmrecError, RecipeError
 from llmrec.evaluation.predictions import Predictions
+from llmrec.inference.engine import Engine
 from llmrec.stages import prepare, recommend
+from llmrec.systems import fusion, language
 from llmrec.systems.fusion import FEW, compared
 from llmrec.systems.recommender import Recommender
 
@@ -88,21 +90,19 @@ def test_likelihoods_are_those_at_the_best_scale_over_the_targets_that_are_there
     rng = np.random.default_rng(0)
     candidates = np.stack([rng.permutation(9)[:4] for _ in range(40)]).astype(np.int32)
     scores, log_q = rng.normal(size=(2, 40, 4)) * 3
-    targets = np.where(np.arange(40) % 4 == 0, 9, candidates[:, 1]).astype(np.int32)
+    targets = candidates[:, 1]
     scores[:, 1] += 3
     nll, scales, gain = compared(scores, log_q, candidates, targets, [0.0, 1.5])
     for weight, found in nll.items():
-        held = (scores + weight * log_q)[targets < 9]
+        held = scores + weight * log_q
         costs = lambda s, held=held: -log_softmax(np.exp(s) * held, axis=1)[:, 1].mean()  # noqa: E731
         best = minimize_scalar(costs, bounds=(-4, 4), method="bounded").fun
         assert best <= found <= best + 0.01
-        there = candidate_nll(scales[weight] * held, candidates[targets < 9], targets[targets < 9])
+        there = candidate_nll(scales[weight] * held, candidates, targets)
         assert there.mean() == pytest.approx(found)
         places = (held > held[:, 1:2]).sum(axis=1)
         assert gain[weight] == pytest.approx((1 / np.log2(places + 2)).sum() / 40)
     assert nll[0.0] < nll[1.5]
-    with pytest.raises(LlmrecError, match="proposes no validation target"):
-        compared(scores, log_q, candidates, np.full(40, 9, np.int32), [0.0])
 
 
 def test_a_retriever_that_knows_beats_a_model_that_does_not_and_the_other_way_round():
@@ -122,3 +122,50 @@ def test_what_fusion_needs_is_said(recipe_of):
     for given in ("data.candidates=3", "data.candidates=null"):
         with pytest.raises(RecipeError, match=r"data\.candidates"):
             recipe_of(given, SYSTEMS)
+
+
+def test_what_the_model_said_alone_is_not_asked_again(recipe_of, monkeypatch):
+    both = recipe_of("name=both", *FROM, SYSTEMS)
+    fused = recipe_of("name=fused", *FROM, "systems=[untuned_fused]")
+    for recipe, folder in (both, fused):
+        prepare.run(recipe, folder)
+    recommend.run(*fused)
+
+    def asked(resources, system, *given):
+        assert system.name == "untuned"
+        return answered(resources, system, *given)
+
+    answered = language.answered
+    monkeypatch.setattr(language, "answered", asked)
+    recommend.run(*both)
+    one, other = (
+        Predictions.read(folder.predictions("untuned_fused")) for _, folder in (fused, both)
+    )
+    alone = Predictions.read(both[1].predictions("untuned"))
+    assert one.items.tolist() == other.items.tolist()
+    assert one.scores.tolist() == other.scores.tolist()
+    np.testing.assert_array_equal(one.nll, other.nll)
+    for name in ("weight", "scale", "valid_nll"):
+        assert one.info.hyperparameters[name] == other.info.hyperparameters[name]
+    assert other.info.seconds == alone.info.seconds
+
+
+def test_only_users_whose_target_is_proposed_choose_and_none_is_told(recipe_of, monkeypatch):
+    few = ("data.candidates.from=popularity", "data.candidates.count=3")
+    recipe, folder = recipe_of(*few, "systems=[untuned_fused]")
+    prepare.run(recipe, folder)
+    valid, path = Examples.read(folder.examples("valid")), folder.candidates("valid")
+    held = (read_candidates(path) == valid.targets[:, None]).any(axis=1)
+    choose, read = Engine.choose, []
+
+    def counted(engine, prompts, *given):
+        read.append(len(prompts))
+        return choose(engine, prompts, *given)
+
+    monkeypatch.setattr(Engine, "choose", counted)
+    recommend.run(recipe, folder)
+    assert read[0] == held.sum() < len(valid)
+    folder.predictions("untuned_fused").unlink()
+    monkeypatch.setattr(fusion, "_held", lambda *_: np.zeros(len(valid), np.bool_))
+    with pytest.raises(LlmrecError, match="proposes no validation target"):
+        recommend.run(recipe, folder)
