@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# A short training run under each accelerate file this machine can use; SOFT's three steps, and
-# AdaptRec with the live model selecting users, under those that keep the model whole: the validation likelihoods should agree to about two decimals.
+# A short training run under each accelerate file this machine can use, once more with FlexAttention;
+# SOFT's three steps, and AdaptRec with the live model selecting users, under those that keep the
+# model whole: the validation likelihoods of each should agree to about two decimals.
 #   tools/gpu_check.sh            after `make setup`; needs at least one CUDA GPU, uses all it sees
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
@@ -27,6 +28,8 @@ for file in $files; do
     trained SFT "$file" 16 sft_ml100k rows.count=256 data.subset.valid=64 \
         train.gradient_accumulation_steps=1
 done
+trained flex one_gpu 16 sft_ml100k rows.count=256 data.subset.valid=64 \
+    train.gradient_accumulation_steps=1 model.attn_implementation=flex_attention
 for file in $files; do
     case $file in fsdp2 | zero3) continue ;; esac
     trained SOFT "$file" 8 soft_ml100k

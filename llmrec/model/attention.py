@@ -3,18 +3,24 @@
 transformers' sdpa copies a layer's keys and values to all query heads once it is given a mask, and
 makes numbers of a boolean mask in every layer. Here the query heads that share keys and values
 stand below each other as further queries of these, under a mask that is made once a pass for all
-layers. Without a mask attention is transformers' own.
+layers. Without a mask attention is transformers' own. For training there is FlexAttention besides,
+which is told in blocks of 128 tokens what to leave out, and makes no numbers of what is seen.
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-TREE_ATTENTION = "llmrec_tree"
+from llmrec.errors import RecipeError
+
+TREE_ATTENTION, TREE_BLOCKS = "llmrec_tree", "llmrec_tree_blocks"
+WIDTH = 64  # rows that are read in blocks are a multiple of it wide, so that shapes are few
 
 
 def with_tree_attention(model: Any) -> Any:
@@ -72,5 +78,56 @@ def tree_attention(
     return found.reshape(users, heads, length, -1).transpose(1, 2).contiguous(), None
 
 
+def with_tree_blocks(model: nn.Module) -> nn.Module:
+    """The model, whole trees read under a mask in blocks. Raises RecipeError where it cannot be."""
+    decoder = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
+    if not (decoder._supports_attention_backend and decoder._supports_flex_attn):
+        raise RecipeError(
+            f"model.attn_implementation: {decoder.config.model_type} cannot be read by "
+            "flex_attention; leave it at sdpa"
+        )
+    decoder.set_attn_implementation(TREE_BLOCKS)
+    return model
+
+
+def reads_blocks(model: nn.Module) -> bool:
+    """Whether it was made to by `with_tree_blocks`."""
+    decoders = (module for module in model.modules() if isinstance(module, PreTrainedModel))
+    return any(decoder.config._attn_implementation == TREE_BLOCKS for decoder in decoders)
+
+
+def block_mask(spans: Tensor) -> BlockMask:
+    """The mask of trees, of their spans (B, 2, S): a token sees those whose span it lies in."""
+    place, end = spans[:, 0], spans[:, 1]
+
+    def sees(row: Tensor, _: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        at = place[row, query]
+        return (place[row, key] <= at) & (at <= end[row, key])
+
+    rows, length = place.shape
+    return create_block_mask(
+        sees, rows, None, length, length, device=str(spans.device), _compile=spans.is_cuda
+    )
+
+
+def block_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | BlockMask | None,
+    **settings: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """`tree_attention` where the mask is one of blocks; what searches brings another."""
+    if isinstance(attention_mask, BlockMask):
+        found: tuple[Tensor, Tensor | None] = flex_attention_forward(
+            module, query, key, value, attention_mask, **settings
+        )
+        return found
+    return tree_attention(module, query, key, value, attention_mask, **settings)
+
+
 AttentionInterface.register(TREE_ATTENTION, tree_attention)
 AttentionMaskInterface.register(TREE_ATTENTION, sdpa_mask)
+AttentionInterface.register(TREE_BLOCKS, block_attention)
+AttentionMaskInterface.register(TREE_BLOCKS, sdpa_mask)

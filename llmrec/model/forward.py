@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 
 from llmrec.errors import RecipeError
-from llmrec.model.attention import TREE_ATTENTION, stacked_mask
+from llmrec.model.attention import TREE_ATTENTION, TREE_BLOCKS, block_mask, stacked_mask
 from llmrec.model.compiling import uncompiled
 from llmrec.text.tree import FlatTree
 
@@ -110,7 +111,7 @@ def forward_logits(
         output = model(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
-            attention_mask=mask_for(model, batch.mask),
+            attention_mask=mask_for(model, batch),
             past_key_values=cache,
             use_cache=cache is not None,
         )
@@ -153,11 +154,14 @@ def head_at(model: nn.Module, at: Tensor, tokens: Tensor | None = None) -> Itera
             head.forward = before
 
 
-def mask_for(model: nn.Module, mask: Tensor) -> Tensor:
-    """The boolean mask (B, 1, S, C) in the form that the model's attention takes."""
+def mask_for(model: nn.Module, batch: TreeBatch | StepBatch) -> Tensor | BlockMask:
+    """The batch's mask (B, 1, S, C) in the form that the model's attention takes."""
     inner = _inside(model)
     kind = inner.config._attn_implementation
-    if kind == TREE_ATTENTION:
+    if kind == TREE_BLOCKS and isinstance(batch, TreeBatch):
+        return block_mask(batch.spans)
+    mask = batch.mask
+    if kind in (TREE_ATTENTION, TREE_BLOCKS):
         # In the type that queries will have, so that no layer makes a copy of its own.
         kind_of_device = mask.device.type
         autocast = torch.is_autocast_enabled(kind_of_device)

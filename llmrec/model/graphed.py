@@ -19,17 +19,17 @@ from llmrec.errors import RecipeError
 from llmrec.model.forward import decoder_of
 from llmrec.model.graphs import Graphs, graphs_on
 
-MULTIPLE = 32  # a padded batch's width is a multiple of it
+MULTIPLE = 32  # the width of a batch that graphs read is a multiple of it
 SWITCH = "model.cuda_graphs"
 
 
-def padded(batch: dict[str, Any], rows: int) -> dict[str, Any]:
-    """A Softmax's batch of at most `rows` rows as one of just so many, a multiple of 32 wide.
+def padded(batch: dict[str, Any], rows: int, multiple: int = MULTIPLE) -> dict[str, Any]:
+    """A Softmax's batch of at most `rows` rows as one of just so many, a `multiple` wide.
 
     What is added sees itself alone, is seen by nothing and predicts nothing.
     """
     found, width = batch["input_ids"].shape
-    wide = -(-width // MULTIPLE) * MULTIPLE
+    wide = -(-width // multiple) * multiple
     ids, positions = batch["input_ids"].new_zeros((2, rows, wide))
     spans = torch.arange(wide, dtype=batch["spans"].dtype).repeat(rows, 2, 1)
     ids[:found, :width] = batch["input_ids"]

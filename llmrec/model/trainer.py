@@ -23,6 +23,7 @@ from transformers import PrinterCallback, TrainingArguments
 from llmrec import progress, stopping
 from llmrec.data import sealed as checkpoints
 from llmrec.errors import LlmrecError, RecipeError
+from llmrec.model.attention import WIDTH, reads_blocks
 from llmrec.model.callbacks import Epochs, Finite, Losses, Stopping, Watched, require_finite
 from llmrec.model.compiling import bare, of_any_size, require_compiler
 from llmrec.model.curriculum import Mixture
@@ -96,7 +97,7 @@ class TreeTrainer(SavingTrainer):
         self.curriculum, self.patience, self.refresh = curriculum, patience, refresh
         self.root, self.settings, self.period = Path(args.output_dir), settings, period
         self.begin = begin
-        self.cuda_graphs = cuda_graphs
+        self.cuda_graphs, self.in_blocks = cuda_graphs, reads_blocks(model)
         if cuda_graphs:
             launch_as_graphs(model)
         self.started = time.monotonic()
@@ -139,6 +140,8 @@ class TreeTrainer(SavingTrainer):
         batch = self.loss.prepare(rows)
         if self.cuda_graphs:
             batch = padded(batch, -(-self.args.train_batch_size // self.pieces))
+        elif self.in_blocks:
+            batch = padded(batch, len(rows), WIDTH)
         counts = torch.tensor([row.branch_count for row in rows])
         counted = (numbers != FILLER).float().repeat_interleave(counts)
         told = of_kind[batch["kinds"]] * counted * batch.pop("importance", 1.0)

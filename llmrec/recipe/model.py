@@ -55,6 +55,9 @@ class Model(Section):
     start_from: Word | None = None
     """A trained adapter, or a run that has one, whose weights training goes on from, with an
     optimiser and a schedule that begin afresh; null: an adapter that changes nothing yet."""
+    attn_implementation: Literal["sdpa", "flex_attention"] = "sdpa"
+    """What training reads rows by. flex_attention, on a CUDA GPU: what a token sees is told in
+    blocks, and no S x S mask is made; changes speed and memory alone, for long rows."""
     cuda_graphs: bool = False
     """On a CUDA GPU, the model's passes in training launched as graphs, which a small model's steps
     wait for otherwise; changes speed alone."""

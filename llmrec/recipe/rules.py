@@ -78,6 +78,11 @@ def _recomputes(recipe: Any) -> str:
     return next((name for name in names if recipe.train.get(name)), "")
 
 
+def _fixes_passes(recipe: Any) -> str:
+    compiles = "train.torch_compile" if recipe.train.get("torch_compile") else ""
+    return "model.cuda_graphs" if recipe.model.cuda_graphs else compiles
+
+
 def _has_votes(recipe: Any) -> bool:
     return any(system.asks_similar_users for system in parsed(recipe.systems))
 
@@ -138,6 +143,12 @@ RULES = (
         lambda r: r.model.cuda_graphs and _recomputes(r),
         "model.cuda_graphs captures passes that keep their activations, and train.{} drops or "
         "rewrites them; set one of the two to false",
+    ),
+    Rule(
+        "model",
+        lambda r: r.model.attn_implementation == "flex_attention" and _fixes_passes(r),
+        "model.attn_implementation: flex_attention compiles attention by itself, which {} does not "
+        "go with; set one of the two",
     ),
     Rule(
         "soft",

@@ -22,9 +22,10 @@ from llmrec.inference.from_recipe import base_of
 from llmrec.methods.method import Job, Kept
 from llmrec.methods.table import method_of
 from llmrec.methods.validation import validation_of
+from llmrec.model.attention import with_tree_blocks
 from llmrec.model.forward import require_tree_support
 from llmrec.model.kept_weights import BEST, CHECKPOINT, log_line, read_log
-from llmrec.model.loading import Lora, load_model, with_new_lora, with_weights
+from llmrec.model.loading import Lora, default_device, load_model, with_new_lora, with_weights
 from llmrec.model.settings import judged_by_libraries
 from llmrec.model.sharding import is_sharded
 from llmrec.model.trainer import TreeTrainer
@@ -248,6 +249,16 @@ def _has_tf32() -> bool:
 
 def model_of(recipe: Recipe, sharded: bool = False) -> Any:
     """The model as training begins: with a fresh adapter, or with the one that it starts from."""
+    in_blocks = recipe.model.attn_implementation == "flex_attention"
+    if in_blocks and default_device() != "cuda":
+        raise RecipeError(
+            "model.attn_implementation: flex_attention needs a CUDA GPU to train on; set sdpa"
+        )
+    model = _model_of(recipe, sharded)
+    return with_tree_blocks(model) if in_blocks else model
+
+
+def _model_of(recipe: Recipe, sharded: bool) -> Any:
     base, lora = replace(base_of(recipe), sharded=sharded), recipe.model.lora
     start = start_of(recipe)
     if lora is None:

@@ -1,5 +1,6 @@
 """Attention over stacked query heads is transformers' own, to the last rounding."""
 
+import copy
 import json
 
 import numpy as np
@@ -7,9 +8,19 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from llmrec.model.attention import TREE_ATTENTION, stacked_mask, tree_attention
+from llmrec.errors import RecipeError
+from llmrec.model.attention import (
+    TREE_ATTENTION,
+    block_mask,
+    reads_blocks,
+    stacked_mask,
+    tree_attention,
+    with_tree_blocks,
+)
 from llmrec.model.forward import StepBatch, collate, forward_logits, mask_for
 from llmrec.text.tree import Segment, TokenTree
+
+NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
 
 class Layer(torch.nn.Module):
@@ -98,10 +109,66 @@ def test_a_family_reads_a_tree_as_under_sdpa(tiny_model):
 
 
 def test_the_mask_has_the_type_that_queries_will_have(fresh_llama):
-    mask = drawn_mask(1, 4, 4)
-    assert mask_for(fresh_llama, mask).dtype == torch.float32
+    tokens = torch.zeros(1, 4, dtype=torch.int64)
+    batch = StepBatch(tokens, tokens, drawn_mask(1, 4, 4), tokens[0])
+    assert mask_for(fresh_llama, batch).dtype == torch.float32
     with torch.autocast("cpu", torch.bfloat16):
-        assert mask_for(fresh_llama, mask).dtype == torch.bfloat16
+        assert mask_for(fresh_llama, batch).dtype == torch.bfloat16
+
+
+def drawn_trees(count):
+    """Trees of like shapes with other tokens: a stem, two branches, one of them branching again."""
+    rng = np.random.default_rng(5)
+    trees = []
+    for _ in range(count):
+        lengths, parents = rng.integers(2, 40, 5), (-1, 0, 0, 2, 2)
+        parts = [rng.integers(3, 50, size).astype(np.int32) for size in lengths]
+        trees.append(TokenTree(tuple(map(Segment, parts, parents))).flatten())
+    return trees
+
+
+def test_a_mask_in_blocks_is_the_mask():
+    trees = drawn_trees(3)
+    batch = collate(trees, [tree.predictors for tree in trees])
+    found = block_mask(batch.spans)
+    size = batch.mask.shape[-1]
+    rows, places = torch.arange(3)[:, None, None], torch.arange(size)
+    seen = found.mask_mod(rows, 0, places[:, None], places)
+    torch.testing.assert_close(seen, batch.mask[:, 0])
+    assert tuple(found.shape) == (3, 1, size, size)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_CUDA)])
+def test_a_family_reads_trees_in_blocks_as_under_sdpa(tiny_model, device):
+    """Gradients too where the device has them: FlexAttention has none on a CPU."""
+    trees, model = drawn_trees(3), copy.deepcopy(tiny_model).to(device)
+    batch = collate(trees, [tree.predictors for tree in trees]).to(device)
+    if model.config.model_type == "gpt2":
+        with pytest.raises(RecipeError, match="gpt2 cannot be read by flex_attention"):
+            with_tree_blocks(model)
+        return
+    found = []
+    for attend in (lambda model: model, with_tree_blocks):
+        model = attend(model)
+        assert reads_blocks(model) == (attend is with_tree_blocks)
+        with torch.set_grad_enabled(device == "cuda"), torch.compiler.set_stance("force_eager"):
+            logits = forward_logits(model, batch)
+        gradients = []
+        if device == "cuda":
+            logits.float().log_softmax(-1)[:, 7].sum().backward()
+            gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+            model.zero_grad()
+        found.append([logits, *gradients])
+    assert len(found[0]) == len(found[1])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    with torch.no_grad():  # a search's passes have a mask that is no tree's
+        mask = drawn_mask(2, 6, 6) | torch.eye(6, dtype=torch.bool)
+        tokens = torch.arange(6).expand(2, 6)
+        step = StepBatch(tokens, tokens, mask, torch.arange(12)).to(device)
+        ours = forward_logits(model, step)
+        model.set_attn_implementation(TREE_ATTENTION)
+        torch.testing.assert_close(forward_logits(model, step), ours, rtol=1e-5, atol=1e-5)
 
 
 def test_padding_sees_itself_alone_and_nothing_sees_it():
