@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -58,6 +58,12 @@ class Ranked:
     nll: Doubles
 
 
+class OfUsers(Protocol):
+    """(E, N) numbers, those of some of E users at a time: an array, or what makes them."""
+
+    def __getitem__(self, users: Batch, /) -> Doubles: ...
+
+
 class Engine:
     """A language model that is asked behind prompts, as `decode` says.
 
@@ -98,7 +104,7 @@ class Engine:
         top_k: int | None = None,
         *,
         targets: Items | None = None,
-        probabilities: Doubles | None = None,
+        probabilities: OfUsers | None = None,
         weight: float = 1.0,
         shut: Items | None = None,
     ) -> Ranked:
@@ -177,7 +183,7 @@ class Engine:
         prompts: Sequence[Ids],
         closed: Sequence[Items],
         targets: Items,
-        probabilities: Doubles | None = None,
+        probabilities: OfUsers | None = None,
         shut: Items | None = None,
     ) -> Iterator[tuple[Batch, PathScores]]:
         """The choices on the way to each target, batch by batch with the numbers of its prompts.
@@ -283,7 +289,7 @@ class Engine:
     def _open_items(
         self,
         closed: Sequence[Items],
-        probabilities: Doubles | None,
+        probabilities: OfUsers | None,
         batch: Batch,
         shut: Items | None = None,
     ) -> OpenItems:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from llmrec.baselines.ranking import chunks
 from llmrec.evaluation.predictions import Predictions, SystemInfo
 from llmrec.recipe.systems import System
 from llmrec.runs.batch_files import discard
@@ -42,14 +43,16 @@ def predictions_of(resources: Resources, system: System) -> Predictions | None:
     texts = {split: [a["text"] for a in found] for split, found in answers.items()}
     fusion = _fusion(resources, system, texts.get("valid"))
     grounded, test = models.grounded, resources.test
-    rankings = grounded.rankings(
-        models.engine(system).model,
-        texts["test"],
-        test.histories(),
-        resources.recipe.decode.top_k,
-        fusion.probabilities(resources, test.histories()),
-        fusion.gamma,
-    )
+    histories, rankings = test.histories(), []
+    for part in chunks(len(test), len(resources.catalog)):
+        rankings += grounded.rankings(
+            models.engine(system).model,
+            texts["test"][part],
+            histories[part],
+            resources.recipe.decode.top_k,
+            fusion.probabilities(resources, histories[part]),
+            fusion.gamma,
+        )
     info = SystemInfo(
         system.name,
         system.kind,

@@ -18,6 +18,20 @@ _DESCRIBED = ("guided_by", "guide", "weight", "valid_nll")
 
 
 @dataclass(frozen=True)
+class Rows:
+    """(U, N) a fitted baseline's probabilities, made of the users who are asked for, when they are:
+    those of all would be an array of users x items."""
+
+    resources: Resources
+    scorer: Any
+    histories: Sequence[npt.NDArray[np.int32]]
+
+    def __getitem__(self, users: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        asked = [self.histories[user] for user in users.tolist()]
+        return self.resources.probabilities(self.scorer, asked)
+
+
+@dataclass(frozen=True)
 class Guidance:
     """A fitted baseline under its name; `weight` of the language model, and of the baseline 1
     less that; what is kept of how these were chosen."""
@@ -31,6 +45,10 @@ class Guidance:
     ) -> npt.NDArray[np.float64]:
         """(U, N) the baseline's probabilities."""
         return resources.probabilities(self.scorer, histories)
+
+    def rows(self, resources: Resources, histories: Sequence[npt.NDArray[np.int32]]) -> Rows:
+        """The same, user by user."""
+        return Rows(resources, self.scorer, histories)
 
 
 def chosen_guidance(resources: Resources, system: System) -> Guidance:
@@ -97,7 +115,7 @@ def _valid_nll(
         prompting.ids(prompting.selected(engine)),
         closed_items(valid.histories(), resources.recipe.decode.filter_seen),
         valid.targets,
-        resources.probabilities(scorer, valid.histories()),
+        Rows(resources, scorer, valid.histories()),
     ):
         counted += int(paths.reachable.sum())
         for weight in grid:

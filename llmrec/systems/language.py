@@ -43,7 +43,7 @@ def predictions_of(resources: Resources, system: System, split: str) -> Predicti
         hyperparameters |= fusion.described
         log_q = read_log_q(resources.folder.candidates(split))
     weight = 1.0 if guidance is None else guidance.weight
-    q = None if guidance is None else guidance.probabilities(resources, histories)
+    q = None if guidance is None else guidance.rows(resources, histories)
 
     cold = None
     if split == "test" and asks(resources.recipe, examples):

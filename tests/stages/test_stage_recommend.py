@@ -15,6 +15,7 @@ from llmrec.evaluation.predictions import Predictions
 from llmrec.stages import evaluate, recommend, recommend_histories, train
 from llmrec.systems.linking import Linker
 from llmrec.systems.raw_histories import read_histories
+from llmrec.systems.resources import Resources
 
 
 @pytest.fixture
@@ -58,6 +59,28 @@ def test_a_likelihood_of_all_items_sums_to_one(finished):
     markov = Predictions.read(folder.predictions("markov"))
     np.testing.assert_allclose(guided.nll, markov.nll, atol=1e-6)
     assert guided.items.tolist() == markov.items.tolist()
+
+
+def test_guidance_is_made_for_the_users_that_are_read_together(finished, monkeypatch):
+    """Of all of them at once it would be an array of users x items."""
+    recipe, folder = finished
+    small = recipe.model_copy(
+        update={
+            "systems": ["tuned_guided"],
+            "decode": recipe.decode.model_copy(update={"batch_size": 5}),
+        }
+    )
+    made, asked = Resources.probabilities, []
+
+    def counted(resources, scorer, histories):
+        asked.append(len(histories))
+        return made(resources, scorer, histories)
+
+    monkeypatch.setattr(Resources, "probabilities", counted)
+    recommend.run(small, folder)
+    assert max(asked) == 5
+    users = len(Examples.read(folder.examples("test")))
+    assert sum(asked) >= users + len(Examples.read(folder.examples("valid")))
 
 
 def test_an_interrupted_run_goes_on_by_batch_to_the_same_answers(finished, request):
