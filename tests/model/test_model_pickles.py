@@ -165,7 +165,7 @@ def test_a_trie_an_index_and_an_encoder(hostile, tmp_path):
     write_json(encoder / "modules.json", [{"type": "sentence_transformers.models.Dense"}])
     for content in hostile.values():
         for path, about, keys in (
-            (trie / "tokens.npy", trie / trie_files.MANIFEST, ("arrays", "tokens")),
+            (trie / "tokens.npy", trie / trie_files.FILES.manifest, ("arrays", "tokens")),
             (index / INDEX_FILE, index / ABOUT_FILE, ()),
         ):
             path.write_bytes(content)
