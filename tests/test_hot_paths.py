@@ -65,6 +65,8 @@ def brought_back(function):
                 chained = isinstance(inner, ast.Call) and isinstance(inner.func, ast.Attribute)
                 if not (chained and inner.func.attr == "cpu" and called.attr == "numpy"):
                     yield node.lineno
+            if isinstance(called, ast.Name) and called.id == "fetched":
+                yield node.lineno
             makes_a_number = isinstance(called, ast.Name) and called.id in ("bool", "float", "int")
             if makes_a_number and not isinstance(node.args[0], ast.Constant):
                 yield node.lineno
@@ -126,5 +128,5 @@ def test_a_meeting_of_some_is_seen(source):
 
 
 def test_values_brought_back_are_seen():
-    source = "def f(x):\n    a = x.item()\n    b = float(x)\n    return x.double().cpu().numpy()"
-    assert len(list(brought_back(ast.parse(source)))) == 3
+    source = "def f(x):\n    a = x.item()\n    b = float(x)\n    c = fetched(x)\n    return x.cpu()"
+    assert len(list(brought_back(ast.parse(source)))) == 4

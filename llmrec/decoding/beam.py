@@ -29,6 +29,7 @@ from llmrec.decoding.beam_state import (
 )
 from llmrec.decoding.open_items import OpenItems, child_log_probabilities
 from llmrec.decoding.shared_prompt import SharedPrompt, normalisers
+from llmrec.model.in_flight import fetched
 from llmrec.text.trie import TREE_ROOT
 
 Longs = npt.NDArray[np.int64]
@@ -213,7 +214,7 @@ def _places(
     step = np.zeros(len(child))
     if scoring.over_children:
         step[among] = child_log_probabilities(
-            values.double().cpu().numpy(),
+            fetched(values),
             owner[among],
             open_items,
             users[owner[among]],
@@ -221,7 +222,7 @@ def _places(
             scoring.guidance,
         )
     else:
-        step[among] = (values - normalisers(logits)[rows]).double().cpu().numpy()
+        step[among] = fetched(values - normalisers(logits)[rows])
     # No probability is above 1, whatever float32 rounds to: what is given up relies on it.
     return Places.of(nodes, depth, owner, child, np.minimum(step, 0.0))
 

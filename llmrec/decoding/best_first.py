@@ -18,6 +18,7 @@ import torch
 from llmrec.decoding.beam import Ranking, Scoring
 from llmrec.decoding.open_items import OpenItems, child_log_probabilities
 from llmrec.decoding.shared_prompt import SharedPrompt, normalisers
+from llmrec.model.in_flight import fetched
 from llmrec.text.trie import TREE_ROOT
 
 Longs = npt.NDArray[np.int64]
@@ -232,7 +233,7 @@ def _branched(
         device = logits.device
         values = logits[torch.from_numpy(owner).to(device), columns(tokens.astype(np.int64))]
         step = child_log_probabilities(
-            values.double().cpu().numpy(), owner, open_items, at.user[owner], node, scoring.guidance
+            fetched(values), owner, open_items, at.user[owner], node, scoring.guidance
         )
     else:
         step = _of_vocabulary(logits, owner, tokens)
@@ -264,7 +265,7 @@ def _of_vocabulary(
     token = torch.from_numpy(tokens.astype(np.int64)).to(logits.device)
     # No probability is above 1, whatever float32 rounds to: the proof relies on it.
     values = (logits[row, token].float() - normalisers(logits)[row]).clamp(max=0.0)
-    return values.double().cpu().numpy()
+    return fetched(values)
 
 
 def _ranking(ended: _Places, open_items: OpenItems, proven: bool) -> Ranking:

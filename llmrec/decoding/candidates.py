@@ -15,6 +15,7 @@ import torch
 from llmrec.decoding.beam import Ranking
 from llmrec.decoding.open_items import segment_log_softmax
 from llmrec.decoding.shared_prompt import SharedPrompt, normalisers
+from llmrec.model.in_flight import fetched
 from llmrec.model.softmax import segment_logsumexp
 from llmrec.text.trie import TitleTrie
 
@@ -166,15 +167,15 @@ def _steps(
         mine = np.isin(parents, nodes)
         row = torch.from_numpy(np.searchsorted(nodes, parents[mine])).to(rows.device)
         tokens = torch.from_numpy(forest.token[of_asked[mine]]).to(rows.device)
-        logits[of_asked[mine]] = rows[row, tokens].double().cpu().numpy()
+        logits[of_asked[mine]] = fetched(rows[row, tokens])
         if trie is not None and len(nodes):
             children, owner = trie.children_of(forest.catalog[nodes])
             continuing = torch.from_numpy(trie.tokens[children].astype(np.int64)).to(rows.device)
             of = torch.from_numpy(owner).to(rows.device)
             found = segment_logsumexp(rows[of, continuing].double(), of, len(nodes))
-            normaliser[nodes] = found.cpu().numpy()
+            normaliser[nodes] = fetched(found)
         elif not renormalise and len(nodes):
-            normaliser[nodes] = normalisers(rows).double().cpu().numpy()
+            normaliser[nodes] = fetched(normalisers(rows))
 
     take(np.arange(users), prompts.logits)
     columns = _columns(forest, asked)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from llmrec.decoding.shared_prompt import SharedPrompt
+from llmrec.model.in_flight import fetched
 
 Longs = npt.NDArray[np.int64]
 Doubles = npt.NDArray[np.float64]
@@ -101,7 +102,7 @@ def _candidates(state: _Beams, logits: torch.Tensor, keep: int) -> _Candidates:
     user, beam = np.nonzero(np.isfinite(state.score))
     values, tokens = logits.float().topk(min(keep, logits.shape[-1]), dim=-1)
     log_p = values - torch.logsumexp(logits.float(), dim=-1, keepdim=True)
-    score = (state.score[user, beam][:, None] + log_p.double().cpu().numpy()).ravel()
+    score = (state.score[user, beam][:, None] + fetched(log_p)).ravel()
     token = tokens.cpu().numpy().ravel()
     user, beam = (np.repeat(x, tokens.shape[1]) for x in (user, beam))
     order = np.lexsort((token, beam, -score, user))

@@ -14,6 +14,7 @@ import torch
 
 from llmrec.decoding.open_items import OpenItems, child_log_probabilities
 from llmrec.decoding.shared_prompt import SharedPrompt
+from llmrec.model.in_flight import fetched
 
 Longs = npt.NDArray[np.int64]
 Doubles = npt.NDArray[np.float64]
@@ -83,7 +84,7 @@ def path_scores(
     user, step, following = user[open_choice], step[open_choice], following[open_choice]
     logits = _logits(prompts, completions, targets, user, step, evenly)
     tokens = prompts.columns(trie.tokens[children].astype(np.int64))
-    picked = logits[torch.from_numpy(owner).to(logits.device), tokens].double().cpu().numpy()
+    picked = fetched(logits[torch.from_numpy(owner).to(logits.device), tokens])
     chosen = np.flatnonzero(children == following[owner])
     return PathScores(user, owner, chosen, picked, children, sharing, reachable, open_items)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import dataclass
-from functools import cache, cached_property, lru_cache
+from functools import cache, cached_property, lru_cache, partial
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -30,6 +30,7 @@ from llmrec.decoding.likelihood import PathScores, path_scores
 from llmrec.decoding.open_items import OpenItems
 from llmrec.decoding.shared_prompt import Head, SharedPrompt
 from llmrec.errors import RecipeError
+from llmrec.model.in_flight import by_turns, fetched
 from llmrec.model.loading import adapter_off
 from llmrec.model.memory import Halves
 from llmrec.model.softmax import FullSoftmax
@@ -232,7 +233,7 @@ class Engine:
             with torch.no_grad():
                 found = softmax.branch_log_probabilities(self.model, prepared)
             ends = np.cumsum([tree.branch_count for tree in some])
-            return np.split(found.double().cpu().numpy(), ends[:-1])
+            return np.split(fetched(found), ends[:-1])
 
         lengths = [len(tree.input_ids) for tree in trees]
         return self._each(batches(lengths, tokens=TREE_TOKENS, shortest_first=True), answer)
@@ -258,9 +259,11 @@ class Engine:
         """What all batches are answered, in the order of their indices."""
         found: dict[int, T] = {}
         with self._state():
-            for number in share_of(len(plan)) if self._shared else range(len(plan)):
-                batch = plan[number]
-                answers = self._halves.answer(batch, answer) if not self._evenly else answer(batch)
+            numbers = share_of(len(plan)) if self._shared else list(range(len(plan)))
+            mine = [plan[number] for number in numbers]
+            ask = answer if self._evenly else partial(self._halves.answer, ask=answer)
+            together = 1 if self._evenly else self.decode.batches_in_flight
+            for batch, answers in zip(mine, by_turns(together, ask, mine), strict=True):
                 found |= zip(batch.tolist(), answers, strict=True)
         if self._shared:
             found = gathered(found)

@@ -6,10 +6,11 @@ Knows neither names of models nor where they are kept: it takes a local folder o
 import json
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from peft import (
@@ -29,6 +30,8 @@ from llmrec.errors import LlmrecError, RecipeError
 from llmrec.model.attention import with_tree_attention
 from llmrec.model.trust import require_pinned_code, require_safe_adapter, require_safe_model
 
+# How often the adapter of a model is off at the moment, and what switches it back.
+_off: WeakKeyDictionary[PeftModel, tuple[int, ExitStack]] = WeakKeyDictionary()
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": "auto"}
 
 
@@ -194,13 +197,33 @@ def adapter_off(model: nn.Module) -> Iterator[None]:
 
     The PEFT model may lie inside a distributed wrapper; without one nothing is switched. On
     leaving, every module's training mode and every parameter's requires_grad are as on entry.
+    Several may be open, for batches that take turns; the last to leave switches back.
     """
     tuned = next((m for m in model.modules() if isinstance(m, PeftModel)), None)
+    if tuned is None:
+        yield
+        return
+    count, back = _off.get(tuned, (0, ExitStack()))
+    if count == 0:
+        back.enter_context(_switched_off(model, tuned))
+    _off[tuned] = count + 1, back
+    try:
+        yield
+    finally:
+        count = _off.pop(tuned)[0] - 1
+        if count:
+            _off[tuned] = count, back
+        else:
+            back.close()
+
+
+@contextmanager
+def _switched_off(model: nn.Module, tuned: PeftModel) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     # Switched on again, PEFT calls every weight of the active adapter trainable, frozen or not.
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
-        with tuned.disable_adapter() if tuned is not None else nullcontext():
+        with tuned.disable_adapter():
             yield
     finally:
         for module, mode in modes:

@@ -106,6 +106,9 @@ class Decode(Section):
     """Users decoded at a time; changes speed alone."""
     batch_tokens: Count | None = None
     """Tokens of prompts at a time, at most; null: batch_size alone decides."""
+    batches_in_flight: Annotated[int, Field(ge=1, le=8)] = 1
+    """Batches that take turns, one on the GPU while the host works on another, each with memory of
+    its own; changes speed alone."""
     cuda_graphs: bool = False
     """On a CUDA GPU, each pass of the search launched as one graph; changes speed alone."""
     guidance: Guidance = Guidance()

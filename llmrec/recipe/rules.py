@@ -139,6 +139,11 @@ def _another_of_one(name: str) -> Callable[[Any], str]:
 
 RULES = (
     Rule(
+        "decode",
+        lambda r: r.decode.cuda_graphs and r.decode.batches_in_flight > 1,
+        "decode.cuda_graphs holds the passes of one batch; set decode.batches_in_flight: 1",
+    ),
+    Rule(
         "model",
         lambda r: r.model.cuda_graphs and _recomputes(r),
         "model.cuda_graphs captures passes that keep their activations, and train.{} drops or "

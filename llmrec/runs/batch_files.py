@@ -26,27 +26,43 @@ SYNCED_EACH = 5.0  # seconds; what a machine that loses its power may have to an
 
 
 def answer_in_parts(
-    parts: Path, plan: Sequence[Batch], begin: Callable[[], Callable[[Batch], list[Any]]], what: str
+    parts: Path,
+    plan: Sequence[Batch],
+    begin: Callable[[], Callable[[Batch], list[Any]]],
+    what: str,
+    in_flight: int = 1,
 ) -> None:
     """Answer every batch of `plan` whose answers do not stand under `parts`.
 
     `begin()` is called by who has anything to do, and gives the function that answers a batch: one
-    JSON value for each index in it. Processes take the next batch when they are done with one.
-    Returns when all processes are.
+    JSON value for each index in it. Processes take the next batch when they are done with one, or
+    have fewer than `in_flight`. Returns when all processes are.
     """
-    from llmrec.runs.processes import main_only, taken, together  # brings torch
+    from llmrec.model.in_flight import by_turns  # brings torch
+    from llmrec.runs.processes import main_only, taken, together
 
     # One looks, for all: files of another host may be seen later.
     left = main_only(lambda: _left(parts, plan))
-    answer: Callable[[Batch], list[Any]] | None = None
-    with progress.over(f"{what}, batch") as told, _growing(parts) as keep:
+    begun: list[Callable[[Batch], list[Any]]] = []
+    ended = [0.0]
+
+    def coming() -> Iterator[int]:
         for done in taken(len(left)):
-            batch, answer = plan[left[done]], answer or begin()
             stopping.check()
-            started = time.monotonic()
-            answers = {str(i): a for i, a in zip(batch.tolist(), answer(batch), strict=True)}
-            seconds = time.monotonic() - started
-            keep({"batch": _name(batch), "seconds": seconds, "answers": answers})
+            if not begun:
+                begun.append(begin())
+                ended[0] = time.monotonic()
+            yield done
+
+    def answered(done: int) -> tuple[int, list[Any]]:
+        return done, begun[0](plan[left[done]])
+
+    with progress.over(f"{what}, batch") as told, _growing(parts) as keep:
+        for done, found in by_turns(in_flight, answered, coming()):
+            batch, now = plan[left[done]], time.monotonic()
+            answers = {str(i): a for i, a in zip(batch.tolist(), found, strict=True)}
+            keep({"batch": _name(batch), "seconds": now - ended[0], "answers": answers})
+            ended[0] = now
             told.at(done + 1, len(left))
     together()
 

@@ -161,7 +161,8 @@ def answered(
 
     files = resources.batch_files(system, split)
     plan = plan_of(prompting.ids(), resources.recipe.decode)
-    answer_in_parts(files, plan, begin, f"recommend: {system.name}")
+    count = resources.recipe.decode.batches_in_flight
+    answer_in_parts(files, plan, begin, f"recommend: {system.name}", count)
     return collected(files) if models.is_main_process else ([], 0.0)
 
 

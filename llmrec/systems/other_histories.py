@@ -54,7 +54,8 @@ def write_other_histories(resources: Resources, system: System) -> bool:
 
     parts = resources.batch_files(system, "other-history")
     plan = plan_of(shown.ids(), decode)
-    answer_in_parts(parts, plan, begin, f"recommend: {system.name}, other histories")
+    what = f"recommend: {system.name}, other histories"
+    answer_in_parts(parts, plan, begin, what, decode.batches_in_flight)
     if language.is_main_process:
         found, seconds = collected(parts)
         nll = np.array([np.inf if value is None else value for value in found])

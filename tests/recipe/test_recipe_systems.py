@@ -88,4 +88,4 @@ def test_what_a_system_depends_on_is_said_by_paths_of_a_recipe(name):
 def test_every_key_of_decode_is_of_some_system_or_changes_speed_alone():
     asked = {path for name in NAMES for path in System.parse(name).depends}
     left = {key for key in Decode.model_fields if f"decode.{key}" not in asked}
-    assert left == {"batch_size", "batch_tokens", "cuda_graphs"}
+    assert left == {"batch_size", "batch_tokens", "batches_in_flight", "cuda_graphs"}

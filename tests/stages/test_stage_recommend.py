@@ -83,6 +83,32 @@ def test_guidance_is_made_for_the_users_that_are_read_together(finished, monkeyp
     assert sum(asked) >= users + len(Examples.read(folder.examples("valid")))
 
 
+@pytest.mark.parametrize("search", ["beam", "best_first", "certified"])
+def test_batches_that_take_turns_are_answered_alike(finished, search):
+    """On a CPU too threads change in every wait, so what they share would show."""
+    recipe, folder = finished
+    found = []
+    for count in (1, 3):
+        decode = {"batch_size": 3, "search": search, "batches_in_flight": count}
+        if search == "best_first":
+            decode["beams"] = None
+        decode["renormalise"] = search != "certified"
+        taking_turns = recipe.model_copy(
+            update={
+                "systems": ["untuned", "tuned"],
+                "decode": recipe.decode.model_copy(update=decode),
+            }
+        )
+        recommend.run(taking_turns, folder)
+        found.append([Predictions.read(folder.predictions(s)) for s in taking_turns.systems])
+        for path in folder.predictions("x").parent.glob("*.parquet"):
+            path.unlink()
+    for one, other in zip(*found, strict=True):
+        assert one.items.tolist() == other.items.tolist()
+        assert one.scores.tolist() == other.scores.tolist()
+        np.testing.assert_array_equal(one.nll, other.nll)
+
+
 def test_an_interrupted_run_goes_on_by_batch_to_the_same_answers(finished, request):
     recipe, folder = finished
     recommend.run(recipe, folder)

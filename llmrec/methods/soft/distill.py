@@ -70,7 +70,8 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
 
     prompts = [encoder.prompt(question.history).ids for question in questions]
     decode = by_beams(recipe.decode, soft.distill.beams)
-    answer_in_parts(parts, plan_of(prompts, decode), begin, "distill")
+    plan = plan_of(prompts, decode)
+    answer_in_parts(parts, plan, begin, "distill", decode.batches_in_flight)
     if state.is_main_process:
         beams, seconds = collected(parts)
         # All texts at once, in one order: a state's last bits depend on what it is read beside.
