@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from llmrec.data.checked_lines import line, whole_lines
 from llmrec.data.files import unique
 
 log = logging.getLogger("llmrec")
+Over = Callable[[Callable[[int], Any], Iterable[int]], Iterable[Any]]
 SYNCED_EACH = 5.0  # seconds; what a machine that loses its power may have to answer again
 
 
@@ -30,39 +31,40 @@ def answer_in_parts(
     plan: Sequence[Batch],
     begin: Callable[[], Callable[[Batch], list[Any]]],
     what: str,
-    in_flight: int = 1,
+    over: Over = map,
 ) -> None:
     """Answer every batch of `plan` whose answers do not stand under `parts`.
 
     `begin()` is called by who has anything to do, and gives the function that answers a batch: one
-    JSON value for each index in it. Processes take the next batch when they are done with one, or
-    have fewer than `in_flight`. Returns when all processes are.
+    JSON value for each index in it. Processes take the next batch when they are done with one.
+    `over`: applies a function to things as they come, in their order. Returns when all processes
+    are done.
     """
-    from llmrec.model.in_flight import by_turns  # brings torch
-    from llmrec.runs.processes import main_only, taken, together
+    from llmrec.runs.processes import main_only, taken, together  # brings torch
 
     # One looks, for all: files of another host may be seen later.
     left = main_only(lambda: _left(parts, plan))
-    begun: list[Callable[[Batch], list[Any]]] = []
-    ended = [0.0]
+    answer: Callable[[Batch], list[Any]] | None = None
+    since = 0.0
 
     def coming() -> Iterator[int]:
+        nonlocal answer, since
         for done in taken(len(left)):
             stopping.check()
-            if not begun:
-                begun.append(begin())
-                ended[0] = time.monotonic()
+            if answer is None:
+                answer, since = begin(), time.monotonic()
             yield done
 
     def answered(done: int) -> tuple[int, list[Any]]:
-        return done, begun[0](plan[left[done]])
+        assert answer is not None  # noqa: S101  begun with the first that came
+        return done, answer(plan[left[done]])
 
     with progress.over(f"{what}, batch") as told, _growing(parts) as keep:
-        for done, found in by_turns(in_flight, answered, coming()):
+        for done, found in over(answered, coming()):
             batch, now = plan[left[done]], time.monotonic()
             answers = {str(i): a for i, a in zip(batch.tolist(), found, strict=True)}
-            keep({"batch": _name(batch), "seconds": now - ended[0], "answers": answers})
-            ended[0] = now
+            keep({"batch": _name(batch), "seconds": now - since, "answers": answers})
+            since = now
             told.at(done + 1, len(left))
     together()
 

@@ -17,6 +17,7 @@ from llmrec.inference.engine import Engine, Ranked, closed_items, plan_of
 from llmrec.inference.prompting import Prompting
 from llmrec.inference.ratings import Selected
 from llmrec.inference.similar_users import shortfalls
+from llmrec.model.in_flight import by_turns
 from llmrec.recipe.systems import System
 from llmrec.runs.batch_files import answer_in_parts, collected, discard
 from llmrec.systems.cold_items import asked_among, asks, cold_items, places_said
@@ -161,8 +162,8 @@ def answered(
 
     files = resources.batch_files(system, split)
     plan = plan_of(prompting.ids(), resources.recipe.decode)
-    count = resources.recipe.decode.batches_in_flight
-    answer_in_parts(files, plan, begin, f"recommend: {system.name}", count)
+    over = partial(by_turns, resources.recipe.decode.batches_in_flight)
+    answer_in_parts(files, plan, begin, f"recommend: {system.name}", over)
     return collected(files) if models.is_main_process else ([], 0.0)
 
 

@@ -7,6 +7,7 @@ the difference is what reading the right history is worth.
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from llmrec.data.batching import Batch
 from llmrec.evaluation.gates import another_user
 from llmrec.evaluation.predictions import Predictions, SystemInfo
 from llmrec.inference.engine import closed_items, plan_of
+from llmrec.model.in_flight import by_turns
 from llmrec.recipe.systems import System
 from llmrec.runs.batch_files import answer_in_parts, collected, discard
 from llmrec.runs.processes import main_only
@@ -55,7 +57,7 @@ def write_other_histories(resources: Resources, system: System) -> bool:
     parts = resources.batch_files(system, "other-history")
     plan = plan_of(shown.ids(), decode)
     what = f"recommend: {system.name}, other histories"
-    answer_in_parts(parts, plan, begin, what, decode.batches_in_flight)
+    answer_in_parts(parts, plan, begin, what, partial(by_turns, decode.batches_in_flight))
     if language.is_main_process:
         found, seconds = collected(parts)
         nll = np.array([np.inf if value is None else value for value in found])

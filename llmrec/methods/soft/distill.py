@@ -7,6 +7,7 @@ among processes; the file is the same bytes either way.
 import logging
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from llmrec.data.batching import Batch
@@ -20,6 +21,7 @@ from llmrec.methods.soft.answer_file import Answers
 from llmrec.methods.soft.pairs import questions_of
 from llmrec.methods.windows import training_windows
 from llmrec.model.forward import require_tree_support
+from llmrec.model.in_flight import by_turns
 from llmrec.model.loading import load_tuned
 from llmrec.recipe import Recipe
 from llmrec.recipe.soft import Distill
@@ -71,7 +73,8 @@ def run(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     prompts = [encoder.prompt(question.history).ids for question in questions]
     decode = by_beams(recipe.decode, soft.distill.beams)
     plan = plan_of(prompts, decode)
-    answer_in_parts(parts, plan, begin, "distill", decode.batches_in_flight)
+    over = partial(by_turns, decode.batches_in_flight)
+    answer_in_parts(parts, plan, begin, "distill", over)
     if state.is_main_process:
         beams, seconds = collected(parts)
         # All texts at once, in one order: a state's last bits depend on what it is read beside.
