@@ -103,7 +103,8 @@ class MappedArrays:
         try:
             return self.read(folder, key)
         except DataError as error:
-            log.info("making the %s (%s)", self.what, error)
+            why = f" ({error})" if (folder / self.manifest).exists() else ""
+            log.info("making the %s, once for all processes, in %s%s", self.what, folder, why)
         made = make()
         try:
             self.write(made, folder, key)
