@@ -6,7 +6,7 @@ Knows neither names of models nor where they are kept: it takes a local folder o
 import json
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from llmrec.model.attention import with_tree_attention
 from llmrec.model.trust import require_pinned_code, require_safe_adapter, require_safe_model
 
 # How often the adapter of a model is off at the moment, and what switches it back.
-_off: WeakKeyDictionary[PeftModel, tuple[int, ExitStack]] = WeakKeyDictionary()
+_off: WeakKeyDictionary[nn.Module, tuple[int, ExitStack]] = WeakKeyDictionary()
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": "auto"}
 
 
@@ -200,30 +200,28 @@ def adapter_off(model: nn.Module) -> Iterator[None]:
     Several may be open, for batches that take turns; the last to leave switches back.
     """
     tuned = next((m for m in model.modules() if isinstance(m, PeftModel)), None)
-    if tuned is None:
-        yield
-        return
-    count, back = _off.get(tuned, (0, ExitStack()))
+    held = model if tuned is None else tuned
+    count, back = _off.get(held, (0, ExitStack()))
     if count == 0:
         back.enter_context(_switched_off(model, tuned))
-    _off[tuned] = count + 1, back
+    _off[held] = count + 1, back
     try:
         yield
     finally:
-        count = _off.pop(tuned)[0] - 1
+        count = _off.pop(held)[0] - 1
         if count:
-            _off[tuned] = count, back
+            _off[held] = count, back
         else:
             back.close()
 
 
 @contextmanager
-def _switched_off(model: nn.Module, tuned: PeftModel) -> Iterator[None]:
+def _switched_off(model: nn.Module, tuned: PeftModel | None) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     # Switched on again, PEFT calls every weight of the active adapter trainable, frozen or not.
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
-        with tuned.disable_adapter():
+        with tuned.disable_adapter() if tuned is not None else nullcontext():
             yield
     finally:
         for module, mode in modes:
