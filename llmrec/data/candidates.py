@@ -143,6 +143,12 @@ def _lists(path: Path, name: str) -> npt.NDArray[Any]:
     return flat.reshape(-1, int(lists.type.list_size))
 
 
+def proposed(candidates: Ints, targets: Ints) -> npt.NDArray[np.bool_]:
+    """(U,) whose target is one of their candidates (U, C)."""
+    held: npt.NDArray[np.bool_] = (candidates == np.asarray(targets)[:, None]).any(axis=1)
+    return held
+
+
 def candidate_nll(
     scores: npt.NDArray[np.float64], candidates: Ints, targets: Ints
 ) -> npt.NDArray[np.float64]:

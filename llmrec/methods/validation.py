@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 from torch import nn
 
-from llmrec.data.candidates import candidate_nll, read_log_q
+from llmrec.data.candidates import candidate_nll, proposed, read_log_q
 from llmrec.data.records import Examples
 from llmrec.decoding.beam import Ranking
 from llmrec.decoding.fusion import fused
@@ -38,7 +38,7 @@ def validation_of(
         prompting = prompting_of(recipe, folder, encoder, "valid", valid)
     asked = np.arange(len(valid))
     if prompting.candidates is not None:  # a target that is not among them is a miss
-        asked = np.flatnonzero((prompting.candidates == valid.targets[:, None]).any(axis=1))
+        asked = np.flatnonzero(proposed(prompting.candidates, valid.targets))
         if not len(asked):
             raise LlmrecError(
                 "no validation target is among its candidates; raise data.candidates.count or "

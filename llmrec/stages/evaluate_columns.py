@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llmrec.data.candidates import read_candidates
+from llmrec.data.candidates import proposed, read_candidates
 from llmrec.data.records import Examples
 from llmrec.evaluation.intervals import Floats, mean_interval
 from llmrec.evaluation.metrics import at_every_k
@@ -36,7 +36,7 @@ def of_candidates(recipe: "Recipe", folder: "RunFolder", split: TestSplit) -> li
             f"{OF_VALID} those whose answer is a candidate."
         ]
     candidates = read_candidates(folder.candidates("test"))
-    held = (candidates == split.examples.targets[:, None]).any(axis=1)
+    held = proposed(candidates, split.examples.targets)
     users = np.unique(split.examples.user_ids, return_inverse=True)[1]
     wanted = recipe.evaluate
     recall = mean_interval(

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from llmrec.data.candidates import candidate_nll, read_candidates, read_log_q
+from llmrec.data.candidates import candidate_nll, proposed, read_candidates, read_log_q
 from llmrec.decoding.beam import Ranking
 from llmrec.decoding.fusion import fused, ranked, scores_of
 from llmrec.errors import LlmrecError
@@ -55,7 +55,9 @@ def chosen_fusion(resources: Resources, system: System) -> Fusion:
     models, path = resources.language, resources.folder.candidates("valid")
     engine, prompting = models.engine(system), models.prompting("valid", valid)
     candidates = read_candidates(path)
-    rows = np.flatnonzero(_held(candidates, valid.targets))  # the others are misses at any weight
+    rows = np.flatnonzero(
+        proposed(candidates, valid.targets)
+    )  # the others are misses at any weight
     if not len(rows):
         raise LlmrecError(
             "the retriever proposes no validation target, so no weight can be chosen; raise "
@@ -130,11 +132,6 @@ def fused_with_alone(
         return Ranked(lists, nll), said.info.seconds
 
     return main_only(found)
-
-
-def _held(candidates: Items, targets: Items) -> npt.NDArray[np.bool_]:
-    """(U,) whose target is one of their candidates."""
-    return (candidates == targets[:, None]).any(axis=1)
 
 
 def served_fusion(resources: Resources, system: System) -> Fusion:

@@ -1,5 +1,6 @@
 """Token ids of many texts in one array: a list of as many arrays takes several times the memory."""
 
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
@@ -12,7 +13,29 @@ Ids = npt.NDArray[np.int32]
 BLOCK = 50_000  # texts that are held as arrays of their own while they are put together
 
 
-class FlatIds(Sequence[Ids]):
+class IdsOfTexts(Sequence[Ids]):
+    """Texts as token ids; a class says how many there are, and what is `at` a place."""
+
+    @abstractmethod
+    def at(self, place: int) -> Ids:
+        """Text `place`, from 0."""
+
+    @overload
+    def __getitem__(self, at: int) -> Ids: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> list[Ids]: ...
+
+    def __getitem__(self, at: int | slice) -> Ids | list[Ids]:
+        if isinstance(at, slice):
+            return [self.at(i) for i in range(*at.indices(len(self)))]
+        place = at + len(self) if at < 0 else at
+        if not 0 <= place < len(self):
+            raise IndexError(f"text {at} of {len(self)}")
+        return self.at(place)
+
+
+class FlatIds(IdsOfTexts):
     """N texts; text i is `ids[offsets[i]:offsets[i + 1]]`, given as a view."""
 
     def __init__(self, ids: Ids, offsets: npt.NDArray[np.int64]) -> None:
@@ -39,18 +62,8 @@ class FlatIds(Sequence[Ids]):
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    @overload
-    def __getitem__(self, at: int) -> Ids: ...
-
-    @overload
-    def __getitem__(self, at: slice) -> list[Ids]: ...
-
-    def __getitem__(self, at: int | slice) -> Ids | list[Ids]:
-        if isinstance(at, slice):
-            return [self[i] for i in range(*at.indices(len(self)))]
-        place = at + len(self) if at < 0 else at
-        if not 0 <= place < len(self):
-            raise IndexError(f"text {at} of {len(self)}")
+    def at(self, place: int) -> Ids:
+        """Text `place`, from 0."""
         return self.ids[self.offsets[place] : self.offsets[place + 1]]
 
     def __iter__(self) -> Iterator[Ids]:
@@ -59,7 +72,7 @@ class FlatIds(Sequence[Ids]):
 
 
 @dataclass(frozen=True)
-class Enclosed(Sequence[Ids]):
+class Enclosed(IdsOfTexts):
     """Texts that each stand behind `before` and in front of `after`, put together when asked for:
     all of them would be a second copy of the first."""
 
@@ -75,16 +88,9 @@ class Enclosed(Sequence[Ids]):
     def __len__(self) -> int:
         return len(self.texts)
 
-    @overload
-    def __getitem__(self, at: int) -> Ids: ...
-
-    @overload
-    def __getitem__(self, at: slice) -> list[Ids]: ...
-
-    def __getitem__(self, at: int | slice) -> Ids | list[Ids]:
-        if isinstance(at, slice):
-            return [self._around(ids) for ids in self.texts[at]]
-        return self._around(self.texts[at])
+    def at(self, place: int) -> Ids:
+        """Text `place`, from 0."""
+        return self._around(self.texts.at(place))
 
     def __iter__(self) -> Iterator[Ids]:
         return map(self._around, self.texts)

@@ -166,6 +166,6 @@ def test_only_users_whose_target_is_proposed_choose_and_none_is_told(recipe_of, 
     recommend.run(recipe, folder)
     assert read[0] == held.sum() < len(valid)
     folder.predictions("untuned_fused").unlink()
-    monkeypatch.setattr(fusion, "_held", lambda *_: np.zeros(len(valid), np.bool_))
+    monkeypatch.setattr(fusion, "proposed", lambda *_: np.zeros(len(valid), np.bool_))
     with pytest.raises(LlmrecError, match="proposes no validation target"):
         recommend.run(recipe, folder)
